@@ -1,0 +1,1 @@
+"""fhircm: care coordination between EHRs, payers and SMART apps, in FHIR."""

@@ -1,0 +1,1 @@
+"""What a care coordinator would recognise: referrals, transitions, deadlines, escalation."""

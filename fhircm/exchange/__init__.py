@@ -1,0 +1,1 @@
+"""Other systems: partners, pull and push over SMART on FHIR."""

@@ -1,0 +1,1 @@
+"""What FHIR R4 says: pure, without HTTP, SQL or a clock."""

@@ -1,0 +1,1 @@
+"""FHIR operations, a file each, and the list that routes them."""

@@ -1,0 +1,1 @@
+"""The only SQL: versions, search rows, changes and timers in one transaction."""
