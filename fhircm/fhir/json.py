@@ -1,7 +1,7 @@
 """JSON as FHIR has it: strict where a body comes in, exact where one is written again, spliced where only a part changes.
 
-https://hl7.org/fhir/R4/json.html. The bytes that were accepted are the bytes that are served: decimals keep their digits, elements
-their order, and nothing passes through a float.
+https://hl7.org/fhir/R4/json.html. The bytes that were accepted are the bytes that are served: decimals keep their digits,
+elements their order, and nothing passes through a float.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ _strict = json.JSONDecoder(object_pairs_hook=_members, parse_float=Decimal, pars
 def parse(body: bytes) -> dict[str, Any]:
     """Read a body from outside. Decimals become Decimal with all their digits.
 
-    Raises Malformed, with line and column, for what is not UTF-8, not JSON, not an object, nested too deep, or has a member twice.
+    Raises Malformed, with line and column, for what is not UTF-8, not JSON, not an object, nested too deep,
+    or has a member twice.
     """
     try:
         tree = _strict.decode(body.decode())
