@@ -1,0 +1,114 @@
+"""Every setting: typed, documented, read from the environment (FHIRCM_…) or from a TOML file.
+
+An environment variable wins over the file; the file is named by FHIRCM_CONFIG, else it is `fhircm.toml` where the process starts.
+docs/reference/settings.md lists the same settings, and a test keeps the two equal. Only the command line reads this module: every
+room below receives values.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AnyHttpUrl, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+
+class Settings(BaseSettings):
+    """The settings of one process."""
+
+    model_config = SettingsConfigDict(env_prefix="FHIRCM_", extra="forbid", frozen=True)
+
+    database_url: Annotated[
+        str,
+        Field(
+            pattern=r"^(sqlite:///|postgresql://)",
+            description="Where everything is kept: `sqlite:///path` (embedded) or `postgresql://user@host/name` (production).",
+        ),
+    ] = "sqlite:///var/fhircm.db"
+    public_base_url: Annotated[
+        AnyHttpUrl,
+        Field(description="The address under which others reach this hub; the FHIR base is this plus `/fhir`."),
+    ] = AnyHttpUrl("http://127.0.0.1:8080")
+    host: Annotated[str, Field(description="The address that `fhircm serve` listens on.")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535, description="The port that `fhircm serve` listens on.")] = 8080
+    keys_dir: Annotated[
+        Path, Field(description="Folder of the private keys with which the hub signs in at partners; readable by its owner alone.")
+    ] = Path("var/keys")
+    mappings_dir: Annotated[
+        Path | None, Field(description="Folder with one folder for each partner; without it, the partners that fhircm ships.")
+    ] = None
+    partner_base_urls: Annotated[
+        dict[str, AnyHttpUrl],
+        Field(description="FHIR base URLs that replace those in partner.yaml, as JSON: `{\"lakeside-hospital\": \"https://…\"}`."),
+    ] = {}
+    partners: Annotated[
+        list[str] | None,
+        Field(description="The partners to exchange with, by folder name, as JSON; without it, every folder of `mappings_dir`."),
+    ] = None
+    organization_name: Annotated[
+        str, Field(min_length=1, description="Name of the organisation that coordinates: it owns what is left for a human.")
+    ] = "Care coordination"
+    time_zone: Annotated[str, Field(description="IANA time zone of the coordinating organisation.")] = "America/Chicago"
+    calendar_country: Annotated[
+        str, Field(pattern="^[A-Z]{2}$", description="ISO 3166-1 code of the country whose public holidays are no business days.")
+    ] = "US"
+    transition_window: Annotated[
+        timedelta,
+        Field(description="A discharge that is first seen later than this after it happened opens no transition (ISO 8601 duration)."),
+    ] = timedelta(days=30)
+    pull_interval: Annotated[
+        timedelta,
+        Field(ge=timedelta(seconds=1), description="How long after a pull the worker pulls that partner again (ISO 8601 duration)."),
+    ] = timedelta(minutes=15)
+    body_limit: Annotated[int, Field(ge=1024, description="The largest request body that is read, in bytes.")] = 5 * 1024 * 1024
+    push_attempts: Annotated[
+        int, Field(ge=1, description="How often a delivery to a partner that does not answer is tried before a human is told.")
+    ] = 8
+    lease: Annotated[
+        timedelta,
+        Field(description="How long a worker that fell silent keeps its claim before another takes over (ISO 8601 duration)."),
+    ] = timedelta(seconds=15)
+    allow_private_jwks: Annotated[
+        bool, Field(description="Whether a client's JWKS may be fetched over plain HTTP or from a private address (tests, demos).")
+    ] = False
+    clock_offset: Annotated[
+        timedelta,
+        Field(description="Moves the clock of deadlines and versions, for demonstrations and rehearsals (ISO 8601 duration)."),
+    ] = timedelta()
+    log_level: Annotated[
+        str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="How much is logged; never resource bodies, at any level.")
+    ] = "INFO"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments first, then the environment, then the file."""
+        file = TomlConfigSettingsSource(settings_cls, Path(os.environ.get("FHIRCM_CONFIG", "fhircm.toml")))
+        return init_settings, env_settings, file
+
+
+class SettingsWrong(Exception):
+    """A setting cannot be used; the message names each and what is expected."""
+
+
+def load() -> Settings:
+    """The settings of this process. Raises SettingsWrong."""
+    named = os.environ.get("FHIRCM_CONFIG")
+    if named and not Path(named).is_file():
+        raise SettingsWrong(f"FHIRCM_CONFIG names {named}, which is not a file")
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, issue['loc'])) or 'settings'}: {issue['msg']}" for issue in error.errors(include_input=False)]
+        raise SettingsWrong("Settings cannot be used:\n  " + "\n  ".join(lines)) from None
+    except ValueError as error:  # a file that is not TOML
+        raise SettingsWrong(f"Settings cannot be read: {error}") from None

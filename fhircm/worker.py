@@ -1,0 +1,177 @@
+"""The background process: runs reactions and timers, and keeps up with every partner.
+
+Nothing here decides anything: a reaction or a timer handler reads and returns operations, and the worker commits them together with
+the cursor or the claim, so that inside the database everything happens exactly once. Any number of workers may run: cursors are
+compared and swapped, timers are claimed under a fencing token, and work with a partner is done under a lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from uuid import uuid4
+
+from fhircm.fhir.outcome import FhirError, VersionConflict
+from fhircm.reactions import Reaction, TimerHandler
+from fhircm.store.changes import Change, CursorMoved, Position
+from fhircm.store.resources import FinishTimer, MoveCursor, Op, SetState, Store
+from fhircm.store.timers import StaleClaim, Timer
+
+log = logging.getLogger("fhircm.worker")
+
+ATTEMPTS = 5  # of one change at one reaction, before it is parked for a human
+BATCH = 200
+RETRY = 0.2  # seconds before the second attempt; doubled each time
+IDLE = 5.0  # seconds; the longest time a due timer waits to be noticed
+
+Park = Callable[[str, str, Exception], Op]
+
+
+@dataclass
+class Worker:
+    """Runs everything that happens by itself, over one store."""
+
+    store: Store
+    reactions: Sequence[Reaction]
+    timers: Sequence[TimerHandler]
+    park: Park  # makes the Task that tells a human what was parked
+    partners: dict[str, Callable[[], Awaitable[int]]] = field(default_factory=dict)  # name: one round of work, how much was done
+    lease: timedelta = timedelta(seconds=15)
+    holder: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}")
+
+    async def run(self) -> None:
+        """Work until cancelled. One that fails is logged, waits and goes on: it never stops the others."""
+        async with asyncio.TaskGroup() as group:
+            for reaction in self.reactions:
+                group.create_task(self._forever(f"reaction {reaction.name}", lambda reaction=reaction: self.react(reaction)))
+            group.create_task(self._forever("timers", self.run_timers))
+            for name, round_of_work in self.partners.items():
+                group.create_task(self._attend(f"partner:{name}", round_of_work))
+
+    async def run_until_idle(self) -> int:
+        """Work until nothing is left to do now. Returns how much was done."""
+        total = 0
+        while True:
+            done = sum([await self.react(reaction) for reaction in self.reactions])
+            done += await self.run_timers()
+            for name, round_of_work in self.partners.items():
+                done += await self._leased(f"partner:{name}", round_of_work)
+            total += done
+            if not done:
+                return total
+
+    async def _forever(self, what: str, step: Callable[[], Awaitable[int]]) -> None:
+        pause = RETRY
+        while True:
+            try:
+                done = await step()
+                pause = RETRY
+                if not done:
+                    await self.store.wait(IDLE)
+            except Exception as error:
+                # Texts of unknown errors may quote a resource, so only the kind is told.
+                log.error("%s failed with %s; again in %.1f s", what, type(error).__name__, pause)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 60.0)
+
+    async def react(self, reaction: Reaction) -> int:
+        """Take one batch of changes through a reaction. Returns how many changes were read."""
+        before = await self.store.cursor(reaction.name)
+        batch = await self.store.changes(before, types=reaction.types, limit=BATCH)
+        try:
+            for change in batch.changes:
+                before = await self._react_to(reaction, change, before)
+            if batch.upto > before and (batch.changes or batch.upto.number - before.number > BATCH):
+                await self.store.transact([MoveCursor(reaction.name, before, batch.upto)], origin="hub")
+        except CursorMoved:
+            log.debug("another worker was first at %s", reaction.name)
+        return len(batch.changes)
+
+    async def _react_to(self, reaction: Reaction, change: Change, before: Position) -> Position:
+        """One change. Returns where the cursor stands: it moves only with something to commit, or at the end of the batch."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                operations = await reaction.function(change)
+                if not operations:
+                    return before
+                await self.store.transact([*operations, MoveCursor(reaction.name, before, change.position)], origin="hub")
+                return change.position
+            except CursorMoved:
+                raise
+            except Exception as error:
+                if attempt == ATTEMPTS:
+                    return await self._park(reaction, change, before, error)
+                if not isinstance(error, VersionConflict):  # a conflict means that the world moved: look again at once
+                    log.warning("%s: attempt %d failed with %s", reaction.name, attempt, type(error).__name__)
+                    await asyncio.sleep(RETRY * 2**attempt)
+        raise AssertionError("unreachable")
+
+    async def _park(self, reaction: Reaction, change: Change, before: Position, error: Exception) -> Position:
+        what = f"{change.type}/{change.id}/_history/{change.version}"
+        log.error("%s: parked %s after %d attempts (%s)", reaction.name, what, ATTEMPTS, type(error).__name__)
+        why = str(error) if isinstance(error, FhirError) else type(error).__name__
+        parked = SetState(f"parked:{reaction.name}", what, {"reason": why})
+        cursor = MoveCursor(reaction.name, before, change.position)
+        await self.store.transact([parked, self.park(reaction.name, what, error), cursor], origin="hub")
+        return change.position
+
+    async def run_timers(self) -> int:
+        """Claim and handle the timers that are due. Returns how many."""
+        handlers = {handler.kind: handler for handler in self.timers}
+        claimed = await self.store.claim_timers(frozenset(handlers), limit=20, lease=self.lease)
+        for timer in claimed:
+            await self._handle(handlers[timer.kind], timer)
+        return len(claimed)
+
+    async def _handle(self, handler: TimerHandler, timer: Timer) -> None:
+        try:
+            operations = await handler.function(timer)
+            await self.store.transact([*operations, FinishTimer(timer)], origin="hub")
+        except StaleClaim:
+            log.info("timer %s was taken over by another worker", timer.key)
+        except Exception as error:
+            if timer.attempts < ATTEMPTS:
+                log.warning("timer %s: attempt %d failed with %s", timer.key, timer.attempts, type(error).__name__)
+                await self.store.retry_timer(timer, self.store.clock() + timedelta(seconds=RETRY * 2**timer.attempts))
+                return
+            log.error("timer %s: parked after %d attempts (%s)", timer.key, timer.attempts, type(error).__name__)
+            parked = SetState(f"parked:{timer.kind}", timer.key, {"reason": type(error).__name__, "payload": timer.payload})
+            await self.store.transact([parked, self.park(timer.kind, timer.key, error), FinishTimer(timer)], origin="hub")
+
+    async def _leased(self, name: str, work: Callable[[], Awaitable[int]]) -> int:
+        """One round under a lease; when another worker holds the lease, there is nothing to do."""
+        if not await self.store.lease(name, self.holder, self.lease.total_seconds()):
+            return 0
+        renewal = asyncio.create_task(self._renew(name))
+        try:
+            return await work()
+        finally:
+            renewal.cancel()
+            await self.store.release(name, self.holder)
+
+    async def _attend(self, name: str, work: Callable[[], Awaitable[int]]) -> None:
+        """Round after round for as long as the lease is held; wait for it while another worker has it."""
+        while True:
+            if not await self.store.lease(name, self.holder, self.lease.total_seconds()):
+                await asyncio.sleep(self.lease.total_seconds() / 3)
+                continue
+            both = {asyncio.create_task(self._forever(name, work)), asyncio.create_task(self._renew(name))}
+            try:
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                log.warning("%s: the lease was lost", name)
+            finally:
+                for task in both:
+                    task.cancel()
+                await asyncio.gather(*both, return_exceptions=True)
+                await self.store.release(name, self.holder)
+
+    async def _renew(self, name: str) -> None:
+        """Keep a lease; returns when it was lost."""
+        seconds = self.lease.total_seconds()
+        while await self.store.lease(name, self.holder, seconds):
+            await asyncio.sleep(seconds / 3)
