@@ -35,14 +35,15 @@ class Settings(BaseSettings):
     host: Annotated[str, Field(description="The address that `fhircm serve` listens on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="The port that `fhircm serve` listens on.")] = 8080
     keys_dir: Annotated[
-        Path, Field(description="Folder of the private keys with which the hub signs in at partners; readable by its owner alone.")
+        Path,
+        Field(description="Folder of the private keys with which the hub signs in at partners; readable by its owner alone."),
     ] = Path("var/keys")
     mappings_dir: Annotated[
         Path | None, Field(description="Folder with one folder for each partner; without it, the partners that fhircm ships.")
     ] = None
     partner_base_urls: Annotated[
         dict[str, AnyHttpUrl],
-        Field(description="FHIR base URLs that replace those in partner.yaml, as JSON: `{\"lakeside-hospital\": \"https://…\"}`."),
+        Field(description='FHIR base URLs that replace those in partner.yaml, as JSON: `{"lakeside-hospital": "https://…"}`.'),
     ] = {}
     partners: Annotated[
         list[str] | None,
@@ -57,11 +58,15 @@ class Settings(BaseSettings):
     ] = "US"
     transition_window: Annotated[
         timedelta,
-        Field(description="A discharge that is first seen later than this after it happened opens no transition (ISO 8601 duration)."),
+        Field(
+            description="A discharge that is first seen later than this after it happened opens no transition (ISO 8601 duration)."
+        ),
     ] = timedelta(days=30)
     pull_interval: Annotated[
         timedelta,
-        Field(ge=timedelta(seconds=1), description="How long after a pull the worker pulls that partner again (ISO 8601 duration)."),
+        Field(
+            ge=timedelta(seconds=1), description="How long after a pull the worker pulls that partner again (ISO 8601 duration)."
+        ),
     ] = timedelta(minutes=15)
     body_limit: Annotated[int, Field(ge=1024, description="The largest request body that is read, in bytes.")] = 5 * 1024 * 1024
     push_attempts: Annotated[
@@ -72,7 +77,8 @@ class Settings(BaseSettings):
         Field(description="How long a worker that fell silent keeps its claim before another takes over (ISO 8601 duration)."),
     ] = timedelta(seconds=15)
     allow_private_jwks: Annotated[
-        bool, Field(description="Whether a client's JWKS may be fetched over plain HTTP or from a private address (tests, demos).")
+        bool,
+        Field(description="Whether a client's JWKS may be fetched over plain HTTP or from a private address (tests, demos)."),
     ] = False
     clock_offset: Annotated[
         timedelta,
@@ -108,7 +114,9 @@ def load() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, issue['loc'])) or 'settings'}: {issue['msg']}" for issue in error.errors(include_input=False)]
+        lines = [
+            f"{'.'.join(map(str, issue['loc'])) or 'settings'}: {issue['msg']}" for issue in error.errors(include_input=False)
+        ]
         raise SettingsWrong("Settings cannot be used:\n  " + "\n  ".join(lines)) from None
     except ValueError as error:  # a file that is not TOML
         raise SettingsWrong(f"Settings cannot be read: {error}") from None

@@ -1,0 +1,311 @@
+"""The command line: one command for each thing an operator does; `fhircm --help` teaches them.
+
+Exit status: 0 all is well, 1 something was refused or does not work (and was told), 2 the command was called wrongly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fhircm import wiring
+from fhircm.fhir.outcome import FhirError
+from fhircm.settings import Settings, SettingsWrong
+from fhircm.settings import load as load_settings
+from fhircm.store.resources import Store
+
+app = typer.Typer(
+    name="fhircm",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Care coordination between EHRs, payers and SMART apps, in FHIR. Start with: fhircm demo",
+    epilog="Every setting can be given as an environment variable FHIRCM_…; docs/reference/settings.md lists them.",
+)
+partner_app = typer.Typer(no_args_is_help=True, help="The EHRs and other systems that the hub exchanges with.")
+client_app = typer.Typer(no_args_is_help=True, help="The SMART backend clients that may use the hub's FHIR API.")
+app.add_typer(partner_app, name="partner")
+app.add_typer(client_app, name="client")
+
+out = Console()
+err = Console(stderr=True)
+
+
+def main() -> None:
+    """Entry point: runs a command and turns errors into one clear line and an exit status."""
+    try:
+        app()
+    except SettingsWrong as error:
+        err.print(str(error), style="red", highlight=False)
+        raise SystemExit(2) from None
+    except FhirError as error:
+        for issue in error.issues:
+            err.print(f"{issue.expression + ': ' if issue.expression else ''}{issue.text}", style="red", highlight=False)
+        raise SystemExit(1) from None
+    except (OSError, wiring.NoSuchPartner) as error:
+        err.print(str(error), style="red", highlight=False)
+        raise SystemExit(1) from None
+
+
+def _run(work: Callable[[Settings], Coroutine[Any, Any, int | None]]) -> None:
+    settings = load_settings()
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines hold whole URLs, and those hold search values
+    if settings.host not in ("127.0.0.1", "localhost") and settings.allow_private_jwks:
+        err.print("Warning: FHIRCM_ALLOW_PRIVATE_JWKS is meant for loopback only", style="yellow")
+    raise SystemExit(asyncio.run(work(settings)) or 0)
+
+
+@asynccontextmanager
+async def _store(settings: Settings) -> AsyncIterator[Store]:
+    async with wiring.store(settings) as store:
+        yield store
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=err, transient=True)
+
+
+@app.command()
+def serve() -> None:
+    """Serve the FHIR API and the authorization server (listens on FHIRCM_HOST and FHIRCM_PORT).
+
+    Any number of these may run on one PostgreSQL; `fhircm work` does what happens in the background.
+    """
+    settings = load_settings()
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    wiring.serve(settings)
+
+
+@app.command()
+def work(
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when nothing is left to do now.")] = False,
+) -> None:
+    """Run the background work: reactions, deadlines, and the exchange with every partner.
+
+    Any number of these may run; what one does is never done twice.
+    """
+
+    async def go(settings: Settings) -> int:
+        async with wiring.worker(settings) as worker:
+            if until_idle:
+                out.print(f"{await worker.run_until_idle()} done, nothing left")
+                return 0
+            task = asyncio.create_task(worker.run())
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+            await asyncio.gather(task, return_exceptions=True)
+            if not task.cancelled() and (error := task.exception()):
+                raise error
+            return 0
+
+    _run(go)
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to the schema of this version; does nothing when it is there already."""
+    _run(wiring.migrate)
+    out.print("The database is up to date")
+
+
+@app.command()
+def pull(
+    name: Annotated[str | None, typer.Argument(help="A partner's folder name; without it, all of them.")] = None,
+) -> None:
+    """Read what changed at a partner, now. A pull that was interrupted goes on where it stopped."""
+
+    async def go(settings: Settings) -> int:
+        status = 0
+        async with _store(settings) as store:
+            for partner in wiring.partners(settings, [name] if name else None):
+                with _bar() as bar:
+                    task = bar.add_task(f"{partner.name}: patients", total=None)
+                    report = await wiring.pull(
+                        settings, store, partner, lambda done, total: bar.update(task, completed=done, total=total)
+                    )
+                out.print(f"[bold]{partner.name}[/bold]: {report.summary()}", highlight=False)
+                for refused in report.refused:
+                    out.print(f"  refused {refused}", style="yellow", highlight=False)
+                status = status or bool(report.refused)
+        return status
+
+    _run(go)
+
+
+@app.command()
+def load(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="NDJSON: a resource or a Bundle a line; .gz too.")],
+) -> None:
+    """Load records from a file. Each line that cannot be taken is reported; the rest is loaded."""
+
+    async def go(settings: Settings) -> int:
+        from fhircm.exchange import bulk
+
+        async with _store(settings) as store:
+            with _bar() as bar:
+                task = bar.add_task("resources", total=None)
+                report = await bulk.load(store, file, lambda so_far: bar.update(task, completed=so_far.loaded + so_far.unchanged))
+        for line, what, issues in report.rejected:
+            for issue in issues:
+                place = " ".join(part for part in (f"line {line}", what, issue.expression or "") if part)
+                err.print(f"{place}: {issue.text}", style="yellow", highlight=False, soft_wrap=True)
+        out.print(
+            f"{report.lines} lines: {report.loaded} resources loaded, {report.unchanged} unchanged, {len(report.rejected)} rejected"
+        )
+        return 1 if report.rejected else 0
+
+    _run(go)
+
+
+@app.command()
+def timeline(
+    patient: Annotated[str, typer.Argument(help="The id of a Patient at this hub; records linked to it are told too.")],
+) -> None:
+    """Tell what happened to a patient, in order, and who did it."""
+
+    async def go(settings: Settings) -> None:
+        from fhircm.coordination import timeline as room
+
+        async with _store(settings) as store:
+            out.print(room.render(await room.timeline(store, patient)), highlight=False, soft_wrap=True)
+
+    _run(go)
+
+
+@app.command()
+def sandbox(
+    vendor: Annotated[str, typer.Option(help="The shape of EHR: epic or oracle.")],
+    port: Annotated[int, typer.Option(help="Loopback port; 0 takes a free one.")] = 0,
+    jwks_url: Annotated[str | None, typer.Option(help="Where the client publishes its keys.")] = None,
+    jwks_file: Annotated[Path | None, typer.Option(help="Or a file with the client's JWKS.", exists=True)] = None,
+    client_id: Annotated[str, typer.Option(help="The client that may sign in.")] = "fhircm",
+    seed: Annotated[int, typer.Option(help="Of the synthetic population.")] = 7,
+    humans: Annotated[int, typer.Option(help="How many people the synthetic population has.")] = 140,
+    data: Annotated[Path | None, typer.Option(help="Real records instead: Bundles, one a line; .gz too.", exists=True)] = None,
+    state: Annotated[Path | None, typer.Option(help="Folder that keeps what is written, over restarts.")] = None,
+    token_lifetime: Annotated[int, typer.Option(help="Seconds.")] = 300,
+) -> None:
+    """Start an EHR with a vendor's habits, for demos, tests and integration work without a vendor."""
+    from fhircm.sandbox.__main__ import main as start
+
+    arguments = ["--vendor", vendor, "--port", str(port), "--client-id", client_id, "--seed", str(seed)]
+    arguments += ["--humans", str(humans), "--token-lifetime", str(token_lifetime)]
+    for option, value in (("--jwks-url", jwks_url), ("--jwks-file", jwks_file), ("--data", data), ("--state", state)):
+        arguments += [option, str(value)] if value else []
+    start(arguments)
+
+
+@app.command()
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="End when the story is told instead of serving on.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Real records: Bundles, one a line; .gz too.", exists=True, dir_okay=False)
+    ] = None,
+) -> None:
+    """Tell the whole story on two sandbox EHRs: a discharge and a referral, until each loop is closed."""
+    from fhircm import demo as story
+
+    raise SystemExit(asyncio.run(story.tell(once=once, data=data, out=out)))
+
+
+@partner_app.command("list")
+def partner_list() -> None:
+    """Name the partners and where they are."""
+    settings = load_settings()
+    for partner in wiring.partners(settings, None):
+        out.print(f"{partner.name}\t{partner.vendor}\t{partner.base_url}", highlight=False)
+
+
+@partner_app.command("check")
+def partner_check(name: Annotated[str, typer.Argument(help="The partner's folder name.")]) -> None:
+    """Tell in plain words what works with a partner, what it cannot do, and what to fix."""
+
+    async def go(settings: Settings) -> int:
+        async with _store(settings) as store:
+            report = await wiring.check(settings, store, wiring.partners(settings, [name])[0])
+        out.print(report.render(), highlight=False, soft_wrap=True)
+        return 0 if report.ok else 1
+
+    _run(go)
+
+
+@partner_app.command("replay")
+def partner_replay(
+    name: Annotated[str, typer.Argument(help="The partner's folder name.")],
+    key: Annotated[str | None, typer.Argument(help="What to deliver again; without it, what waits is listed.")] = None,
+) -> None:
+    """List what was given up on for a partner, or deliver one of it again."""
+
+    async def go(settings: Settings) -> int:
+        async with _store(settings) as store:
+            partner = wiring.partners(settings, [name])[0]
+            if key:
+                await wiring.replay(settings, store, partner, key)
+                out.print("It is in line again; `fhircm work` delivers it")
+                return 0
+            parked = await store.states(f"parked:push:{partner.name}")
+            for waiting, why in parked.items():
+                out.print(f"{waiting}\t{why.get('reason', '')}", highlight=False)
+            if not parked:
+                out.print("Nothing was given up on")
+        return 0
+
+    _run(go)
+
+
+@client_app.command("add")
+def client_add(
+    client_id: Annotated[str, typer.Argument(help="The name that the client signs in with.")],
+    scope: Annotated[list[str], typer.Option(help="A SMART scope, for example system/Task.rus; may be given again.")],
+    jwks_url: Annotated[str | None, typer.Option(help="Where the client publishes its keys.")] = None,
+    jwks_file: Annotated[Path | None, typer.Option(help="Or a file with its JWKS.", exists=True)] = None,
+    organization: Annotated[
+        str | None, typer.Option(help="The Organization it belongs to, for example Organization/123.")
+    ] = None,
+) -> None:
+    """Register a SMART backend client (or register it anew with other keys and scopes)."""
+    if (jwks_url is None) == (jwks_file is None):
+        raise typer.BadParameter("give either --jwks-url or --jwks-file")
+
+    async def go(settings: Settings) -> None:
+        async with _store(settings) as store:
+            await wiring.add_client(
+                store, client_id, scope, jwks_url, jwks_file.read_bytes() if jwks_file else None, organization
+            )
+        out.print(f"{client_id} may sign in at {str(settings.public_base_url).rstrip('/')}/oauth/token")
+
+    _run(go)
+
+
+@client_app.command("token")
+def client_token(
+    client_id: Annotated[str, typer.Argument(help="The client's name.")],
+    key: Annotated[Path, typer.Option(help="Its private key, a JWK file; made when it does not exist.")],
+    scope: Annotated[str | None, typer.Option(help="Scopes to ask for, separated by spaces.")] = None,
+    url: Annotated[str | None, typer.Option(help="Base URL of the hub.")] = None,
+) -> None:
+    """Sign in as a backend client and print an access token, for use with curl."""
+
+    async def go(settings: Settings) -> None:
+        base = (url or str(settings.public_base_url)).rstrip("/")
+        out.print(await wiring.client_token(base, client_id, key, scope), soft_wrap=True, highlight=False)
+
+    _run(go)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    main()

@@ -1,0 +1,305 @@
+"""Speak FHIR with one partner: reads, searches through all their pages, creates and updates, with every bad answer named.
+
+https://hl7.org/fhir/R4/http.html and https://hl7.org/fhir/R4/search.html. Resources are handed out as the very bytes that the partner
+sent: they are cut out of the page, not written again. A GET is tried again when that can help; a POST never is, because nobody knows
+whether the one before arrived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from time import monotonic
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+import msgspec
+
+from fhircm.exchange.backend_auth import BackendAuth, signing_key
+from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable, issues, retry_after, summary
+from fhircm.exchange.pages import Page, Received, cut, newest, page, within
+from fhircm.exchange.partners import Partner
+from fhircm.fhir import json
+
+__all__ = ["Answer", "PartnerAnswerBroken", "PartnerClient", "PartnerRefused", "PartnerUnavailable", "Received", "connect"]
+
+log = logging.getLogger("fhircm.exchange.client")
+
+FHIR_JSON = "application/fhir+json"
+BACKOFF = 0.5  # seconds before the second attempt; doubled each time
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a partner answered to a create or an update. `resource` is None when it sent no body back."""
+
+    status: int
+    id: str | None
+    etag: str | None
+    resource: Received | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Got:
+    """An answer, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]  # by any case
+    body: bytes
+    where: str  # method and path
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a client did so far."""
+
+    requests: int = 0
+    pages: int = 0
+    waited: float = 0.0  # seconds between attempts
+    date: str | None = None  # the partner's own clock, from its last answer
+
+
+class PartnerClient:
+    """One partner over HTTP. Use as an async context manager, or call aclose().
+
+    Every method raises PartnerUnavailable, PartnerRefused or PartnerAnswerBroken.
+    """
+
+    def __init__(
+        self,
+        partner: Partner,
+        auth: httpx.Auth | None = None,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.partner, self.auth, self.counts = partner, auth, Counts()
+        limits = partner.limits
+        self._http = httpx.AsyncClient(
+            headers={**partner.headers, "Accept": FHIR_JSON, "User-Agent": "fhircm"},
+            timeout=limits.timeout,
+            limits=httpx.Limits(max_connections=limits.concurrency + 1, max_keepalive_connections=limits.concurrency + 1),
+            follow_redirects=False,
+            trust_env=False,
+            transport=transport,
+        )
+        self._slots = asyncio.Semaphore(limits.concurrency)
+        self._pace = 1.0 / limits.requests_per_second
+        self._next = 0.0
+        self._sleep = sleep
+
+    async def __aenter__(self) -> PartnerClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    # --- reading -------------------------------------------------------------------------------------------------------------
+
+    async def read(self, type: str, id: str) -> Received:
+        """The current version of a resource. PartnerRefused with `answered` 404 or 410 when there is none."""
+        url = f"{self.partner.base_url}/{type}/{id}"
+
+        async def attempt() -> Received:
+            return _expect(await self._fetch(url, {}, True), type)
+
+        return await self._again(attempt)
+
+    async def search(self, type: str, parameters: Sequence[tuple[str, str]] = ()) -> AsyncIterator[list[Received]]:
+        """The pages of a search, each as the resources on it: outcomes are left out, and `total` is not believed.
+
+        One resource may come twice; `newest` puts a whole search together.
+        """
+        if self.partner.limits.page_size is not None:
+            parameters = [*parameters, ("_count", str(self.partner.limits.page_size))]
+        url: str | None = str(httpx.URL(f"{self.partner.base_url}/{type}", params=list(parameters)))
+        handling = self.partner.prefer_handling
+        headers = {"Prefer": f"handling={handling}"} if handling else {}
+        seen: set[str] = set()
+        while url is not None:
+            if url in seen:
+                raise PartnerAnswerBroken(f"The pages of {type} go round in a circle")
+            if len(seen) >= self.partner.limits.pages:
+                raise PartnerAnswerBroken(f"A search of {type} has more than {len(seen)} pages")
+            seen.add(url)
+            one = await self._page(url, type, headers)
+            self.counts.pages += 1
+            yield one.resources
+            url = self._next_page(one.following, url) if one.following else None
+
+    async def search_all(self, type: str, parameters: Sequence[tuple[str, str]] = ()) -> list[Received]:
+        """All resources of a search, each once, the newest of those that came twice."""
+        return newest([received async for page in self.search(type, parameters) for received in page])
+
+    async def get_json(self, path: str, *, signed_in: bool = False) -> dict[str, Any]:
+        """A JSON object below the base URL, such as `metadata`; without a token unless `signed_in`."""
+        headers = {"Accept": FHIR_JSON if path == "metadata" else "application/json"}
+
+        async def attempt() -> dict[str, Any]:
+            got = await self._fetch(f"{self.partner.base_url}/{path}", headers, signed_in)
+            try:
+                tree = json.loads(got.body)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                tree = None
+            if not isinstance(tree, dict):
+                raise PartnerAnswerBroken(f"{path} was answered with {_what(got)} in place of a JSON object")
+            return tree
+
+        return await self._again(attempt)
+
+    # --- writing -------------------------------------------------------------------------------------------------------------
+
+    async def create(self, type: str, body: bytes, *, if_none_exist: str | None = None) -> Answer:
+        """POST a resource, once. After PartnerUnavailable with `sent`, or PartnerAnswerBroken, it may exist: search before sending again."""
+        headers = {"If-None-Exist": if_none_exist} if if_none_exist else {}
+        return await self._write("POST", f"{self.partner.base_url}/{type}", body, headers, type)
+
+    async def update(self, type: str, id: str, body: bytes, *, if_match: str | None = None) -> Answer:
+        """PUT a resource, once; `if_match` is the ETag that it was read with. PartnerRefused with 409 or 412 when it has changed."""
+        headers = {"If-Match": if_match} if if_match else {}
+        return await self._write("PUT", f"{self.partner.base_url}/{type}/{id}", body, headers, type)
+
+    async def _write(self, method: str, url: str, body: bytes, headers: dict[str, str], type: str) -> Answer:
+        headers = {"Content-Type": FHIR_JSON, "Prefer": "return=representation", **headers}
+        got = await self._send(method, url, headers, body, signed_in=True)
+        self._raise_for(got)
+        resource = _expect(got, type) if got.body.strip() and issues(got.body) is None else None
+        return Answer(got.status, resource.id if resource else _location_id(got, type), got.headers.get("ETag"), resource)
+
+    # --- one request ---------------------------------------------------------------------------------------------------------
+
+    async def _fetch(self, url: str, headers: Mapping[str, str], signed_in: bool) -> _Got:
+        got = await self._send("GET", url, headers, None, signed_in=signed_in)
+        self._raise_for(got)
+        if got.body.lstrip()[:1] == b"<":
+            raise PartnerAnswerBroken(f"{got.where} was answered with {_what(got)} in place of JSON")
+        return got
+
+    async def _page(self, url: str, type: str, headers: Mapping[str, str]) -> Page:
+        async def attempt() -> Page:
+            got = await self._fetch(url, headers, True)
+            return page(got.body, type)
+
+        return await self._again(attempt)
+
+    async def _again(self, attempt: Callable[[], Awaitable[Any]]) -> Any:
+        """Try a read until it succeeds, the attempts are used up, or the partner asks for more patience than there is."""
+        limits = self.partner.limits
+        for number in range(1, limits.attempts + 1):
+            try:
+                return await attempt()
+            except (PartnerUnavailable, PartnerAnswerBroken) as error:
+                wait = BACKOFF * 2 ** (number - 1)
+                asked = error.retry_after if isinstance(error, PartnerUnavailable) else None
+                if number == limits.attempts or (asked is not None and asked > limits.patience):
+                    raise
+                wait = max(wait, asked or 0.0)
+                log.info("%s: attempt %d failed (%s); again in %.1f s", self.partner.name, number, error, wait)
+                self.counts.waited += wait
+                await self._sleep(wait)
+        raise AssertionError("unreachable")
+
+    async def _send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, *, signed_in: bool) -> _Got:
+        """One request and its whole answer, within the absolute time that the partner is given."""
+        name, limits = self.partner.name, self.partner.limits
+        request = self._http.build_request(method, url, headers=dict(headers), content=body)
+        async with self._slots:
+            await self._wait_for_turn()
+            self.counts.requests += 1
+            try:
+                async with asyncio.timeout(limits.timeout):
+                    got = await self._exchange(request, limits.body, signed_in)
+            except (TimeoutError, httpx.TimeoutException) as error:
+                sent = not isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout)
+                raise PartnerUnavailable(f"{name} does not answer within {limits.timeout:g} s", sent=sent) from None
+            except httpx.HTTPError as error:
+                sent = not isinstance(error, httpx.ConnectError)
+                raise PartnerUnavailable(f"{name} cannot be reached ({type(error).__name__})", sent=sent) from None
+        self.counts.date = got.headers.get("Date", self.counts.date)
+        return got
+
+    async def _exchange(self, request: httpx.Request, limit: int, signed_in: bool) -> _Got:
+        answer = await self._http.send(request, auth=self.auth if signed_in else None, stream=True)
+        where = f"{request.method} {request.url.path}"  # never the query: it may hold what a patient is searched by
+        try:
+            body = bytearray()
+            async for part in answer.aiter_bytes():
+                body += part
+                if len(body) > limit:
+                    raise PartnerAnswerBroken(f"{where} was answered with more than {limit} bytes")
+        finally:
+            await answer.aclose()
+        return _Got(answer.status_code, answer.headers, bytes(body), where)
+
+    async def _wait_for_turn(self) -> None:
+        now = monotonic()
+        self._next = max(self._next, now) + self._pace
+        if (wait := self._next - self._pace - now) > 0:
+            await asyncio.sleep(wait)
+
+    def _raise_for(self, got: _Got) -> None:
+        status, name = got.status, self.partner.name
+        if 200 <= status < 300:
+            return
+        if status in (408, 425, 429) or (status >= 500 and status != 501):
+            wait = retry_after(got.headers)
+            # 429 and 503 say that nothing was done; another 5xx may come after the work.
+            sent, throttled = status not in (425, 429, 503), status == 429
+            raise PartnerUnavailable(f"{name} answered {status} to {got.where}", retry_after=wait, sent=sent, throttled=throttled)
+        if status < 400:
+            raise PartnerAnswerBroken(f"{name} answered {status} to {got.where}: redirects are not followed")
+        told = issues(got.body)
+        reason = summary(told) if told else _what(got)
+        raise PartnerRefused(f"{name} answered {status} to {got.where}: {reason}", answered=status, told=told or ())
+
+    def _next_page(self, following: str, current: str) -> str:
+        """The URL of the next page, if the token may go there."""
+        url = urljoin(current, following)
+        if not within(self.partner.base_url, url):
+            raise PartnerAnswerBroken("The next page is at another address than the partner's own, where its token must not go")
+        return url
+
+
+@asynccontextmanager
+async def connect(partner: Partner, keys_dir: Path) -> AsyncIterator[PartnerClient]:
+    """A client that signs in with the hub's key for this partner. Raises KeyWrong."""
+    key = signing_key(keys_dir, partner.name, partner.algorithm)
+    auth = BackendAuth(partner.base_url, partner.client_id, key, partner.scopes)
+    async with PartnerClient(partner, auth) as client:
+        yield client
+
+
+def _expect(got: _Got, type: str) -> Received:
+    """The resource of this type that an answer must hold."""
+    received = cut(got.body)
+    if received.type == type:
+        return received
+    if received.type == "OperationOutcome":
+        told = issues(got.body) or []
+        raise PartnerRefused(f"{got.where} was answered: {summary(told)}", answered=got.status, told=told)
+    raise PartnerAnswerBroken(f"{got.where} was answered with {_what(got)} in place of a resource of type {type}")
+
+
+def _location_id(got: _Got, type: str) -> str | None:
+    """The id in the Location of an answer that has no body: …/Type/id or …/Type/id/_history/version."""
+    parts = urlsplit(got.headers.get("Location", "")).path.split("/")
+    return next((id for name, id in pairwise(parts) if name == type and id), None)
+
+
+def _what(got: _Got) -> str:
+    start = got.body.lstrip()[:200].lower()
+    if not start:
+        return "an empty body"
+    if start.startswith(b"<"):
+        return "HTML" if b"<html" in start or b"<!doctype html" in start else "XML"
+    return "JSON of another kind" if start[:1] in b"{[" else "text"

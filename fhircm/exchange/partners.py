@@ -1,0 +1,311 @@
+"""Partners: what differs from one EHR to the next, read from mappings/<name>/partner.yaml and checked before anything is sent.
+
+https://hl7.org/fhir/R4/http.html for the base URL, https://hl7.org/fhir/smart-app-launch/backend-services.html for client and scopes.
+A mistake in the file is found when it is read, and told with file, key and remedy. The shipped files explain every key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+import holidays
+
+from fhircm.exchange.shipped import shipped
+from fhircm.exchange.yaml_keys import Keys, YamlWrong, load
+from fhircm.fhir.definitions import definitions
+
+ALGORITHMS = ("RS384", "ES384")
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
+_SCOPE = re.compile(r"system/(\*|[A-Z][A-Za-z]+)\.(read|write|\*|(?=[cruds])c?r?u?d?s?)(\?\S+)?")
+
+
+class PartnerWrong(Exception):
+    """A partner.yaml cannot be used; the message names the file, the key and how to mend it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Organization:
+    """The organisation that runs the partner's system."""
+
+    id: str  # of its Organization at the partner
+    name: str
+    npi: str
+
+
+@dataclass(frozen=True, slots=True)
+class Calendar:
+    """The days on which the partner's organisation works."""
+
+    country: str  # ISO 3166-1
+    subdivision: str | None  # ISO 3166-2 without the country
+    closed: tuple[date, ...]  # beside the public holidays
+    weekend: tuple[int, ...]  # 0 is Monday
+
+
+@dataclass(frozen=True, slots=True)
+class PullType:
+    """How resources of one type are found at the partner. `{patient}` in a search stands for the Patient's id there."""
+
+    type: str
+    searches: tuple[tuple[tuple[str, str], ...], ...]  # each is sent; what they find is put together
+    by_reference: bool  # read by id when something that was pulled refers to it
+    last_updated: bool  # the partner has _lastUpdated for this type
+
+    @property
+    def strategy(self) -> str:
+        """The searches in one line: when they change, what was read before says nothing any more."""
+        return f"{self.type}?" + " ".join("&".join(f"{name}={value}" for name, value in one) for one in self.searches)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How hard the partner may be driven. Times in seconds."""
+
+    page_size: int | None = 100  # sent as _count; none: the partner decides
+    pages: int = 1000  # of one search
+    concurrency: int = 4  # requests in flight
+    requests_per_second: float = 20.0
+    timeout: float = 30.0  # of one request, from start to last byte
+    attempts: int = 4  # of one GET
+    patience: float = 60.0  # the longest Retry-After that is waited for; with a longer one the partner counts as unavailable
+    body: int = 64 * 1024 * 1024  # bytes of one answer
+
+
+@dataclass(frozen=True, slots=True)
+class Partner:
+    """One partner. `name` is the name of its folder."""
+
+    name: str
+    folder: Path
+    vendor: str
+    base_url: str  # of its FHIR API, without a slash at the end
+    client_id: str
+    algorithm: str  # RS384 or ES384
+    scopes: tuple[str, ...]
+    organization: Organization
+    time_zone: str  # IANA
+    calendar: Calendar
+    group: str  # id of the Group that is the panel
+    pull: tuple[PullType, ...]
+    limits: Limits = field(default_factory=Limits)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    prefer_handling: str | None = "strict"  # Prefer: handling=… of searches
+    deliver: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def types(self) -> frozenset[str]:
+        """The types that are pulled; Patient always is."""
+        return frozenset(one.type for one in self.pull) | {"Patient"}
+
+
+def load_partners(
+    folder: Path | None = None, base_urls: Mapping[str, str] | None = None, names: Sequence[str] | None = None
+) -> list[Partner]:
+    """The partners of a folder (without one, those that fhircm ships), in order of their names.
+
+    `base_urls` replaces addresses, by name; `names` chooses. Raises PartnerWrong.
+    """
+    root = folder or shipped("mappings")
+    found = sorted(path.parent.name for path in root.glob("*/partner.yaml"))
+    unknown = sorted({*(names or ()), *(base_urls or {})} - set(found))
+    if unknown:
+        raise PartnerWrong(f"{root} has no partner {', '.join(unknown)}; it has: {', '.join(found) or 'none'}")
+    return [
+        load_partner(root / name / "partner.yaml", (base_urls or {}).get(name))
+        for name in found
+        if names is None or name in names
+    ]
+
+
+def load_partner(path: Path, base_url: str | None = None) -> Partner:
+    """Read one partner.yaml; `base_url` replaces the address in it. Raises PartnerWrong."""
+    if not _NAME.fullmatch(path.parent.name):
+        raise PartnerWrong(f"{path}: the folder's name must be of small letters, digits and hyphens, such as north-clinic")
+    try:
+        return _partner(load(path), path, base_url)
+    except YamlWrong as error:
+        raise PartnerWrong(str(error)) from None
+
+
+def _partner(keys: Keys, path: Path, base_url: str | None) -> Partner:
+    written = keys.text("base_url", "the URL of the partner's FHIR API")
+    partner = Partner(
+        name=path.parent.name,
+        folder=path.parent,
+        vendor=keys.text("vendor", "the vendor's name"),
+        base_url=_base_url(keys, base_url or written),
+        client_id=keys.text("client_id", "the id under which the partner registered the hub", re.compile(r"\S+")),
+        algorithm=keys.choice("algorithm", ALGORITHMS),
+        scopes=_scopes(keys),
+        organization=_organization(keys.keys("organization", "id, name and npi of the partner's organisation")),
+        time_zone=_time_zone(keys),
+        calendar=_calendar(keys.keys("calendar", "country, subdivision, closed and weekend")),
+        group=_group(keys.keys("panel", "group: the id of the Group that is the panel")),
+        pull=_pull(keys),
+        limits=_limits(keys.keys("limits", "a mapping of limits", {})),
+        headers=_headers(keys.keys("headers", "a mapping of header names to values", {})),
+        prefer_handling=_handling(keys.keys("quirks", "a mapping of quirks", {})),
+        deliver=keys.take("deliver", dict, "a mapping of occasions to ways", {}),
+    )
+    keys.done()
+    return partner
+
+
+def _base_url(keys: Keys, text: str) -> str:
+    url = urlsplit(text)
+    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or url.username is not None:
+        keys.wrong("base_url", "must be an http or https URL without query, fragment or user name")
+    return text.rstrip("/")
+
+
+def _scopes(keys: Keys) -> tuple[str, ...]:
+    scopes = keys.take("scopes", list, "a list of SMART scopes such as system/Patient.rs (v2) or system/Patient.read (v1)")
+    for number, scope in enumerate(scopes):
+        if not isinstance(scope, str) or not _SCOPE.fullmatch(scope):
+            keys.wrong(
+                f"scopes[{number}]", "must be a system scope such as system/Patient.rs; letters in the order c, r, u, d, s"
+            )
+    return tuple(scopes)
+
+
+def _organization(keys: Keys) -> Organization:
+    npi = keys.text("npi", "the organisation's NPI, ten digits in quotes", re.compile(r"\d{10}"))
+    if not _luhn("80840" + npi):
+        keys.wrong("npi", "is not an NPI: its check digit is wrong")
+    organization = Organization(
+        keys.text("id", "the id of its Organization at the partner", _ID), keys.text("name", "its name"), npi
+    )
+    keys.done()
+    return organization
+
+
+def _luhn(digits: str) -> bool:
+    """https://www.cms.gov/regulations-and-guidance/administrative-simplification/nationalprovidentstand: the check digit."""
+    doubled = (int(digit) * (2 if place % 2 else 1) for place, digit in enumerate(reversed(digits)))
+    return sum(value - 9 if value > 9 else value for value in doubled) % 10 == 0
+
+
+def _time_zone(keys: Keys) -> str:
+    name = keys.text("time_zone", "an IANA time zone such as America/Chicago")
+    try:
+        ZoneInfo(name)
+    except (OSError, ValueError, LookupError):
+        keys.wrong("time_zone", "must be an IANA time zone such as America/Chicago")
+    return name
+
+
+def _calendar(keys: Keys) -> Calendar:
+    country = keys.text("country", 'an ISO 3166-1 code in quotes such as "US"', re.compile("[A-Z]{2}"))
+    subdivision = keys.text("subdivision", 'an ISO 3166-2 code without the country such as "IL"', default=None)
+    supported = holidays.list_supported_countries()
+    if country not in supported:
+        keys.wrong("country", "is not a country whose public holidays are known")
+    if subdivision is not None and subdivision not in supported[country]:
+        keys.wrong("subdivision", f"is not one of {country}; known are: {', '.join(supported[country]) or 'none'}")
+    closed = keys.take("closed", list, "a list of dates such as 2026-12-24", [])
+    for number, day in enumerate(closed):
+        if type(day) is not date:
+            keys.wrong(f"closed[{number}]", "must be a date such as 2026-12-24, without quotes")
+    weekend = keys.take("weekend", list, "a list of days of the week", ["saturday", "sunday"])
+    for number, name in enumerate(weekend):
+        if name not in WEEKDAYS:
+            keys.wrong(f"weekend[{number}]", f"must be one of {', '.join(WEEKDAYS)}")
+    if len(set(weekend)) == 7:
+        keys.wrong("weekend", "leaves no day to work on")
+    keys.done()
+    return Calendar(country, subdivision, tuple(closed), tuple(WEEKDAYS.index(name) for name in weekend))
+
+
+def _group(keys: Keys) -> str:
+    group = keys.text("group", "the id of the Group that is the panel", _ID)
+    keys.done()
+    return group
+
+
+def _pull(keys: Keys) -> tuple[PullType, ...]:
+    pull = keys.each("pull", "a list of types with their searches", _pull_type)
+    types = [one.type for one in pull]
+    for number, type in enumerate(types):
+        if types.index(type) != number:
+            keys.wrong(f"pull[{number}].type", f"{type} stands in the list already; give one entry several searches instead")
+    return pull
+
+
+def _pull_type(keys: Keys) -> PullType:
+    type = keys.text("type", "an R4 resource type such as CarePlan")
+    if type not in definitions().resource_types:
+        keys.wrong("type", "must be an R4 resource type such as CarePlan")
+    searches = keys.each("searches", "a list of searches", lambda search: _search(search, type), [])
+    one = PullType(
+        type,
+        searches,
+        keys.take("by_reference", bool, "true or false", False),
+        keys.take("last_updated", bool, "true or false", False),
+    )
+    if type == "Patient":
+        keys.wrong("type", "Patient is always pulled, by the members of the panel: remove this entry")
+    if not one.searches and not one.by_reference:
+        keys.wrong("", "finds nothing: give searches, or by_reference: true")
+    if one.last_updated and not one.searches:
+        keys.wrong("last_updated", "has no meaning without searches")
+    keys.done()
+    return one
+
+
+def _search(keys: Keys, type: str) -> tuple[tuple[str, str], ...]:
+    parameters = tuple((name, keys.text(name, "a text, in quotes where YAML needs them")) for name in list(keys.tree))
+    known = definitions().search_parameters[type]
+    for name, value in parameters:
+        if name.split(":")[0].split(".")[0] not in known and not name.startswith(("_", "-")):
+            keys.wrong(name, f"is not a search parameter of {type}; R4 has: {', '.join(sorted(known))}")
+        if re.search(r"\{(?!patient\})", value):
+            keys.wrong(name, "may hold no other placeholder than {patient}")
+    if not any("{patient}" in value for _, value in parameters):
+        keys.wrong("", "must hold {patient}: a search is made for each patient of the panel")
+    return parameters
+
+
+def _limits(keys: Keys) -> Limits:
+    default = Limits()
+    limits = Limits(
+        page_size=None if _none(keys, "page_size") else keys.number("page_size", int, 1, 10_000, default.page_size),
+        pages=keys.number("pages", int, 1, 1_000_000, default.pages),
+        concurrency=keys.number("concurrency", int, 1, 100, default.concurrency),
+        requests_per_second=keys.number("requests_per_second", float, 0.01, 10_000, default.requests_per_second),
+        timeout=keys.number("timeout", float, 0.1, 600, default.timeout),
+        attempts=keys.number("attempts", int, 1, 10, default.attempts),
+        patience=keys.number("patience", float, 0, 3600, default.patience),
+    )
+    keys.done()
+    return limits
+
+
+def _none(keys: Keys, key: str) -> bool:
+    """Whether a key is there and says `none`."""
+    if keys.tree.get(key) != "none":
+        return False
+    keys.take(key, str, "none")
+    return True
+
+
+def _headers(keys: Keys) -> dict[str, str]:
+    headers = {name: keys.text(name, "a text", re.compile(r"[\x20-\x7e]+")) for name in list(keys.tree)}
+    for name in headers:
+        if name.lower() in ("authorization", "accept", "host", "content-type"):
+            keys.wrong(name, "is set by fhircm itself: remove it")
+    return headers
+
+
+def _handling(keys: Keys) -> str | None:
+    handling = keys.choice("prefer_handling", ("strict", "lenient", "none"), "strict")
+    keys.done()
+    return None if handling == "none" else handling
