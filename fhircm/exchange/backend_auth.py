@@ -21,7 +21,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
-from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable, harmless, retry_after, word
+from fhircm.exchange.errors import PartnerAnswerBroken, PartnerUnavailable, SignInRefused, harmless, retry_after, word
 
 log = logging.getLogger("fhircm.exchange.backend_auth")
 
@@ -210,7 +210,7 @@ async def _json(answer: httpx.Response, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         tree = None
     if answer.status_code >= 400:
-        raise PartnerRefused(f"{where} answered {answer.status_code}{_reason(tree)}", answered=answer.status_code)
+        raise SignInRefused(f"{where} answered {answer.status_code}{_reason(tree)}", answered=answer.status_code)
     if answer.status_code != 200 or not isinstance(tree, dict):
         raise PartnerAnswerBroken(f"{where} answered {answer.status_code} with what is not a JSON object")
     return tree

@@ -148,8 +148,8 @@ def _content(body: bytes) -> dict[str, object]:
 
 
 def _lines(path: Path, report: LoadReport) -> Iterator[_Line]:
-    opener: Callable[[Path], IO[bytes]] = gzip.open if path.suffix == ".gz" else open  # type: ignore[assignment]
-    with opener(path) as file:
+    opened: IO[bytes] = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[assignment]
+    with opened as file:
         while line := file.readline(LINE_LIMIT + 1):
             report.lines += 1
             if len(line) > LINE_LIMIT:

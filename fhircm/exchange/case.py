@@ -195,7 +195,7 @@ def local_time(text: str, partner: Partner) -> str:
 async def _words(case: Case) -> dict[str, str]:
     tree, order = case.tree, case.order or {}
     words = {
-        "number": referral_number(tree) if tree["resourceType"] == "Task" else "",
+        "number": referral_number(tree) if case.occasion.to in ("performer", "requester") else "",
         "requester": name_of(case.requester),
         "performer": name_of(case.performer),
         "order": concept_text(order.get("code")),

@@ -11,23 +11,40 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import httpx
 import msgspec
 
 from fhircm.exchange.backend_auth import BackendAuth, signing_key
-from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable, issues, retry_after, summary
+from fhircm.exchange.errors import (
+    PartnerAnswerBroken,
+    PartnerRefused,
+    PartnerUnavailable,
+    SignInRefused,
+    issues,
+    retry_after,
+    summary,
+)
 from fhircm.exchange.pages import Page, Received, cut, newest, page, within
 from fhircm.exchange.partners import Partner
 from fhircm.fhir import json
 
-__all__ = ["Answer", "PartnerAnswerBroken", "PartnerClient", "PartnerRefused", "PartnerUnavailable", "Received", "connect"]
+__all__ = [
+    "Answer",
+    "PartnerAnswerBroken",
+    "PartnerClient",
+    "PartnerRefused",
+    "PartnerUnavailable",
+    "Received",
+    "SignInRefused",
+    "connect",
+]
 
 log = logging.getLogger("fhircm.exchange.client")
 
@@ -86,7 +103,7 @@ class PartnerClient:
             timeout=limits.timeout,
             limits=httpx.Limits(max_connections=limits.concurrency + 1, max_keepalive_connections=limits.concurrency + 1),
             follow_redirects=False,
-            trust_env=False,
+            mounts={"all://127.0.0.1": None, "all://localhost": None},  # never through a proxy of the environment
             transport=transport,
         )
         self._slots = asyncio.Semaphore(limits.concurrency)
@@ -108,7 +125,7 @@ class PartnerClient:
 
     async def read(self, type: str, id: str) -> Received:
         """The current version of a resource. PartnerRefused with `answered` 404 or 410 when there is none."""
-        url = f"{self.partner.base_url}/{type}/{id}"
+        url = f"{self.partner.base_url}/{type}/{quote(id, safe='')}"
 
         async def attempt() -> Received:
             return _expect(await self._fetch(url, {}, True), type)
@@ -167,7 +184,7 @@ class PartnerClient:
     async def update(self, type: str, id: str, body: bytes, *, if_match: str | None = None) -> Answer:
         """PUT a resource, once; `if_match` is the ETag that it was read with. PartnerRefused with 409 or 412 when it has changed."""
         headers = {"If-Match": if_match} if if_match else {}
-        return await self._write("PUT", f"{self.partner.base_url}/{type}/{id}", body, headers, type)
+        return await self._write("PUT", f"{self.partner.base_url}/{type}/{quote(id, safe='')}", body, headers, type)
 
     async def _write(self, method: str, url: str, body: bytes, headers: dict[str, str], type: str) -> Answer:
         headers = {"Content-Type": FHIR_JSON, "Prefer": "return=representation", **headers}
@@ -253,18 +270,21 @@ class PartnerClient:
             return
         if status in (408, 425, 429) or (status >= 500 and status != 501):
             wait = retry_after(got.headers)
-            # 429 and 503 say that nothing was done; another 5xx may come after the work.
-            sent, throttled = status not in (425, 429, 503), status == 429
+            sent, throttled = status not in (425, 429), status == 429  # a 5xx may come after the work was done
             raise PartnerUnavailable(f"{name} answered {status} to {got.where}", retry_after=wait, sent=sent, throttled=throttled)
         if status < 400:
             raise PartnerAnswerBroken(f"{name} answered {status} to {got.where}: redirects are not followed")
         told = issues(got.body)
         reason = summary(told) if told else _what(got)
-        raise PartnerRefused(f"{name} answered {status} to {got.where}: {reason}", answered=status, told=told or ())
+        refused = SignInRefused if status == 401 else PartnerRefused
+        raise refused(f"{name} answered {status} to {got.where}: {reason}", answered=status, told=told or ())
 
     def _next_page(self, following: str, current: str) -> str:
         """The URL of the next page, if the token may go there."""
-        url = urljoin(current, following)
+        try:
+            url = str(httpx.URL(urljoin(current, following)))
+        except (ValueError, httpx.InvalidURL):
+            raise PartnerAnswerBroken("The next page is at an address that is no URL") from None
         if not within(self.partner.base_url, url):
             raise PartnerAnswerBroken("The next page is at another address than the partner's own, where its token must not go")
         return url
@@ -283,7 +303,7 @@ def _expect(got: _Got, type: str) -> Received:
     """The resource of this type that an answer must hold."""
     received = cut(got.body)
     if received.type == type:
-        return received
+        return replace(received, etag=got.headers.get("ETag") or received.etag)
     if received.type == "OperationOutcome":
         told = issues(got.body) or []
         raise PartnerRefused(f"{got.where} was answered: {summary(told)}", answered=got.status, told=told)

@@ -45,6 +45,10 @@ class PartnerRefused(FhirError):
         self.told = list(told)
 
 
+class SignInRefused(PartnerRefused):
+    """The partner gives no token, or does not take the one that it gave: nothing can be read or written until that is mended."""
+
+
 class PartnerAnswerBroken(FhirError):
     """The partner answered with what is not FHIR JSON: HTML, XML, a truncated body, another resource than asked for.
 

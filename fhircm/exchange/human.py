@@ -44,7 +44,6 @@ def task(
     patient: str | None,
     owner: str | None,
     at: datetime,
-    inputs: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """The tree of a Task for a human. References are local; `reason` is plain words without clinical content."""
     members: dict[str, Any] = {
@@ -62,7 +61,6 @@ def task(
         "requester": owner and {"reference": owner},
         "owner": owner and {"reference": owner},
         "reasonCode": {"text": reason},
-        "input": list(inputs),
     }
     return {name: value for name, value in members.items() if value}
 

@@ -52,7 +52,7 @@ async def _decided(store: Store, change: Change) -> list[str]:
     stored = (await store.read_many([("Task", change.id)])).get(("Task", change.id))
     if stored is None or _code(stored.tree) != CODE or stored.tree["status"] != "completed":
         return []
-    return list(_pair_of(stored.tree))
+    return _pair_of(stored.tree)
 
 
 def _code(task: dict[str, Any]) -> str | None:
@@ -60,11 +60,10 @@ def _code(task: dict[str, Any]) -> str | None:
     return next((coding.get("code") for coding in codings if coding.get("system") == human.SYSTEM), None)
 
 
-def _pair_of(task: dict[str, Any]) -> Iterable[str]:
-    for reference in (task.get("focus"), *(entry.get("valueReference") for entry in task.get("input", []))):
-        kind, _, id = (reference or {}).get("reference", "").partition("/")
-        if kind == "Patient":
-            yield id
+def _pair_of(task: dict[str, Any]) -> list[str]:
+    """The two Patients that a Task is about: one is its focus, one it is for. Both can be searched by."""
+    references = (task.get(element, {}).get("reference", "") for element in ("for", "focus"))
+    return [reference.removeprefix("Patient/") for reference in references if reference.startswith("Patient/")]
 
 
 Pair = tuple[str, str]  # two Patient ids, the smaller first
@@ -272,24 +271,25 @@ def _retired(person: dict[str, Any], groups: dict[str, list[str]]) -> dict[str, 
 
 
 def _write(stored: Stored | None, tree: dict[str, Any]) -> list[Op]:
-    if stored is not None:
-        before = stored.tree
-        meta = before.pop("meta", {})
-        if before == {name: value for name, value in tree.items() if name != "meta"}:
-            return []
-        tree = {**tree, "meta": {name: value for name, value in meta.items() if name not in ("versionId", "lastUpdated")}}
-        tree = {name: value for name, value in tree.items() if value}  | ({"active": tree["active"]})
-    return [Put(check_tree(tree), if_version=stored.version if stored else 0)]
+    """The write that makes a Person so, or none when it is."""
+    if stored is None:
+        return [Put(check_tree(tree), if_version=0)]
+    before = stored.tree
+    meta = {name: value for name, value in before.pop("meta", {}).items() if name not in ("versionId", "lastUpdated")}
+    tree = {name: value for name, value in tree.items() if name != "meta"}
+    if before == tree:
+        return []
+    return [Put(check_tree({**tree, "meta": meta} if meta else tree), if_version=stored.version)]
 
 
 async def _parted(around: _Surroundings, person: Stored, groups: dict[str, list[str]], owner: str | None) -> list[Op]:
     """Tell a human of members that a Person loses: what was done for one may have been meant for the other."""
-    before = sorted(_members(person.tree))
     where = {member: id for id, group in groups.items() for member in group}
-    apart = [(a, b) for a, b in combinations(before, 2) if a not in where or where.get(a) != where.get(b)]
     operations: list[Op] = []
-    for a, b in apart:
-        there = [id for id in (a, b) if id in around.patients] or [None]
+    for a, b in combinations(sorted(_members(person.tree)), 2):
+        if a in where and where[a] == where.get(b):
+            continue
+        here = [f"Patient/{id}" for id in (a, b) if id in around.patients]
         operations += await human.tell(
             around.store,
             (APART, person.id, str(person.version), a, b),
@@ -297,16 +297,11 @@ async def _parted(around: _Surroundings, person: Stored, groups: dict[str, list[
             APART_DISPLAY,
             "One of the two records changed, or another like it appeared, so they are no longer surely of one person. "
             "Check what was exchanged for them while they were linked.",
-            focus=f"Patient/{there[0]}" if there[0] else None,
-            patient=f"Patient/{there[0]}" if there[0] else None,
+            focus=here[-1] if here else None,
+            patient=here[0] if here else None,
             owner=owner,
-            inputs=[_other(id) for id in there[1:]],
         )
     return operations
-
-
-def _other(id: str | None) -> dict[str, Any]:
-    return {"type": human.concept("other-record", "The other record"), "valueReference": {"reference": f"Patient/{id}"}}
 
 
 async def _questions(around: _Surroundings, start: Sequence[str], owner: str | None) -> list[Op]:
@@ -319,17 +314,15 @@ async def _questions(around: _Surroundings, start: Sequence[str], owner: str | N
         if together.get(pair[0]) is not None and together[pair[0]] is together.get(pair[1]):
             operations += await human.take_back(around.store, (CODE, *pair), "The records were linked since")
             continue
-        reason = _reason(match)
         operations += await human.tell(
             around.store,
             (CODE, *pair),
             CODE,
             DISPLAY,
-            reason,
-            focus=f"Patient/{pair[0]}",
+            _reason(match),
+            focus=f"Patient/{pair[1]}",
             patient=f"Patient/{pair[0]}",
             owner=owner,
-            inputs=[_other(pair[1])],
         )
     return [*operations, *await _settled(around, start)]
 
@@ -346,13 +339,14 @@ def _reason(match: Match) -> str:
 
 
 async def _settled(around: _Surroundings, start: Sequence[str]) -> list[Op]:
-    """Questions about the changed Patients that nothing speaks for any more."""
-    operations: list[Op] = []
+    """Take back the questions about the changed Patients for which nothing speaks any more."""
+    asked: set[Pair] = set()
     for id in start:
-        for reference in ("focus", "patient"):
-            parameters = [(reference, f"Patient/{id}"), ("code", f"{human.SYSTEM}|{CODE}"), ("status", "ready,in-progress")]
-            for stored in await _search(around.store, "Task", parameters):
-                pair = _pair(*_pair_of(stored.tree))
-                if pair not in around.matches:
-                    operations += await human.take_back(around.store, (CODE, *pair), "The records no longer resemble each other")
+        for element in ("focus", "patient"):
+            parameters = [(element, f"Patient/{id}"), ("code", f"{human.SYSTEM}|{CODE}"), ("status", "ready,in-progress,on-hold")]
+            found = [_pair_of(stored.tree) for stored in await _search(around.store, "Task", parameters)]
+            asked |= {_pair(*pair) for pair in found if len(pair) == 2}
+    operations: list[Op] = []
+    for pair in sorted(asked - around.matches.keys()):
+        operations += await human.take_back(around.store, (CODE, *pair), "The records no longer resemble each other")
     return operations

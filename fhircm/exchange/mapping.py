@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from hashlib import sha256
@@ -18,6 +19,7 @@ import msgspec
 from fhircm.exchange.pages import Received, within
 from fhircm.fhir import json
 from fhircm.fhir.definitions import definitions
+from fhircm.fhir.outcome import Malformed
 
 _LOCAL = re.compile(r"/?([A-Z][A-Za-z]+)/([^/?#\s]+)(/_history/[^/?#\s]+)?")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:")
@@ -55,7 +57,7 @@ def _namespace(base_url: str) -> UUID:
 def source(base_url: str, reference: str) -> Source | None:
     """The resource at the partner that a reference of the partner's means; None when it means something else or elsewhere."""
     found = _LOCAL.fullmatch(_relative(base_url, reference))
-    if found is None or found[1] not in definitions().resource_types:
+    if found is None or found[1] not in definitions().resource_types or found[2] in (".", ".."):
         return None
     return Source(found[1], found[2])
 
@@ -76,7 +78,8 @@ def referred(base_url: str, body: bytes) -> set[Source]:
             found.add(one)
         return reference
 
-    json.rewrite_references(body, collect)
+    with suppress(UnicodeDecodeError):  # such a body is refused later, with its reason
+        json.rewrite_references(body, collect)
     return found
 
 
@@ -96,6 +99,10 @@ def inbound(base_url: str, received: Received, at_hub: Callable[[Source], bool])
         return f"{base_url}/{_relative(base_url, reference).lstrip('/')}"
 
     here = f"{received.type}/{received.id}"
+    try:
+        received.body.decode()
+    except UnicodeDecodeError as error:
+        raise Malformed(f"The body is not UTF-8: byte {error.start} cannot be read") from None
     body = json.rewrite_references(received.body, point)
     body = _BINARY.sub(lambda found: found[1] + base_url.encode() + b"/" + found[2], body)
     return json.splice(body, {"id": hub_id(base_url, here), "meta": _hub_meta(received.body, f"{base_url}/{here}")})

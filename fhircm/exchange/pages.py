@@ -62,6 +62,7 @@ class Received:
     body: bytes
     version: str | None = None
     last_updated: str | None = None
+    etag: str | None = None  # for If-Match
 
     @property
     def tree(self) -> dict[str, Any]:
@@ -109,7 +110,8 @@ def cut(body: bytes) -> Received:
         return Received(None, None, body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise PartnerAnswerBroken(f"An answer is truncated or no JSON ({len(body)} bytes)") from None
-    return Received(head.resourceType, head.id, body, head.meta.versionId, head.meta.lastUpdated)
+    version = head.meta.versionId
+    return Received(head.resourceType, head.id, body, version, head.meta.lastUpdated, f'W/"{version}"' if version else None)
 
 
 def newest(resources: Sequence[Received]) -> list[Received]:

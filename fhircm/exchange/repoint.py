@@ -19,15 +19,15 @@ _MEMBERS = ("type", "identifier", "display")
 
 async def repoint(store: Store, partner: Partner, tree: dict[str, Any]) -> dict[str, Any]:
     """A copy of the tree for the partner. What refers to nothing that can be said is left out."""
-    targets = {reference.url: await _target(store, partner, reference.url) for reference in references(tree)}
+    targets = {reference.url: await _target(store, partner, reference.url, "contained" in tree) for reference in references(tree)}
     return _rewrite(tree, targets)
 
 
-async def _target(store: Store, partner: Partner, url: str) -> dict[str, Any]:
+async def _target(store: Store, partner: Partner, url: str, contained: bool) -> dict[str, Any]:
     """The members of a Reference that says the same to the partner; none when nothing can be said."""
     parsed = parse_reference(url, partner.base_url)
     if parsed.kind == "contained":
-        return {"reference": url}
+        return {"reference": url} if contained else {}
     if url.startswith(partner.base_url + "/"):
         return {"reference": url.removeprefix(partner.base_url + "/")}
     if parsed.kind != "local" or not parsed.type or not parsed.id:

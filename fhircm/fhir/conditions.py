@@ -155,6 +155,8 @@ def value_condition(type: str, code: str, modifier: str, extractor: Extractor, t
     """The condition that `code:modifier=text` asks. Raises NotSupported for the modifier, InvalidValue for the value."""
     if not text:
         raise InvalidValue(f"The search parameter '{code}' has no value")
+    if "\0" in text:
+        raise InvalidValue(f"The value of the search parameter '{code}' holds the character U+0000")
     if len(text) > LENGTH_LIMIT:
         raise InvalidValue(f"The value of the search parameter '{code}' is longer than {LENGTH_LIMIT} characters")
     kind = extractor.definition.type
@@ -178,7 +180,7 @@ def _check_modifier(code: str, modifier: str, extractor: Extractor) -> None:
     if kind == "token" and "Identifier" in extractor.types:
         possible.append("of-type")
     if kind == "reference":
-        possible += extractor.definition.targets
+        possible += extractor.targets
     if extractor.sources:
         possible.append("missing")
     if modifier and modifier not in possible:
@@ -243,7 +245,7 @@ class _Reader:
 
     def reference(self, value: str) -> Test:
         text = _plain(value)
-        targets = (self.modifier,) if self.modifier else self.extractor.definition.targets
+        targets = (self.modifier,) if self.modifier else self.extractor.targets
         if _ID.fullmatch(text):
             return TargetTest(text, tuple(targets) if len(targets) == 1 else None)
         reference = parse_reference(text, self.base_url)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fhircm.fhir.definitions import Element, definitions
@@ -23,6 +23,7 @@ _INLINE = frozenset({"BackboneElement", "Element"})
 _ANY_RESOURCE = frozenset({"Resource", "DomainResource"})
 _RESOLVED = "(resolved)"  # what resolve() yields: here the name of the type that a reference points to
 _LITERAL = "(literal)"
+_LEADS_TO = re.compile(r"resolve \( \) is (\w+)")
 
 
 class NotCompilable(Exception):
@@ -31,11 +32,15 @@ class NotCompilable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """The values of one type that an expression yields: `get(tree)` lists them; `path` is where their elements are defined."""
+    """The values of one type that an expression yields: `get(tree)` lists them; `path` is where their elements are defined.
+
+    `targets` are the resource types that a Reference can lead to; none: any.
+    """
 
     get: Getter
     type: str
     path: str
+    targets: tuple[str, ...] = ()
 
 
 def compile_expression(expression: str, type: str) -> list[Branch]:
@@ -197,11 +202,12 @@ def _child(branches: list[Branch], name: str) -> list[Branch]:
         if found is None:
             continue
         path, element = found
-        for type, _ in element.types:
+        for type, targets in element.types:
             key = name + type[0].upper() + type[1:] if path.endswith("[x]") else name
             inline = type in _INLINE
             plain = type.removeprefix("http://hl7.org/fhirpath/System.").lower() if type.startswith("http") else type
-            children.append(Branch(_followed(branch.get, key), plain, path if inline else plain))
+            known = () if "Resource" in targets else targets
+            children.append(Branch(_followed(branch.get, key), plain, path if inline else plain, known))
     if branches and not children:
         raise NotCompilable(f"there is no element '{name}' in {' or '.join(sorted({branch.path for branch in branches}))}")
     return children
@@ -227,7 +233,7 @@ def _of_type(branches: list[Branch], type: str) -> list[Branch]:
 
 def _at(branch: Branch, index: int) -> Branch:
     parent = branch.get
-    return Branch(lambda tree: parent(tree)[index : index + 1], branch.type, branch.path)
+    return replace(branch, get=lambda tree: parent(tree)[index : index + 1])
 
 
 def _exists(branches: list[Branch]) -> Branch:
@@ -261,8 +267,11 @@ def _where(branch: Branch, criteria: str, type: str) -> Branch:
     inside = _Parser(criteria, type, [Branch(lambda value: [value], branch.type, branch.path)])
     tests = [test.get for test in inside.whole()]
     parent = branch.get
-    return Branch(
-        lambda tree: [value for value in parent(tree) if any(True in test(value) for test in tests)], branch.type, branch.path
+    led_to = _LEADS_TO.fullmatch(criteria)
+    return replace(
+        branch,
+        get=lambda tree: [value for value in parent(tree) if any(True in test(value) for test in tests)],
+        targets=(led_to[1],) if led_to else branch.targets,
     )
 
 

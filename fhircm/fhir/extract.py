@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fhircm.fhir.definitions import SearchParameter, definitions
-from fhircm.fhir.expressions import Getter, NotCompilable, compile_expression
+from fhircm.fhir.expressions import Branch, Getter, NotCompilable, compile_expression
 from fhircm.fhir.outcome import Invalid
 from fhircm.fhir.ranges import BOUNDLESS, EARLIEST, LATEST, clip, date_range, normalise
 from fhircm.fhir.references import parse_reference, references
@@ -25,7 +25,7 @@ OWN_COLUMNS = frozenset({"_id", "_lastUpdated"})  # the resource table itself an
 _CURRENCIES = "urn:iso:std:iso:4217"
 _UNSEARCHABLE = {
     "composite": "composite parameters are not searched yet",
-    "special": "there is no search by distance",
+    "special": "special parameters are not searched yet",
 }
 
 
@@ -273,10 +273,15 @@ _CONVERTERS: Mapping[str, dict[str, _Converter]] = {
 
 @dataclass(frozen=True, slots=True)
 class Extractor:
-    """A search parameter that works for one resource type: where its values stand, and of which types they are."""
+    """A search parameter that works for one resource type: where its values stand, and of which types they are.
+
+    `targets`: the resource types that its references can lead to; none: any. HL7's own list is wider than the elements are:
+    CarePlan's `patient` leads to no Group.
+    """
 
     definition: SearchParameter
     types: frozenset[str]
+    targets: tuple[str, ...]
     sources: tuple[tuple[Getter, _Converter], ...] = field(repr=False)
 
     @property
@@ -312,7 +317,7 @@ def _extractor(parameter: SearchParameter, type: str) -> Extractor:
     if not parameter.expression:
         raise NotCompilable("HL7 gives no expression for it")
     if parameter.code in OWN_COLUMNS:
-        return Extractor(parameter, frozenset({"id" if parameter.code == "_id" else "instant"}), ())
+        return Extractor(parameter, frozenset({"id" if parameter.code == "_id" else "instant"}), (), ())
     branches = compile_expression(parameter.expression, type)
     converters = _CONVERTERS[parameter.type]
     usable = [branch for branch in branches if branch.type in converters]
@@ -322,8 +327,16 @@ def _extractor(parameter: SearchParameter, type: str) -> Extractor:
     return Extractor(
         parameter,
         frozenset(branch.type for branch in usable),
+        _targets(parameter, usable),
         tuple((branch.get, converters[branch.type]) for branch in usable),
     )
+
+
+def _targets(parameter: SearchParameter, branches: list[Branch]) -> tuple[str, ...]:
+    known = [branch.targets for branch in branches if branch.type == "Reference"]
+    if not known or not all(known):
+        return parameter.targets
+    return tuple(sorted({target for targets in known for target in targets}))
 
 
 def search_values(tree: dict[str, Any]) -> list[SearchValue]:
@@ -340,8 +353,6 @@ def search_values(tree: dict[str, Any]) -> list[SearchValue]:
         except (ValueError, OverflowError, AttributeError, TypeError):
             text = f"The value that the search parameter '{code}' reads cannot be understood"
             raise Invalid(text, extractor.definition.expression) from None
-                f"The value that the search parameter '{code}' reads cannot be understood", extractor.definition.expression
-            )
     for reference in references(tree):
         if reference.kind == "local" and reference.type and reference.id:
             values.append(Target(ANY_REFERENCE, reference.id, reference.type))

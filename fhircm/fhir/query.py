@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from fhircm.fhir.conditions import (
@@ -90,12 +91,15 @@ class Cursor:
     def from_json(cls, tree: Any) -> Cursor:
         """Read it back. Raises Malformed for what `as_json` does not make."""
         try:
-            after, bounds = tree["a"], [tree[name] for name in "hut"]
-            if not isinstance(after, list) or any(type(value) not in (int, float, str) for value in after):
+            after = tuple(float(value) if isinstance(value, Decimal) else value for value in tree["a"])
+            bounds = [tree[name] for name in "hut"]
+            if any(type(value) not in (int, float, str) for value in after):
                 raise TypeError
             if any(bound is not None and type(bound) is not int for bound in bounds):
                 raise TypeError
-            return cls(tuple(after), *bounds)
+            if any(abs(number) >= 2**63 for number in (*after, *bounds) if type(number) is int):
+                raise TypeError
+            return cls(after, *bounds)
         except (KeyError, TypeError):
             raise Malformed("This page link is not one that this server made") from None
 
@@ -266,7 +270,7 @@ class _QueryParser:
         extractor = self._extractor(source, code, where)
         if extractor.definition.type != "reference" or not extractor.types & {"Reference", "Resource"}:
             raise NotSupported(f"'{code}' in '{where}' does not hold references from {source} to resources")
-        targets = extractor.definition.targets
+        targets = extractor.targets
         if target is not None and targets and target not in targets:
             raise NotSupported(f"'{code}' of {source} does not lead to {target[:64]}; it leads to: {', '.join(targets)}")
         return targets

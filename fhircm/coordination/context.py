@@ -1,0 +1,116 @@
+"""What reactions and timer handlers know: the store, who coordinates, the neighbours and their calendars, and the pathways.
+
+https://hl7.org/fhir/R4/search.html. The clock is the store's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from fhircm.coordination.build import reference
+from fhircm.coordination.deadlines import BusinessCalendar
+from fhircm.coordination.protocol import Pathway
+from fhircm.fhir.query import parse_query
+from fhircm.fhir.references import parse_reference
+from fhircm.store.resources import Store, Stored
+
+Tree = dict[str, Any]
+_PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A partner, as far as coordination must know it."""
+
+    name: str
+    npi: str  # of its organisation
+    base_url: str  # of its FHIR API: what meta.source begins with
+    calendar: BusinessCalendar
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a reaction may look at.
+
+    `organization` is the id of the Organization that coordinates, at the hub; `calendar` is its own, and stands in for an organisation that is no neighbour.
+    A discharge or order that the hub first sees later than `window` after it happened starts nothing.
+    """
+
+    store: Store
+    organization: str
+    organization_name: str
+    calendar: BusinessCalendar
+    neighbours: tuple[Neighbour, ...] = ()
+    pathways: tuple[Pathway, ...] = ()
+    window: timedelta = timedelta(days=30)
+
+    def now(self) -> datetime:
+        """The time by the store's clock, in UTC."""
+        return self.store.clock()
+
+    @property
+    def coordinator(self) -> Tree:
+        """A Reference to the organisation that coordinates."""
+        return reference(f"Organization/{self.organization}", self.organization_name)
+
+    def pathways_of(self, event: str) -> list[Pathway]:
+        """The pathways that an event starts."""
+        return [pathway for pathway in self.pathways if pathway.event == event]
+
+    def pathway_of(self, task: Tree) -> Pathway | None:
+        """The pathway that a Task is a step of; another version of it will do."""
+        url = task.get("instantiatesCanonical", "").split("|")[0]
+        return next((pathway for pathway in self.pathways if pathway.url == url), None) if url else None
+
+    def neighbour(self, *, npi: str | None = None, source: str | None = None) -> Neighbour | None:
+        """The partner of this NPI, or from which a resource with this meta.source was pulled."""
+        for one in self.neighbours:
+            if (npi and one.npi == npi) or (source and source.startswith(f"{one.base_url}/")):
+                return one
+        return None
+
+    def source_of(self, tree: Tree) -> Neighbour | None:
+        """The partner from which a resource was pulled."""
+        return self.neighbour(source=tree.get("meta", {}).get("source"))
+
+    def calendar_of(self, neighbour: Neighbour | None) -> BusinessCalendar:
+        """The calendar of a partner, or the hub's own."""
+        return neighbour.calendar if neighbour else self.calendar
+
+    async def get(self, type: str, id: str) -> Stored | None:
+        """The current version, unless there is none or it is deleted."""
+        return (await self.store.read_many([(type, id)])).get((type, id))
+
+    async def follow(self, element: Tree | None) -> Stored | None:
+        """What a Reference to this server points to."""
+        to = parse_reference((element or {}).get("reference", ""))
+        return await self.get(to.type, to.id) if to.kind == "local" and to.type and to.id else None
+
+    async def find(self, type: str, *parameters: tuple[str, str]) -> list[Stored]:
+        """Everything that a search finds, over all its pages, by id: the same answer whenever the same things are there."""
+        query = parse_query(type, [*parameters, ("_count", str(_PAGE))])
+        page = await self.store.search(query)
+        found = list(page.matches)
+        while page.next is not None:
+            page = await self.store.search(replace(query, cursor=page.next))
+            found += page.matches
+        return sorted(found, key=lambda stored: stored.id)
+
+
+def any_of(values: Iterable[str]) -> str:
+    """A search value that any of these matches."""
+    return ",".join(values)
+
+
+def token(system: str, code: str) -> str:
+    """A token as a search value. https://hl7.org/fhir/R4/search.html#escaping"""
+    return "|".join(_escaped(part) for part in (system, code))
+
+
+def _escaped(value: str) -> str:
+    for character in "\\,|$":
+        value = value.replace(character, "\\" + character)
+    return value

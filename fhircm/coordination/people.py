@@ -1,0 +1,108 @@
+"""Who is who: the records of one human, and who holds a role for them.
+
+https://hl7.org/fhir/R4/person.html, https://hl7.org/fhir/R4/careteam.html
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from fhircm.coordination.build import reference
+from fhircm.coordination.codes import codings
+from fhircm.coordination.context import Context, any_of, token
+from fhircm.coordination.times import moment
+from fhircm.fhir.references import parse_reference
+from fhircm.store.resources import Stored
+
+Tree = dict[str, Any]
+
+
+async def linked(context: Context, patient: str) -> list[str]:
+    """The ids of all Patients that are the same human as this one: itself first, then those of its Person."""
+    others: set[str] = set()
+    for person in await context.find("Person", ("patient", f"Patient/{patient}")):
+        if person.tree.get("active") is not False:
+            targets = (parse_reference(link["target"].get("reference", "")) for link in person.tree.get("link", []))
+            others |= {to.id for to in targets if to.kind == "local" and to.type == "Patient" and to.id}
+    return [patient, *sorted(others - {patient})]
+
+
+def patient_of(tree: Tree) -> str | None:
+    """The id of the Patient whom a resource is about, if it is one of this server."""
+    for name in ("subject", "patient", "for"):
+        to = parse_reference((tree.get(name) or {}).get("reference", ""))
+        if to.kind == "local" and to.type == "Patient":
+            return to.id
+    return None
+
+
+def patients_value(ids: list[str]) -> tuple[str, str]:
+    """The search parameter `patient` for any of these."""
+    return "patient", any_of(f"Patient/{id}" for id in ids)
+
+
+async def deceased(context: Context, patients: list[str]) -> bool:
+    """Whether any record of this human says that they died."""
+    found = await context.store.read_many([("Patient", id) for id in patients])
+    trees = (stored.tree for stored in found.values())
+    return any(tree.get("deceasedBoolean") is True or "deceasedDateTime" in tree for tree in trees)
+
+
+async def in_role(context: Context, role: Tree, patients: list[str], organization: Stored | None) -> Tree | None:
+    """A Reference to who has a role for this human: from an active CareTeam, else by PractitionerRole at the organisation."""
+    wanted = set(codings(role))
+    for team in await context.find("CareTeam", patients_value(patients), ("status", "active")):
+        for participant in team.tree.get("participant", []):
+            if wanted & set(codings(participant.get("role", []))) and _current(participant, context.now()):
+                who = await context.follow(participant.get("member"))
+                if who is not None and who.type != "Patient":
+                    return await named(context, who)
+    if organization is not None and wanted:
+        at = ("organization", f"Organization/{organization.id}")
+        role_codes = ("role", any_of(token(*one) for one in sorted(wanted)))
+        for who in await context.find("PractitionerRole", at, role_codes):
+            if who.tree.get("active") is not False and _current(who.tree, context.now()):
+                return await named(context, who)
+    return None
+
+
+def _current(tree: Tree, now: datetime) -> bool:
+    end = moment(tree.get("period", {}).get("end"))
+    return end is None or end > now
+
+
+async def named(context: Context, stored: Stored) -> Tree:
+    """A Reference with the name by which people know it."""
+    return reference(f"{stored.type}/{stored.id}", await name_of(context, stored))
+
+
+async def name_of(context: Context, stored: Stored) -> str | None:
+    """The name of a person, organisation or role."""
+    tree = stored.tree
+    if stored.type == "PractitionerRole":
+        who = await context.follow(tree.get("practitioner"))
+        name = await name_of(context, who) if who else tree.get("practitioner", {}).get("display")
+        titles = [role.get("text") or next((one.get("display") for one in role.get("coding", [])), None) for role in tree.get("code", [])]
+        title = next(filter(None, titles), None)
+        return f"{name}, {title}" if name and title else name or title
+    name = tree.get("name")
+    if isinstance(name, str):
+        return name
+    first = next((one for one in name or [] if one.get("use") != "old"), None)
+    if first is None:
+        return None
+    parts = [*first.get("prefix", []), *first.get("given", []), first.get("family"), *first.get("suffix", [])]
+    return first.get("text") or " ".join(part for part in parts if part) or None
+
+
+async def organization_of(context: Context, element: Tree | None) -> Stored | None:
+    """The Organization behind a Reference: itself, or that of a PractitionerRole or HealthcareService."""
+    found = await context.follow(element)
+    if found is None or found.type == "Organization":
+        return found
+    for name in ("organization", "providedBy"):
+        organization = await context.follow(found.tree.get(name))
+        if organization is not None and organization.type == "Organization":
+            return organization
+    return None

@@ -1,0 +1,190 @@
+"""Pathways as data: what a PlanDefinition in profiles/plan-definition/ says must happen, when, by whom, and who is next when it does not.
+
+https://hl7.org/fhir/R4/plandefinition.html. A pathway is a top-level action whose trigger names an event (`discharge`, `referral`); the actions in it
+are its steps. Three things are read beyond the plain resource:
+
+- an action of ours may be due in business days: extension `business-days` on `timingDuration`;
+- the first participant's role owns a step, and extensions `escalation` (`role`, `after`) are those next in line, in order;
+- a condition is FHIRPath of the form `%name = 'value'`, `%name != 'value'` or `%name in ('a' | 'b')`. Any other is refused when the file is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fhircm.coordination.codes import BASE
+from fhircm.coordination.deadlines import BusinessCalendar
+from fhircm.coordination.shipped import profiles
+from fhircm.fhir.json import loads
+from fhircm.fhir.validation import check
+
+Tree = dict[str, Any]
+BUSINESS_DAYS = f"{BASE}/StructureDefinition/business-days"
+ESCALATION = f"{BASE}/StructureDefinition/escalation"
+_EQUAL = re.compile(r"\s*%([a-z]+)\s*(=|!=)\s*'([^'\\]*)'\s*")
+_AMONG = re.compile(r"\s*%([a-z]+)\s+in\s+\(\s*('[^'\\]*'(?:\s*\|\s*'[^'\\]*')*)\s*\)\s*")
+_NO_LATER = frozenset(("before-end", "concurrent-with-end", "before-start", "before"))
+
+
+class ProtocolWrong(ValueError):
+    """A PlanDefinition cannot be used as a pathway; the message names it and the place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A number of days, or of business days."""
+
+    days: int
+    business: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A step applies when the variable is (or, negated, is not) among the values."""
+
+    variable: str
+    values: frozenset[str]
+    negated: bool = False
+
+    def holds(self, variables: Mapping[str, str]) -> bool:
+        """Raises KeyError for a variable that the event does not have."""
+        return (variables[self.variable] in self.values) is not self.negated
+
+
+@dataclass(frozen=True, slots=True)
+class NextInLine:
+    """Who has a step when it is overdue, and how long."""
+
+    role: Tree  # CodeableConcept
+    after: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One action of a pathway."""
+
+    id: str
+    title: str
+    description: str | None
+    code: Tree  # CodeableConcept
+    role: Tree | None  # CodeableConcept of the one who owns it
+    within: Span | None
+    no_later_than: tuple[str, ...]  # ids of steps of which one applies
+    conditions: tuple[Condition, ...]
+    chain: tuple[NextInLine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pathway:
+    """One pathway: the whole, and its steps."""
+
+    url: str
+    version: str
+    event: str
+    whole: Step
+    steps: tuple[Step, ...]
+
+    @property
+    def canonical(self) -> str:
+        """What Task.instantiatesCanonical names."""
+        return f"{self.url}|{self.version}"
+
+    def applicable(self, variables: Mapping[str, str]) -> list[Step]:
+        """The steps whose conditions hold, in order."""
+        return [step for step in self.steps if all(condition.holds(variables) for condition in step.conditions)]
+
+    def due(self, step: Step, start: datetime, calendar: BusinessCalendar, variables: Mapping[str, str]) -> datetime | None:
+        """When a step is due (UTC) that begins to run at `start`: by itself, and no later than the steps that it precedes."""
+        ends = [calendar.due(start, step.within.days, step.within.business)] if step.within else []
+        for other in self.applicable(variables):
+            if other.id in step.no_later_than and other.within:
+                ends.append(calendar.due(start, other.within.days, other.within.business))
+        return min(ends, default=None)
+
+    def step(self, id: str) -> Step | None:
+        """A step, or the whole, by its id."""
+        return next((step for step in (self.whole, *self.steps) if step.id == id), None)
+
+
+def load_pathways(folder: Path | None = None) -> tuple[Pathway, ...]:
+    """Every pathway of the PlanDefinitions in a folder (without one, those that fhircm ships). Raises ProtocolWrong."""
+    root = folder or profiles("plan-definition")
+    return tuple(pathway for path in sorted(root.glob("*.json")) for pathway in read_pathways(loads(check(path.read_bytes()).body)))
+
+
+def read_pathways(plan: Tree) -> list[Pathway]:
+    """The pathways of one PlanDefinition. Raises ProtocolWrong."""
+    name = plan.get("url") or plan.get("id", "PlanDefinition")
+    if not plan.get("url") or not plan.get("version"):
+        raise ProtocolWrong(f"{name}: url and version are needed, because Tasks name them")
+    found = []
+    for number, action in enumerate(plan.get("action", [])):
+        place = f"{name}: action[{number}]"
+        for event in _events(action):
+            steps = tuple(_step(one, f"{place}.action[{at}]") for at, one in enumerate(action.get("action", [])))
+            pathway = Pathway(plan["url"], plan["version"], event, _step(action, place), steps)
+            _agree(pathway, place)
+            found.append(pathway)
+    return found
+
+
+def _events(action: Tree) -> Iterable[str]:
+    return (trigger["name"] for trigger in action.get("trigger", []) if trigger["type"] == "named-event")
+
+
+def _step(action: Tree, place: str) -> Step:
+    for needed in ("id", "title", "code"):
+        if not action.get(needed):
+            raise ProtocolWrong(f"{place}.{needed} is missing")
+    participants = (one["role"] for one in action.get("participant", []) if "role" in one)
+    return Step(
+        id=action["id"],
+        title=action["title"],
+        description=action.get("description"),
+        code=action["code"][0],
+        role=next(participants, None),
+        within=_span(action["timingDuration"], f"{place}.timingDuration") if "timingDuration" in action else None,
+        no_later_than=tuple(one["actionId"] for one in action.get("relatedAction", []) if one["relationship"] in _NO_LATER),
+        conditions=tuple(_condition(one["expression"], f"{place}.condition") for one in action.get("condition", [])),
+        chain=tuple(_next_in_line(one, place) for one in action.get("extension", []) if one["url"] == ESCALATION),
+    )
+
+
+def _span(duration: Tree, place: str) -> Span:
+    value = duration.get("value")
+    if duration.get("code") != "d" or value is None or value != int(value) or value < 0:
+        raise ProtocolWrong(f"{place} must be a whole number of days (UCUM code d)")
+    business = any(one["url"] == BUSINESS_DAYS and one.get("valueBoolean") for one in duration.get("extension", []))
+    return Span(int(value), business)
+
+
+def _next_in_line(extension: Tree, place: str) -> NextInLine:
+    parts = {one["url"]: one for one in extension.get("extension", [])}
+    try:
+        return NextInLine(parts["role"]["valueCodeableConcept"], _span(parts["after"]["valueDuration"], f"{place}.extension.after"))
+    except KeyError as error:
+        raise ProtocolWrong(f"{place}.extension (escalation) has no {error.args[0]}") from None
+
+
+def _condition(expression: Tree, place: str) -> Condition:
+    text = expression.get("expression", "")
+    if expression.get("language") == "text/fhirpath":
+        if found := _EQUAL.fullmatch(text):
+            return Condition(found[1], frozenset((found[3],)), found[2] == "!=")
+        if found := _AMONG.fullmatch(text):
+            return Condition(found[1], frozenset(re.findall(r"'([^']*)'", found[2])))
+    raise ProtocolWrong(f"{place} must be FHIRPath such as %risk = 'high' or %priority in ('urgent' | 'stat')")
+
+
+def _agree(pathway: Pathway, place: str) -> None:
+    ids = [step.id for step in (pathway.whole, *pathway.steps)]
+    if len(ids) != len(set(ids)):
+        raise ProtocolWrong(f"{place}: two actions have one id")
+    for step in pathway.steps:
+        if unknown := set(step.no_later_than) - set(ids):
+            raise ProtocolWrong(f"{place}: {step.id} is related to {', '.join(sorted(unknown))}, which is no action here")

@@ -1,0 +1,239 @@
+"""A referral: from an order at one organisation to the report that comes back from another, with nobody between them forgetting it.
+
+http://hl7.org/fhir/us/sdoh-clinicalcare (Task), http://hl7.org/fhir/us/bser (business status). An order becomes one Task, addressed to the performer; what the
+performer does, seen in its Encounters and DocumentReferences by the referral number, moves the Task. The reaction looks at the present state of all of
+this, whatever changed, and takes the next legal step towards what the evidence says. Its own step is a change again, so
+it goes on until Task and evidence agree: fhircm/coordination/evidence.py.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from fhircm.coordination import evidence
+from fhircm.coordination.build import edit, for_a_human, instant, new, npi, reference, stable_id
+from fhircm.coordination.codes import FULFILL, NPI, PLACER, REFERRAL_NUMBER, identifiers, member, own
+from fhircm.coordination.context import Context, Neighbour, any_of, token
+from fhircm.coordination.escalation import reset
+from fhircm.coordination.people import linked, named, organization_of, patient_of, patients_value
+from fhircm.coordination.protocol import Pathway, Step
+from fhircm.coordination.task_states import business, is_open, machine, mirrored
+from fhircm.coordination.times import moment
+from fhircm.fhir.references import parse_reference
+from fhircm.store.resources import Change, Op, Stored
+
+Tree = dict[str, Any]
+EVENT = "referral"
+_STEP = {"requested": "respond-to-referral", "accepted": "schedule-visit", "on-hold": "report-back", "in-progress": "report-back"}
+_OPEN = any_of(state for state in machine("Task", "referral").next if state not in machine("Task", "referral").terminal)
+
+
+async def follow(context: Context, change: Change) -> list[Op]:
+    """Reaction to ServiceRequest, Task, Encounter, DocumentReference and Person: send the referral, and move it on."""
+    stored = await context.get(change.type, change.id)
+    if stored is None:
+        return []
+    if change.type == "ServiceRequest" and (sent := await _send(context, stored)):
+        return sent
+    operations: list[Op] = []
+    for task in await _tasks_of(context, stored):
+        operations += await _move(context, task, change.type)
+    return operations
+
+
+async def _tasks_of(context: Context, stored: Stored) -> list[Stored]:
+    """The referrals of the hub that a resource can matter to."""
+    tree = stored.tree
+    if stored.type == "Task":
+        found = [stored]
+    elif stored.type == "ServiceRequest":
+        found = [task] if (task := await context.get("Task", task_id(stored.id))) else []
+    elif stored.type == "Person":
+        found = await _of_person(context, tree)
+    elif numbers := evidence.numbers(tree):
+        found = await context.find("Task", ("identifier", any_of(token(REFERRAL_NUMBER, number) for number in sorted(numbers))))
+    else:
+        found = []
+    return [task for task in found if identifiers(task.tree, REFERRAL_NUMBER) and not mirrored(task.tree)]
+
+
+async def _of_person(context: Context, person: Tree) -> list[Stored]:
+    targets = (parse_reference(link["target"].get("reference", "")) for link in person.get("link", []))
+    patients = sorted({to.id for to in targets if to.kind == "local" and to.type == "Patient" and to.id})
+    if not patients:
+        return []
+    return await context.find("Task", patients_value(patients), ("code", token(*FULFILL)), ("status", _OPEN))
+
+
+def task_id(order: str) -> str:
+    """The id of the Task of an order: its referral number."""
+    return stable_id("referral", order)
+
+
+# --- sending -----------------------------------------------------------------------------------------------------------------
+
+
+async def _send(context: Context, order: Stored) -> list[Op]:
+    """The Task of an order that is a referral to another organisation; nothing when it has one, or is none."""
+    tree = order.tree
+    if tree["status"] != "active" or tree["intent"] != "order" or not member("referral-order", tree.get("category"), tree.get("code")):
+        return []
+    if patient_of(tree) is None or await context.get("Task", task_id(order.id)) is not None:
+        return []
+    performer = await _performer(context, tree)
+    if performer is None or not await _is_news(context, order):
+        return []
+    number = npi(performer.tree)
+    neighbour = context.neighbour(npi=number)
+    if neighbour is not None and neighbour == context.source_of(tree):
+        return []  # an order within the house
+    task = await _task(context, order, await _directory_entry(context, performer, neighbour), context.calendar_of(neighbour))
+    operations: list[Op] = [new(task)]
+    if neighbour is None:
+        operations.append(_nobody_there(context, task))
+    return operations
+
+
+async def _performer(context: Context, order: Tree) -> Stored | None:
+    """The Organization that is asked: the first performer that is one, or belongs to one, with an NPI. Others are alternatives."""
+    for element in order.get("performer", []):
+        organization = await organization_of(context, element)
+        if organization is not None and npi(organization.tree):
+            return organization
+    return None
+
+
+async def _is_news(context: Context, order: Stored) -> bool:
+    """Whether the order is recent, or the hub saw it before it was active: a first pull brings orders of years that nobody closed."""
+    written = moment(order.tree.get("authoredOn"), context.calendar_of(context.source_of(order.tree)))
+    versions = [one for one in await context.store.history("ServiceRequest", order.id) if not one.deleted]
+    active = [one.tree["status"] == "active" for one in versions]  # newest first
+    since = active.index(False) if False in active else len(active)
+    if since < len(versions) or written is None:
+        return True
+    return written >= versions[-1].last_updated - context.window
+
+
+async def _directory_entry(context: Context, performer: Stored, neighbour: Neighbour | None) -> Stored:
+    """The performer as it describes itself, when it is a partner; else the requester's entry for it."""
+    if neighbour is not None:
+        for one in await context.find("Organization", ("identifier", token(NPI, neighbour.npi))):
+            if context.source_of(one.tree) == neighbour:
+                return one
+    return performer
+
+
+async def _task(context: Context, order: Stored, performer: Stored, calendar: Any) -> Tree:
+    tree, id, now = order.tree, task_id(order.id), context.now()
+    to_order = reference(f"ServiceRequest/{order.id}")
+    encounter = await context.follow(tree.get("encounter"))
+    code = tree.get("code", {})
+    told = code.get("text") or next((one["display"] for one in code.get("coding", []) if one.get("display")), None)
+    return {
+        "resourceType": "Task",
+        "id": id,
+        "identifier": [{"type": {"coding": [_coding(PLACER)]}, "system": REFERRAL_NUMBER, "value": id}],
+        "basedOn": [to_order],
+        "status": "requested",
+        "businessStatus": business().concept("2.0"),
+        "intent": "order",
+        "priority": tree.get("priority", "routine"),
+        "code": {"coding": [_coding(FULFILL)], "text": "Fulfil the referral"},
+        "description": told,
+        "focus": to_order,
+        "for": reference(f"Patient/{patient_of(tree)}"),
+        "encounter": reference(f"Encounter/{encounter.id}") if encounter else None,
+        "authoredOn": instant(now),
+        "lastModified": instant(now),
+        "requester": await _requester(context, tree, encounter),
+        "owner": await named(context, performer),
+        "reasonCode": next(iter(tree.get("reasonCode", [])), None),
+        **_deadline(context, "requested", tree.get("priority", "routine"), now, calendar),
+    }
+
+
+def _coding(code: tuple[str, str]) -> Tree:
+    return {"system": code[0], "code": code[1]}
+
+
+async def _requester(context: Context, order: Tree, encounter: Stored | None) -> Tree | None:
+    """The organisation that asks: the requester's, else that of the visit, else that of the partner; else whoever signed."""
+    organization = await organization_of(context, order.get("requester"))
+    if organization is None and encounter is not None:
+        organization = await context.follow(encounter.tree.get("serviceProvider"))
+    source = context.source_of(order)
+    if organization is None and source is not None:
+        entries = await context.find("Organization", ("identifier", token(NPI, source.npi)))
+        organization = next((one for one in entries if context.source_of(one.tree) == source), None)
+    return await named(context, organization) if organization else order.get("requester")
+
+
+def _nobody_there(context: Context, task: Tree) -> Op:
+    return for_a_human(
+        stable_id("undelivered", task["id"]),
+        "undelivered",
+        "The hub exchanges nothing with the organisation that this referral is addressed to",
+        owner=context.coordinator,
+        focus=f"Task/{task['id']}",
+        patient=task["for"],
+        at=context.now(),
+    )
+
+
+# --- moving on ---------------------------------------------------------------------------------------------------------------
+
+
+async def _move(context: Context, task: Stored, because_of: str) -> list[Op]:
+    """One step of a referral, and what a human must look at."""
+    found = await evidence.gather(context, task, await linked(context, patient_of(task.tree) or ""))
+    operations = await evidence.questions(context, task, found)
+    members = evidence.next_step(task.tree, found, because_of, instant(context.now())) or {}
+    members |= await _new_deadline(context, task, members.get("status", task.tree["status"]))
+    return [*operations, edit(task, **members, lastModified=instant(context.now()))] if members else operations
+
+
+async def _new_deadline(context: Context, task: Stored, status: str) -> Tree:
+    """The due time of the step that a status stands for; it stays when the Task is at that step already, or closed."""
+    tree = task.tree
+    if not is_open({"status": status}):
+        return {}
+    owner = await context.follow(tree.get("owner"))
+    calendar = context.calendar_of(context.neighbour(npi=npi(owner.tree)) if owner else None)
+    deadline = _deadline(context, status, tree.get("priority", "routine"), context.now(), calendar)
+    if not deadline or deadline["instantiatesUri"].rpartition("#")[0] != tree.get("instantiatesUri", "").rpartition("#")[0]:
+        return {}
+    if _code_of(context, deadline) == _code_of(context, tree):
+        return {}
+    return {**deadline, "restriction": {**tree.get("restriction", {}), **deadline["restriction"]}, "extension": reset(tree)}
+
+
+def _code_of(context: Context, task: Tree) -> str | None:
+    """What the step of a Task is about: the urgent and the routine form of a step are one step."""
+    pathway = context.pathway_of(task)
+    step = pathway.step(task.get("instantiatesUri", "").rpartition("#")[2]) if pathway else None
+    return own(step.code) if step else None
+
+
+def _deadline(context: Context, status: str, priority: str, since: datetime, calendar: Any) -> Tree:
+    """What a Task says of its step and of when it is due."""
+    found = _step(context, status, priority)
+    if found is None:
+        return {}
+    pathway, step = found
+    due = pathway.due(step, since, calendar, {"priority": priority})
+    if due is None:
+        return {}
+    return {
+        "instantiatesCanonical": pathway.canonical,
+        "instantiatesUri": f"{pathway.url}#{step.id}",
+        "restriction": {"period": {"start": calendar.written(since), "end": calendar.written(due)}},
+    }
+
+
+def _step(context: Context, status: str, priority: str) -> tuple[Pathway, Step] | None:
+    for pathway in context.pathways_of(EVENT):
+        for step in pathway.applicable({"priority": priority}):
+            if own(step.code) == _STEP.get(status):
+                return pathway, step
+    return None

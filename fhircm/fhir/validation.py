@@ -1,0 +1,218 @@
+"""Check a resource before it is written: structure first, then what a schema cannot say.
+
+https://hl7.org/fhir/R4/validation.html. Structure by the generated schema (schema.py); then calendar dates, reference targets, narrative,
+invariants (invariants.py) and the profiles that the resource claims (profiles.py). Every issue is told with its FHIRPath, and none quotes a
+value of the resource.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from functools import cache
+from typing import Any
+
+import jsonschema_rs
+
+from fhircm.fhir import invariants, profiles
+from fhircm.fhir.definitions import definitions
+from fhircm.fhir.json import dumps, parse
+from fhircm.fhir.narrative import narrative_issue
+from fhircm.fhir.outcome import Invalid, Issue, Malformed
+from fhircm.fhir.references import parse_reference
+from fhircm.fhir.schema import Schema, schema
+from fhircm.fhir.walk import Node, walk
+
+_MANY = 50  # issues told at most
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A resource that passed: only `check` makes one. `body` is as it was received; the numbers of `tree` are Decimal."""
+
+    type: str
+    id: str | None
+    body: bytes
+    tree: dict[str, Any]
+
+
+def check(body: bytes, type: str | None = None) -> Checked:
+    """Read and check a resource; `type` is the one that the URL demands.
+
+    Raises Malformed for what is not a FHIR resource at all, Invalid with every issue for one that breaks the rules.
+    """
+    return _checked(body, parse(body), type)
+
+
+def check_tree(tree: dict[str, Any]) -> Checked:
+    """Check a resource that this server made. Raises Invalid."""
+    return check(dumps(tree))
+
+
+def _checked(body: bytes, tree: dict[str, Any], type: str | None) -> Checked:
+    named = tree.get("resourceType")
+    if not isinstance(named, str):
+        raise Malformed("The body has no resourceType", "resourceType")
+    if named not in definitions().resource_types:
+        raise Malformed("The resourceType is not one of FHIR R4", "resourceType")
+    if type is not None and named != type:
+        raise Malformed(f"The body is a {named}, and the URL asks for a {type}", "resourceType")
+    issues = list(_structure(tree, named, named))
+    if not issues:
+        issues = [issue for node in walk(tree) for issue in _meaning(node)]
+        issues += invariants.broken(tree)
+        issues += profiles.broken(tree)
+    errors = [issue for issue in issues if issue.severity in ("error", "fatal")]
+    if errors:
+        raise Invalid(errors[0].text, issues=errors[:_MANY])
+    return Checked(named, tree.get("id"), body, tree)
+
+
+# --- structure ---------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _validator(type: str) -> Any:
+    return jsonschema_rs.validator_for(schema(type), pattern_options=jsonschema_rs.RegexOptions())
+
+
+def _structure(tree: dict[str, Any], type: str, path: str) -> Iterator[Issue]:
+    """The issues of a resource and of those inside it."""
+    validator = _validator(type)
+    if not validator.is_valid(tree):
+        for number, error in enumerate(validator.iter_errors(tree)):
+            if number == _MANY:
+                return
+            yield from _issues(error, type, path)
+    for inner_path, inner in _inside(tree, path):
+        named = inner.get("resourceType")
+        if named not in definitions().resource_types:
+            yield Issue("error", "structure", f"{inner_path}.resourceType is not a type of FHIR R4", f"{inner_path}.resourceType")
+        else:
+            yield from _structure(inner, str(named), inner_path)
+
+
+def _inside(tree: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The resources that a resource contains or carries."""
+    for index, contained in enumerate(_list(tree, "contained")):
+        yield f"{path}.contained[{index}]", contained
+    kind = tree.get("resourceType")
+    if kind == "Bundle":
+        for index, entry in enumerate(_list(tree, "entry")):
+            if isinstance(entry.get("resource"), dict):
+                yield f"{path}.entry[{index}].resource", entry["resource"]
+            if isinstance(entry.get("response"), dict) and isinstance(entry["response"].get("outcome"), dict):
+                yield f"{path}.entry[{index}].response.outcome", entry["response"]["outcome"]
+    elif kind == "Parameters":
+        yield from _parameters(_list(tree, "parameter"), f"{path}.parameter")
+
+
+def _parameters(parameters: list[dict[str, Any]], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for index, parameter in enumerate(parameters):
+        if isinstance(parameter.get("resource"), dict):
+            yield f"{path}[{index}].resource", parameter["resource"]
+        yield from _parameters(_list(parameter, "part"), f"{path}[{index}].part")
+
+
+def _list(tree: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    found = tree.get(name)
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+_SHAPES = {
+    "object": "an object",
+    "array": "a list",
+    "string": "a string",
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "number": "a number",
+}
+
+
+def _issues(error: Any, type: str, root: str) -> Iterator[Issue]:
+    keyword = error.schema_path[-1] if error.schema_path else ""
+    holder = _at(schema(type), list(error.schema_path)[:-1])
+    path = _fhirpath(root, error.instance_path)
+    match keyword:
+        case "additionalProperties":
+            for name in sorted(error.kind.unexpected):
+                yield Issue("error", "structure", f"{path} has no element '{name[:64]}'", path)
+        case "required":
+            missing = f"{path}.{error.kind.property}"
+            yield Issue("error", "required", f"{missing} is required", missing)
+        case "enum":
+            yield Issue("error", "code-invalid", f"{path} must be one of: {', '.join(holder['enum'])}", path)
+        case "anyOf" if "required" in holder["anyOf"][0]:
+            missing = f"{path}.{holder['anyOf'][0]['required'][0]}"
+            yield Issue("error", "required", f"{missing} is required", missing)
+        case "anyOf":  # an entry in a list of primitives
+            yield from _in_list(holder["anyOf"][1], error, type, path)
+        case "oneOf":
+            choice = holder["title"].rpartition(".")[2]
+            several = "Multiple" in error.kind.__class__.__name__
+            text = f"{path} may have only one {choice}" if several else f"{path}.{choice} is required"
+            yield Issue("error", "structure" if several else "required", text, f"{path}.{choice.removesuffix('[x]')}")
+        case "type":
+            yield Issue("error", "value", f"{path} must be {_SHAPES[holder['type']]}", path)
+        case "minItems" | "minProperties" | "minLength":
+            yield Issue("error", "value", f"{path} must not be empty", path)
+        case "pattern":
+            yield Issue("error", "value", f"{path} does not have the format of its type", path)
+        case "minimum" | "maximum":
+            yield Issue(
+                "error", "value", f"{path} must be {'at least' if keyword == 'minimum' else 'at most'} {holder[keyword]}", path
+            )
+        case _:
+            yield Issue("error", "structure", f"{path} breaks the rule '{keyword}'", path)
+
+
+def _in_list(inner: Schema, error: Any, type: str, path: str) -> Iterator[Issue]:
+    """What is wrong with an entry that may also be null: the schema of the entry itself tells it better than 'none of these'."""
+    resolved = _at(schema(type), inner["$ref"].removeprefix("#/").split("/")) if "$ref" in inner else inner
+    if "enum" in resolved:
+        yield Issue("error", "code-invalid", f"{path} must be one of: {', '.join(resolved['enum'])}", path)
+    else:
+        shape = _SHAPES.get(str(resolved.get("type")), "of its type")
+        yield Issue("error", "value", f"{path} must be {shape} in the format of its type", path)
+
+
+def _at(node: Any, path: list[str | int]) -> Any:
+    for step in path:
+        node = node[int(step)] if isinstance(node, list) else node[step]
+    return node
+
+
+def _fhirpath(root: str, path: list[str | int]) -> str:
+    return root + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+
+
+# --- meaning -----------------------------------------------------------------------------------------------------------------
+
+
+def _meaning(node: Node) -> Iterator[Issue]:
+    if node.type in ("date", "dateTime", "instant"):
+        if len(node.value) >= 10 and not _is_a_day(node.value[:10]):
+            yield Issue("error", "value", f"{node.path} is not a day of the calendar", node.path)
+    elif node.type == "Reference":
+        yield from _target(node)
+    elif node.type == "xhtml":
+        if wrong := narrative_issue(node.value):
+            yield Issue("error", "invalid", f"{node.path} {wrong}", node.path)
+
+
+def _is_a_day(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _target(node: Node) -> Iterator[Issue]:
+    written = node.value.get("reference")
+    if not node.targets or "Resource" in node.targets or not isinstance(written, str):
+        return
+    found = parse_reference(written)
+    if found.kind in ("local", "absolute") and found.type and found.type not in node.targets:
+        yield Issue("error", "value", f"{node.path} may refer to {', '.join(node.targets)}, not to {found.type}", node.path)

@@ -1,0 +1,79 @@
+"""The change log: read in order, never past a transaction that is still in flight. docs/decisions/change-numbers-in-order.md"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fhircm.store.database import Connection
+from fhircm.store.operations import START, Change, MoveCursor, Position
+from fhircm.store.stored import moment
+
+SCANNED = 5_000  # changes looked through at a time, so that a reaction to a rare type passes over the others
+
+
+class CursorMoved(Exception):
+    """Another worker moved the cursor first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Some changes in order; `upto` is where to go on, and may lie behind changes of other types."""
+
+    changes: list[Change]
+    upto: Position
+
+
+_VISIBLE = {"sqlite": "", "postgresql": " AND tx < pg_snapshot_xmin(pg_current_snapshot())::text::bigint"}
+
+
+async def read_changes(
+    connection: Connection, dialect: str, after: Position, types: frozenset[str] | None, limit: int
+) -> Changes:
+    """The changes after a position, of these types (None: all)."""
+    rows = await connection.fetch(
+        "SELECT tx, number, type, id, version, method, origin, at FROM change"
+        f" WHERE (tx, number) > ($1, $2){_VISIBLE[dialect]} ORDER BY tx, number LIMIT $3",
+        *after,
+        SCANNED if types is not None else limit,
+    )
+    found: list[Change] = []
+    upto = after
+    for row in rows:
+        if types is None or row["type"] in types:
+            if len(found) == limit:
+                break
+            found.append(_change(row))
+        upto = Position(row["tx"], row["number"])
+    return Changes(found, upto)
+
+
+def _change(row: Mapping[str, Any]) -> Change:
+    position = Position(row["tx"], row["number"])
+    return Change(position, row["type"], row["id"], row["version"], row["method"], row["origin"], moment(row["at"]))
+
+
+async def read_cursor(connection: Connection, name: str) -> Position:
+    """Where a cursor stands; the beginning for one that never moved."""
+    row = await connection.fetchrow("SELECT tx, number FROM cursor WHERE name = $1", name)
+    return Position(row["tx"], row["number"]) if row else START
+
+
+async def move_cursor(connection: Connection, move: MoveCursor) -> None:
+    """Compare and swap. Raises CursorMoved."""
+    if move.before == START:
+        moved = await connection.fetchval(
+            "INSERT INTO cursor (name, tx, number) VALUES ($1, $2, $3) ON CONFLICT (name) DO NOTHING RETURNING name",
+            move.name,
+            *move.to,
+        )
+    else:
+        moved = await connection.fetchval(
+            "UPDATE cursor SET tx = $2, number = $3 WHERE name = $1 AND tx = $4 AND number = $5 RETURNING name",
+            move.name,
+            *move.to,
+            *move.before,
+        )
+    if moved is None:
+        raise CursorMoved(move.name)

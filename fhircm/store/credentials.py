@@ -1,0 +1,79 @@
+"""Clients and tokens of the authorization server. Times are seconds since the epoch (OAuth's), not the clock of deadlines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from fhircm.store.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """What is known of an access token."""
+
+    client_id: str
+    scope: str
+    expires: int
+
+
+class Credentials:
+    """The registered clients, their tokens, and the assertions that were used."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add_client(self, client_id: str, registration: dict[str, Any]) -> None:
+        """Register a client, or register it anew."""
+        async with self._database.writing() as connection:
+            await connection.execute(
+                "INSERT INTO client (client_id, registration) VALUES ($1, $2)"
+                " ON CONFLICT (client_id) DO UPDATE SET registration = excluded.registration",
+                client_id,
+                json.dumps(registration),
+            )
+
+    async def client(self, client_id: str) -> dict[str, Any] | None:
+        """The registration of a client, or None."""
+        async with self._database.reading() as connection:
+            text = await connection.fetchval("SELECT registration FROM client WHERE client_id = $1", client_id)
+        return None if text is None else json.loads(text)
+
+    async def save_token(self, token: str, record: TokenRecord, now: int) -> None:
+        """Keep a token by its digest; those that expired before `now` are forgotten."""
+        async with self._database.writing() as connection:
+            await connection.execute("DELETE FROM access_token WHERE expires <= $1", now)
+            await connection.execute(
+                "INSERT INTO access_token (digest, client_id, scope, expires) VALUES ($1, $2, $3, $4)",
+                _digest(token),
+                record.client_id,
+                record.scope,
+                record.expires,
+            )
+
+    async def token(self, token: str) -> TokenRecord | None:
+        """What is known of a token, expired or not; None when it was never given out or is forgotten."""
+        async with self._database.reading() as connection:
+            row = await connection.fetchrow(
+                "SELECT client_id, scope, expires FROM access_token WHERE digest = $1", _digest(token)
+            )
+        return None if row is None else TokenRecord(row["client_id"], row["scope"], row["expires"])
+
+    async def use_assertion(self, client_id: str, jti: str, expires: int, now: int) -> bool:
+        """Mark an assertion as used; False when it was used before, by any process."""
+        async with self._database.writing() as connection:
+            await connection.execute("DELETE FROM used_assertion WHERE expires <= $1", now)
+            used = await connection.fetchval(
+                "INSERT INTO used_assertion (client_id, jti, expires) VALUES ($1, $2, $3)"
+                " ON CONFLICT (client_id, jti) DO NOTHING RETURNING jti",
+                client_id,
+                jti,
+                expires,
+            )
+        return used is not None
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

@@ -1,0 +1,9 @@
+"""Alembic's entry: runs on the connection that `migrate` opened, in its transaction."""
+
+from alembic import context
+from sqlmodel import SQLModel
+
+from fhircm.store import tables  # noqa: F401 the metadata
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=SQLModel.metadata, transactional_ddl=True)
+context.run_migrations()

@@ -1,0 +1,110 @@
+"""What a transaction may hold: writes of resources, timers, cursors and small durable facts.
+
+docs/decisions/reactions-return-operations.md
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from fhircm.fhir.validation import Checked
+
+
+class Position(NamedTuple):
+    """How far the changes have been read: docs/decisions/change-numbers-in-order.md."""
+
+    transaction: int
+    number: int
+
+
+START = Position(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One write that became visible; `origin` names who caused it (hub, partner:NAME, client:ID, load)."""
+
+    position: Position
+    type: str
+    id: str
+    version: int
+    method: str
+    origin: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """A due timer as it was claimed; `token` is the fence against a worker that lost its claim."""
+
+    key: str
+    kind: str
+    due: datetime
+    payload: dict[str, Any]
+    attempts: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Create or update. `if_version` None: whatever is there; 0: must not exist; n: version n must be current."""
+
+    resource: Checked
+    if_version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete, when `if_version` (if given) is current."""
+
+    type: str
+    id: str
+    if_version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """Set a timer; one with the same key is replaced."""
+
+    key: str
+    kind: str
+    due: datetime
+    payload: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTimer:
+    """Remove a timer, if it is there."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class FinishTimer:
+    """Remove a claimed timer; StaleClaim if another worker has claimed it since."""
+
+    timer: Timer
+
+
+@dataclass(frozen=True, slots=True)
+class MoveCursor:
+    """Move a cursor that must stand at `before`; CursorMoved if it does not."""
+
+    name: str
+    before: Position
+    to: Position
+
+
+@dataclass(frozen=True, slots=True)
+class SetState:
+    """Set a fact, or remove it with value None; with `if_absent`, Conflict when it is there already."""
+
+    namespace: str
+    key: str
+    value: dict[str, Any] | None
+    if_absent: bool = False
+
+
+Op = Put | Delete | SetTimer | CancelTimer | FinishTimer | MoveCursor | SetState

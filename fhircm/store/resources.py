@@ -1,0 +1,258 @@
+"""The store: one write door, reading by id, and what belongs to it.
+
+`transact` commits a version, its search rows and its change in one transaction with the timers, cursors and facts that go with it:
+nothing is lost between a write and its reactions. https://hl7.org/fhir/R4/http.html#transactional-integrity
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json as std_json
+import random
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import asyncpg
+
+from fhircm.fhir.outcome import Gone, NotFound
+from fhircm.fhir.query import Query
+from fhircm.store import changes as change_log
+from fhircm.store import search as searching
+from fhircm.store import timers as timing
+from fhircm.store.database import Connection, Database
+from fhircm.store.operations import (
+    CancelTimer,
+    Change,
+    Delete,
+    FinishTimer,
+    MoveCursor,
+    Op,
+    Position,
+    Put,
+    SetState,
+    SetTimer,
+    Timer,
+)
+from fhircm.store.stored import Stored, moment
+from fhircm.store.transaction import WriteRule, set_state, write_resources
+
+__all__ = [
+    "CancelTimer",
+    "Change",
+    "Delete",
+    "FinishTimer",
+    "MoveCursor",
+    "Op",
+    "Position",
+    "Put",
+    "SetState",
+    "SetTimer",
+    "Store",
+    "Stored",
+    "Timer",
+    "WriteRule",
+]
+
+Clock = Callable[[], datetime]
+ATTEMPTS = 6  # of a transaction that PostgreSQL could not serialise
+_ASKED = 400  # identities in one statement
+
+_VERSION = "r.type, r.id, v.version, v.last_updated, v.method, v.body"
+
+
+class Store:
+    """Everything that is kept, over one database. `clock` gives versions their time and says which timers are due."""
+
+    def __init__(self, database: Database, *, clock: Clock, rules: Sequence[WriteRule] = ()) -> None:
+        self.database, self.clock, self.rules = database, clock, tuple(rules)
+
+    # --- reading -------------------------------------------------------------------------------------------------------------
+
+    async def read(self, type: str, id: str) -> Stored:
+        """The current version. Raises NotFound, Gone."""
+        async with self.database.reading() as connection:
+            row = await connection.fetchrow(
+                f"SELECT {_VERSION} FROM resource r JOIN version v ON v.resource_key = r.key AND v.version = r.version"
+                " WHERE r.type = $1 AND r.id = $2",
+                type,
+                id,
+            )
+        return _existing(row, type, id)
+
+    async def vread(self, type: str, id: str, version: int) -> Stored:
+        """One version. Raises NotFound, and Gone for the version that is a deletion."""
+        async with self.database.reading() as connection:
+            row = await connection.fetchrow(
+                f"SELECT {_VERSION} FROM resource r JOIN version v ON v.resource_key = r.key"
+                " WHERE r.type = $1 AND r.id = $2 AND v.version = $3",
+                type,
+                id,
+                version,
+            )
+        return _existing(row, type, id)
+
+    async def history(self, type: str, id: str) -> list[Stored]:
+        """Every version, deletions too, the newest first. Raises NotFound."""
+        async with self.database.reading() as connection:
+            rows = await connection.fetch(
+                f"SELECT {_VERSION} FROM resource r JOIN version v ON v.resource_key = r.key"
+                " WHERE r.type = $1 AND r.id = $2 ORDER BY v.version DESC",
+                type,
+                id,
+            )
+        if not rows:
+            raise NotFound(f"{type}/{id} is not known")
+        return [_stored(row) for row in rows]
+
+    async def read_many(self, references: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Stored]:
+        """The current versions of those that exist."""
+        wanted = sorted(set(references))
+        found: dict[tuple[str, str], Stored] = {}
+        async with self.database.reading() as connection:
+            for start in range(0, len(wanted), _ASKED):
+                chunk = wanted[start : start + _ASKED]
+                pairs = ", ".join(f"(${at}, ${at + 1})" for at in range(1, 2 * len(chunk), 2))
+                rows = await connection.fetch(
+                    f"SELECT {_VERSION} FROM resource r JOIN version v ON v.resource_key = r.key AND v.version = r.version"
+                    f" WHERE (r.type, r.id) IN (VALUES {pairs}) AND NOT r.deleted",
+                    *[part for pair in chunk for part in pair],
+                )
+                found |= {(row["type"], row["id"]): _stored(row) for row in rows}
+        return found
+
+    async def search(self, query: Query, within: searching.Narrowing | None = None) -> searching.Page:
+        """A page of what a query finds."""
+        async with self.database.reading() as connection:
+            return await searching.search(connection, self.database.dialect, query, within)
+
+    # --- writing -------------------------------------------------------------------------------------------------------------
+
+    async def transact(self, operations: Sequence[Op], *, origin: str) -> list[Stored]:
+        """Do all of it or nothing; returns what was stored for each Put and Delete, in order.
+
+        Raises VersionConflict, Invalid (a reference to nowhere, with its path), Conflict (a delete of what others refer to, a fact
+        that is there already), NotFound (a delete of nothing), CursorMoved, StaleClaim, and what a write rule raises.
+        """
+        for attempt in range(ATTEMPTS):
+            try:
+                async with self.database.writing() as connection:
+                    return await self._write(connection, operations, origin)
+            except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
+                if attempt == ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(0.01 * 2**attempt * (0.5 + random.random()))  # noqa: S311 jitter, not a secret
+        raise AssertionError("unreachable")
+
+    async def _write(self, connection: Connection, operations: Sequence[Op], origin: str) -> list[Stored]:
+        writes = [one for one in operations if isinstance(one, Put | Delete)]
+        dialect, now = self.database.dialect, self.clock()
+        stored = await write_resources(connection, dialect, writes, origin=origin, now=now, rules=self.rules) if writes else []
+        # In one order for everybody, so that two transactions wait for each other at most, never both ways.
+        for operation in sorted((one for one in operations if not isinstance(one, Put | Delete)), key=_order):
+            match operation:
+                case SetTimer():
+                    await timing.set_timer(connection, operation)
+                case CancelTimer(key):
+                    await timing.cancel_timer(connection, key)
+                case FinishTimer(timer):
+                    await timing.finish_timer(connection, timer)
+                case SetState():
+                    await set_state(connection, operation)
+                case MoveCursor():
+                    await change_log.move_cursor(connection, operation)
+        if stored and dialect == "postgresql":
+            await connection.execute("NOTIFY fhircm_change")
+        return stored
+
+    # --- changes, timers, facts ----------------------------------------------------------------------------------------------
+
+    async def changes(self, after: Position, *, types: frozenset[str] | None = None, limit: int = 200) -> change_log.Changes:
+        """Changes in order; never past a transaction that is still in flight."""
+        async with self.database.reading() as connection:
+            return await change_log.read_changes(connection, self.database.dialect, after, types, limit)
+
+    async def wait(self, timeout: float) -> None:
+        """Until something changed, or so many seconds."""
+        await self.database.wait(timeout)
+
+    async def cursor(self, name: str) -> Position:
+        """Where a cursor stands."""
+        async with self.database.reading() as connection:
+            return await change_log.read_cursor(connection, name)
+
+    async def state(self, namespace: str, key: str) -> dict[str, Any] | None:
+        """A durable fact, or None."""
+        async with self.database.reading() as connection:
+            text = await connection.fetchval("SELECT value FROM state WHERE namespace = $1 AND key = $2", namespace, key)
+        return None if text is None else std_json.loads(text)
+
+    async def states(self, namespace: str, prefix: str = "") -> dict[str, dict[str, Any]]:
+        """The facts of a namespace whose keys begin with a prefix, in order of their keys."""
+        async with self.database.reading() as connection:
+            rows = await connection.fetch(
+                "SELECT key, value FROM state WHERE namespace = $1 AND key >= $2 AND key < $3 ORDER BY key",
+                namespace,
+                prefix,
+                prefix + chr(0x10FFFF),
+            )
+        return {row["key"]: std_json.loads(row["value"]) for row in rows}
+
+    async def claim_timers(self, kinds: Collection[str], *, limit: int, lease: timedelta) -> list[Timer]:
+        """Claim timers that are due by the store's clock; a claim that is not finished ends with the lease (real time)."""
+        async with self.database.reading() as connection:  # most of the time nothing is due, and a look costs no write
+            earliest = await connection.fetchval("SELECT MIN(due) FROM timer")
+        if earliest is None or moment(earliest) > self.clock() or not kinds:
+            return []
+        async with self.database.writing() as connection:
+            return await timing.claim_timers(
+                connection, self.database.dialect, sorted(kinds), self.clock(), time.time(), limit, lease
+            )
+
+    async def retry_timer(self, timer: Timer, due: datetime) -> None:
+        """Give a claimed timer back, to be due again. Raises StaleClaim."""
+        async with self.database.writing() as connection:
+            await timing.retry_timer(connection, timer, due)
+
+    async def lease(self, name: str, holder: str, seconds: float) -> bool:
+        """Take or renew a lease (real time); False while another holds it."""
+        async with self.database.writing() as connection:
+            return await timing.take_lease(connection, name, holder, time.time(), seconds)
+
+    async def release(self, name: str, holder: str) -> None:
+        """Give a lease back."""
+        async with self.database.writing() as connection:
+            await timing.release_lease(connection, name, holder)
+
+    async def close(self) -> None:
+        """Close the database."""
+        await self.database.close()
+
+
+def _order(operation: Op) -> tuple[str, str]:
+    match operation:
+        case SetTimer(key=key) | CancelTimer(key=key):
+            return "1", key
+        case FinishTimer(timer=timer):
+            return "2", timer.key
+        case SetState(namespace=namespace, key=key):
+            return "3", f"{namespace} {key}"
+        case MoveCursor(name=name):
+            return "4", name
+    raise TypeError(type(operation).__name__)
+
+
+def _existing(row: Mapping[str, Any] | None, type: str, id: str) -> Stored:
+    if row is None:
+        raise NotFound(f"{type}/{id} is not known")
+    if row["method"] == "delete":
+        raise Gone(f"{type}/{id} was deleted")
+    return _stored(row)
+
+
+def _stored(row: Mapping[str, Any]) -> Stored:
+    method = row["method"]
+    return Stored(
+        row["type"], row["id"], row["version"], moment(row["last_updated"]), method == "delete", bytes(row["body"]), method
+    )

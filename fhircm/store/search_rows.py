@@ -1,0 +1,77 @@
+"""The rows by which a resource is found: made from its tree, written and deleted for a whole transaction at once.
+
+https://hl7.org/fhir/R4/search.html#ptypes
+"""
+
+# ruff: noqa: S608 — only names of tables, columns and placeholders are put into statements; every value is an argument.
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fhircm.fhir.definitions import param_key
+from fhircm.fhir.extract import ANY_REFERENCE, Amount, Span, Target, Text, Token, Uri, search_values
+from fhircm.store.database import Connection
+
+_ANY = 0  # the param of the rows that hold every local reference
+
+# For each kind of value: the table, its columns in the order of the value's fields behind the parameter, PostgreSQL's types of them.
+_LAYOUT: dict[type, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    Token: ("search_token", ("code", "system"), ("text", "text")),
+    Target: ("search_reference", ("target_id", "target_type"), ("text", "text")),
+    Text: ("search_string", ("start", "normalised", "exact"), ("text", "text", "text")),
+    Span: ("search_date", ("low", "high"), ("bigint", "bigint")),
+    Amount: ("search_quantity", ("low", "high", "system", "code", "unit"), ("float8", "float8", "text", "text", "text")),
+    Uri: ("search_uri", ("uri",), ("text",)),
+}
+SEARCH_TABLES = tuple(table for table, _, _ in _LAYOUT.values())
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRows:
+    """The rows of one version of one resource: for each table (resource_key, param, …)."""
+
+    by_table: dict[str, list[tuple[Any, ...]]]
+
+
+def search_rows(resource_key: int, type: str, tree: dict[str, Any]) -> SearchRows:
+    """The search rows of a resource. Raises Invalid for a value that cannot be read."""
+    by_table: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
+    for value in search_values(tree):
+        table = _LAYOUT[value.__class__][0]
+        param = _ANY if value.parameter == ANY_REFERENCE else param_key(type, value.parameter)
+        by_table[table].append((resource_key, param, *value[1:]))
+    return SearchRows(dict(by_table))
+
+
+async def write_search_rows(connection: Connection, dialect: str, rows: Sequence[SearchRows]) -> None:
+    """Write the rows of any number of resources: one statement a table."""
+    for table, columns, types in _LAYOUT.values():
+        batch = [row for one in rows for row in one.by_table.get(table, ())]
+        if not batch:
+            continue
+        names = ", ".join(("resource_key", "param", *columns))
+        if dialect == "postgresql":
+            arrays = ", ".join(f"${at}::{type}[]" for at, type in enumerate(("bigint", "integer", *types), start=1))
+            await connection.execute(
+                f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays})", *map(list, zip(*batch, strict=True))
+            )
+        else:
+            placeholders = ", ".join(f"${at}" for at in range(1, len(columns) + 3))
+            await connection.executemany(f"INSERT INTO {table} ({names}) VALUES ({placeholders})", batch)
+
+
+async def delete_search_rows(connection: Connection, dialect: str, resource_keys: Sequence[int]) -> None:
+    """Delete all rows of these resources: one round trip."""
+    if not resource_keys:
+        return
+    if dialect == "postgresql":
+        *first, last = (f"DELETE FROM {table} WHERE resource_key = ANY($1::bigint[])" for table in SEARCH_TABLES)
+        ahead = ", ".join(f"gone{at} AS ({delete})" for at, delete in enumerate(first))
+        await connection.execute(f"WITH {ahead} {last}", list(resource_keys))
+    else:
+        for table in SEARCH_TABLES:
+            await connection.executemany(f"DELETE FROM {table} WHERE resource_key = $1", [(key,) for key in resource_keys])

@@ -1,0 +1,138 @@
+"""One test of a search parameter as SQL on one row of its table.
+
+https://hl7.org/fhir/R4/search.html#prefix says what the prefixes mean for ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fhircm.fhir.conditions import AmountTest, IdTest, SpanTest, TargetTest, Test, TextTest, TokenTest, UriTest
+from fhircm.fhir.extract import START
+from fhircm.fhir.ranges import normalise
+
+Argument = Callable[[Any], str]  # turns a value into its placeholder
+
+TABLES: dict[type, str] = {
+    TokenTest: "search_token",
+    TargetTest: "search_reference",
+    TextTest: "search_string",
+    SpanTest: "search_date",
+    AmountTest: "search_quantity",
+    UriTest: "search_uri",
+}
+
+# The search value is [{low}, {high}), the row is [low, high). Each form keeps one column within bounds, for the index.
+_SPANS = {
+    "eq": "{a}.low >= {low} AND {a}.low < {high} AND {a}.high <= {high}",
+    "ne": "NOT ({a}.low >= {low} AND {a}.high <= {high})",
+    "gt": "{a}.high > {high}",
+    "lt": "{a}.low < {low}",
+    "ge": "{a}.high > {low} AND ({a}.high > {high} OR {a}.low >= {low})",
+    "le": "{a}.low < {high} AND ({a}.low < {low} OR {a}.high <= {high})",
+    "sa": "{a}.low >= {high}",
+    "eb": "{a}.high <= {low}",
+    "ap": "{a}.low < {high} AND {a}.high > {low}",
+}
+_UPDATED = {
+    "eq": "{a}.last_updated >= {low} AND {a}.last_updated < {high}",
+    "ne": "({a}.last_updated < {low} OR {a}.last_updated >= {high})",
+    "gt": "{a}.last_updated >= {high}",
+    "lt": "{a}.last_updated < {low}",
+    "ge": "{a}.last_updated >= {low}",
+    "le": "{a}.last_updated < {high}",
+    "sa": "{a}.last_updated >= {high}",
+    "eb": "{a}.last_updated < {low}",
+    "ap": "{a}.last_updated >= {low} AND {a}.last_updated < {high}",
+}
+# The row is [low, high]: one point, except for a Range or a comparator.
+_AMOUNTS = {
+    "eq": "{a}.low >= {low} AND {a}.low < {top} AND {a}.high < {top}",
+    "ne": "NOT ({a}.low >= {low} AND {a}.high < {top})",
+    "gt": "{a}.high > {number}",
+    "lt": "{a}.low < {number}",
+    "ge": "{a}.high >= {number}",
+    "le": "{a}.low <= {number}",
+    "sa": "{a}.low > {number}",
+    "eb": "{a}.high < {number}",
+    "ap": "{a}.low <= {top} AND {a}.high >= {low}",
+}
+
+
+def row_test(test: Test, a: str, argument: Argument) -> str:
+    """The test on the row with alias `a`, safe to stand beside AND."""
+    match test:
+        case TokenTest(codes, system):
+            tests = [] if codes is None else [one_of(f"{a}.code", codes, argument)]
+            tests += [] if system is None else [f"{a}.system = {argument(system)}"]
+            return " AND ".join(tests)
+        case TargetTest(target_id, types):
+            local = f"{a}.target_type <> ''" if types is None else one_of(f"{a}.target_type", types, argument)
+            return f"{a}.target_id = {argument(target_id)} AND {local}"
+        case TextTest(text, how):
+            return _text(text, how, a, argument)
+        case SpanTest(prefix, low, high):
+            return _filled(_SPANS[prefix], a, argument, low=low, high=high)
+        case AmountTest(prefix, number, low, high, system, code):
+            compared = _filled(_AMOUNTS[prefix], a, argument, number=number, low=low, top=high)
+            return compared + _unit(system, code, a, argument)
+        case UriTest(uris, below):
+            equal = one_of(f"{a}.uri", uris, argument)
+            return equal if below is None else f"({equal} OR {begins(f'{a}.uri', below, argument)})"
+        case IdTest(id):
+            return f"{a}.id = {argument(id)}"
+
+
+def updated_test(test: SpanTest, a: str, argument: Argument) -> str:
+    """The test of `_lastUpdated`, on the resource row with alias `a`."""
+    return _filled(_UPDATED[test.prefix], a, argument, low=test.low, high=test.high)
+
+
+def _filled(form: str, a: str, argument: Argument, **values: Any) -> str:
+    """The form with placeholders for those of the values that it names."""
+    return form.format(a=a, **{name: argument(value) for name, value in values.items() if "{" + name + "}" in form})
+
+
+def one_of(column: str, values: Sequence[Any], argument: Argument) -> str:
+    """The column has one of the values."""
+    if len(values) == 1:
+        return f"{column} = {argument(values[0])}"
+    return f"{column} IN ({', '.join(argument(value) for value in values)})"
+
+
+def begins(column: str, start: str, argument: Argument) -> str:
+    """The column begins with the text: a range, so that a plain index serves it."""
+    return f"({column} >= {argument(start)} AND {column} < {argument(start + chr(0x10FFFF))})"
+
+
+def _text(text: str, how: str, a: str, argument: Argument) -> str:
+    if how == "exact":
+        return f"{a}.start = {argument(normalise(text)[:START])} AND {a}.exact = {argument(text)}"
+    if how == "contains":
+        escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+        return f"{a}.normalised LIKE {argument(f'%{escaped}%')} ESCAPE '\\'"
+    if len(text) <= START:
+        return begins(f"{a}.start", text, argument)
+    return f"{a}.start = {argument(text[:START])} AND {begins(f'{a}.normalised', text, argument)}"
+
+
+def _unit(system: str | None, code: str, a: str, argument: Argument) -> str:
+    if system is None:
+        return ""
+    if system == "":
+        written = argument(code)
+        return f" AND ({a}.code = {written} OR {a}.unit = {written})"
+    return f" AND {a}.system = {argument(system)} AND {a}.code = {argument(code)}"
+
+
+def merged(tests: Sequence[Test]) -> list[Test]:
+    """Tests of codes of the same system become one test of several codes: one index range after the other, without OR."""
+    codes: dict[str | None, list[str]] = {}
+    others: list[Test] = []
+    for test in tests:
+        if isinstance(test, TokenTest) and test.codes is not None:
+            codes.setdefault(test.system, []).extend(test.codes)
+        else:
+            others.append(test)
+    return [TokenTest(tuple(dict.fromkeys(listed)), system) for system, listed in codes.items()] + others

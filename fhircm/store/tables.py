@@ -1,0 +1,224 @@
+"""Every table, declared once; `migrations/` brings a database to this shape. Times are microseconds since the epoch, UTC.
+
+The search tables have no foreign keys: only store/search.py writes them, always in the transaction of the version that they belong to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, LargeBinary, PrimaryKeyConstraint, Text, text
+from sqlalchemy.types import TypeEngine
+from sqlmodel import Field, SQLModel
+
+_Key = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts only an INTEGER PRIMARY KEY
+# Compared byte by byte, as SQLite does: prefixes are then found by the index.
+_Plain = Text().with_variant(Text(collation="C"), "postgresql")
+_CLUSTERED: dict[str, Any] = {"sqlite_with_rowid": False}
+
+
+def _column(type: TypeEngine[Any], **options: Any) -> Any:
+    return Field(sa_column=Column(type, nullable=False, **options))
+
+
+class Resource(SQLModel, table=True):
+    """Each resource once: which version is current. `key` never changes, so the order of pages does not either."""
+
+    __table_args__ = (
+        Index("resource_identity", "type", "id", unique=True),
+        Index("resource_newest", "type", "key"),
+        Index("resource_updated", "type", "last_updated", "key"),
+        {"sqlite_autoincrement": True},
+    )
+    key: int = _column(_Key, primary_key=True, autoincrement=True)
+    type: str = _column(_Plain)
+    id: str = _column(_Plain)
+    version: int = _column(BigInteger)
+    last_updated: int = _column(BigInteger)
+    deleted: bool = _column(Boolean)
+
+
+class Version(SQLModel, table=True):
+    """Every version, with the bytes that are served."""
+
+    __table_args__ = (PrimaryKeyConstraint("resource_key", "version"),)
+    resource_key: int = _column(BigInteger)
+    version: int = _column(BigInteger)
+    method: str = _column(_Plain)
+    last_updated: int = _column(BigInteger)
+    body: bytes = _column(LargeBinary)
+
+
+class Change(SQLModel, table=True):
+    """What happened, in order of (transaction, number): docs/decisions/change-numbers-in-order.md."""
+
+    __table_args__ = (Index("change_order", "tx", "number"), {"sqlite_autoincrement": True})
+    number: int = _column(_Key, primary_key=True, autoincrement=True)
+    tx: int = _column(BigInteger)
+    type: str = _column(_Plain)
+    id: str = _column(_Plain)
+    version: int = _column(BigInteger)
+    method: str = _column(_Plain)
+    origin: str = _column(_Plain)
+    at: int = _column(BigInteger)
+
+
+class Timer(SQLModel, table=True):
+    """Something that is due: a deadline, a reminder, a retry. Claimed until `leased_until`, under the fencing token `token`."""
+
+    __table_args__ = (Index("timer_due", "due"),)
+    key: str = _column(_Plain, primary_key=True)
+    kind: str = _column(_Plain)
+    due: int = _column(BigInteger)
+    payload: str = _column(Text)
+    attempts: int = _column(BigInteger, server_default=text("0"))
+    token: int = _column(BigInteger, server_default=text("0"))
+    leased_until: int = _column(BigInteger, server_default=text("0"))
+
+
+class Cursor(SQLModel, table=True):
+    """How far a reaction or a partner has read the changes."""
+
+    name: str = _column(_Plain, primary_key=True)
+    tx: int = _column(BigInteger)
+    number: int = _column(BigInteger)
+
+
+class State(SQLModel, table=True):
+    """Small durable facts by namespace and key: progress of a pull, hashes of the mirror, capability snapshots."""
+
+    __table_args__ = (PrimaryKeyConstraint("namespace", "key"), _CLUSTERED)
+    namespace: str = _column(_Plain)
+    key: str = _column(_Plain)
+    value: str = _column(Text)
+
+
+class Lease(SQLModel, table=True):
+    """Who works with a partner at the moment."""
+
+    name: str = _column(_Plain, primary_key=True)
+    holder: str = _column(_Plain)
+    until: int = _column(BigInteger)
+
+
+class Client(SQLModel, table=True):
+    """A registered SMART client: its keys (a JWKS, or where it publishes one), scopes and organisation, as JSON."""
+
+    client_id: str = _column(_Plain, primary_key=True)
+    registration: str = _column(Text)
+
+
+class AccessToken(SQLModel, table=True):
+    """An access token by the SHA-256 of its text; the text itself is nowhere."""
+
+    __tablename__ = "access_token"
+    __table_args__ = (Index("access_token_expires", "expires"),)
+    digest: bytes = _column(LargeBinary, primary_key=True)
+    client_id: str = _column(_Plain)
+    scope: str = _column(Text)
+    expires: int = _column(BigInteger)
+
+
+class UsedAssertion(SQLModel, table=True):
+    """The jti of a client assertion, kept until it has expired, so that no process accepts it again."""
+
+    __tablename__ = "used_assertion"
+    __table_args__ = (PrimaryKeyConstraint("client_id", "jti"), Index("used_assertion_expires", "expires"))
+    client_id: str = _column(_Plain)
+    jti: str = _column(_Plain)
+    expires: int = _column(BigInteger)
+
+
+class SearchToken(SQLModel, table=True):
+    """Codes, identifiers, booleans. Keys by resource right behind the code: the newest come straight from the index."""
+
+    __tablename__ = "search_token"
+    __table_args__ = (
+        PrimaryKeyConstraint("param", "code", "resource_key", "system"),
+        Index("search_token_resource", "resource_key"),
+        _CLUSTERED,
+    )
+    param: int = _column(Integer)
+    code: str = _column(_Plain)
+    resource_key: int = _column(BigInteger)
+    system: str = _column(_Plain)
+
+
+class SearchReference(SQLModel, table=True):
+    """References; param 0 holds every local one, which tells whether a resource may be deleted."""
+
+    __tablename__ = "search_reference"
+    __table_args__ = (
+        PrimaryKeyConstraint("param", "target_id", "resource_key", "target_type"),
+        Index("search_reference_resource", "resource_key"),
+        _CLUSTERED,
+    )
+    param: int = _column(Integer)
+    target_id: str = _column(_Plain)
+    resource_key: int = _column(BigInteger)
+    target_type: str = _column(_Plain)
+
+
+class SearchString(SQLModel, table=True):
+    """Names, addresses and other strings, as written and normalised; `start` is what the index holds."""
+
+    __tablename__ = "search_string"
+    __table_args__ = (
+        Index("search_string_start", "param", "start", "resource_key"),
+        Index("search_string_resource", "resource_key"),
+    )
+    __mapper_args__ = {"primary_key": ["param", "start", "resource_key", "exact"]}
+    param: int = _column(Integer)
+    start: str = _column(_Plain)
+    resource_key: int = _column(BigInteger)
+    normalised: str = _column(_Plain)
+    exact: str = _column(_Plain)
+
+
+class SearchDate(SQLModel, table=True):
+    """Dates and periods as [low, high)."""
+
+    __tablename__ = "search_date"
+    __table_args__ = (
+        PrimaryKeyConstraint("param", "low", "high", "resource_key"),
+        Index("search_date_high", "param", "high", "resource_key"),
+        Index("search_date_resource", "resource_key"),
+        _CLUSTERED,
+    )
+    param: int = _column(Integer)
+    low: int = _column(BigInteger)
+    high: int = _column(BigInteger)
+    resource_key: int = _column(BigInteger)
+
+
+class SearchQuantity(SQLModel, table=True):
+    """Numbers and quantities as the range that their precision means."""
+
+    __tablename__ = "search_quantity"
+    __table_args__ = (
+        Index("search_quantity_low", "param", "low", "resource_key"),
+        Index("search_quantity_high", "param", "high", "resource_key"),
+        Index("search_quantity_resource", "resource_key"),
+    )
+    __mapper_args__ = {"primary_key": ["param", "low", "resource_key", "code"]}
+    param: int = _column(Integer)
+    low: float = _column(Double)
+    high: float = _column(Double)
+    resource_key: int = _column(BigInteger)
+    system: str = _column(_Plain)
+    code: str = _column(_Plain)
+    unit: str = _column(_Plain)
+
+
+class SearchUri(SQLModel, table=True):
+    """URIs and canonicals."""
+
+    __tablename__ = "search_uri"
+    __table_args__ = (
+        PrimaryKeyConstraint("param", "uri", "resource_key"),
+        Index("search_uri_resource", "resource_key"),
+        _CLUSTERED,
+    )
+    param: int = _column(Integer)
+    uri: str = _column(_Plain)
+    resource_key: int = _column(BigInteger)

@@ -1,0 +1,90 @@
+"""Durable timers and leases: claimed under a fencing token, taken over when the holder falls silent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from datetime import datetime, timedelta
+
+from fhircm.store.database import Connection
+from fhircm.store.operations import SetTimer, Timer
+from fhircm.store.stored import micros, moment
+
+
+class StaleClaim(Exception):
+    """The timer was claimed by another worker, or set anew, since this one claimed it."""
+
+
+async def set_timer(connection: Connection, timer: SetTimer) -> None:
+    """Set or replace; a claim on the old one becomes stale."""
+    await connection.execute(
+        "INSERT INTO timer (key, kind, due, payload) VALUES ($1, $2, $3, $4) ON CONFLICT (key) DO UPDATE SET"
+        " kind = excluded.kind, due = excluded.due, payload = excluded.payload, attempts = 0, leased_until = 0, token = timer.token + 1",
+        timer.key,
+        timer.kind,
+        micros(timer.due),
+        json.dumps(timer.payload),
+    )
+
+
+async def cancel_timer(connection: Connection, key: str) -> None:
+    await connection.execute("DELETE FROM timer WHERE key = $1", key)
+
+
+async def finish_timer(connection: Connection, timer: Timer) -> None:
+    """Remove a timer that was handled. Raises StaleClaim."""
+    if await connection.fetchval("DELETE FROM timer WHERE key = $1 AND token = $2 RETURNING key", timer.key, timer.token) is None:
+        raise StaleClaim(timer.key)
+
+
+async def retry_timer(connection: Connection, timer: Timer, due: datetime) -> None:
+    """Give a claimed timer back, to be due again. Raises StaleClaim."""
+    given_back = await connection.fetchval(
+        "UPDATE timer SET due = $3, leased_until = 0 WHERE key = $1 AND token = $2 RETURNING key",
+        timer.key,
+        timer.token,
+        micros(due),
+    )
+    if given_back is None:
+        raise StaleClaim(timer.key)
+
+
+async def claim_timers(
+    connection: Connection, dialect: str, kinds: Collection[str], now: datetime, leased_from: float, limit: int, lease: timedelta
+) -> list[Timer]:
+    """Claim what is due by `now`; a claim holds until `leased_from` (real seconds since the epoch) plus `lease`."""
+    marks = ", ".join(f"${number}" for number in range(5, 5 + len(kinds)))
+    locked = " FOR UPDATE SKIP LOCKED" if dialect == "postgresql" else ""
+    start = int(leased_from * 1_000_000)
+    rows = await connection.fetch(
+        "UPDATE timer SET attempts = attempts + 1, token = token + 1, leased_until = $3 WHERE key IN ("
+        f"SELECT key FROM timer WHERE due <= $1 AND leased_until <= $2 AND kind IN ({marks}) ORDER BY due LIMIT $4{locked})"
+        " RETURNING key, kind, due, payload, attempts, token",
+        micros(now),
+        start,
+        start + lease // timedelta(microseconds=1),
+        limit,
+        *kinds,
+    )
+    timers = [
+        Timer(row["key"], row["kind"], moment(row["due"]), json.loads(row["payload"]), row["attempts"], row["token"])
+        for row in rows
+    ]
+    return sorted(timers, key=lambda timer: (timer.due, timer.key))
+
+
+async def take_lease(connection: Connection, name: str, holder: str, now: float, seconds: float) -> bool:
+    """Take or renew a lease; False while another holds it."""
+    taken = await connection.fetchval(
+        "INSERT INTO lease (name, holder, until) VALUES ($1, $2, $3) ON CONFLICT (name) DO UPDATE SET"
+        " holder = excluded.holder, until = excluded.until WHERE lease.holder = excluded.holder OR lease.until <= $4 RETURNING name",
+        name,
+        holder,
+        int((now + seconds) * 1_000_000),
+        int(now * 1_000_000),
+    )
+    return taken is not None
+
+
+async def release_lease(connection: Connection, name: str, holder: str) -> None:
+    await connection.execute("DELETE FROM lease WHERE name = $1 AND holder = $2", name, holder)

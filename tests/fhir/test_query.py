@@ -1,0 +1,311 @@
+"""Queries: every parameter understood or refused."""
+
+import json
+
+import pytest
+
+from fhircm.fhir.conditions import (
+    AmountTest,
+    AnyOf,
+    Chained,
+    IdTest,
+    Linked,
+    Matches,
+    Missing,
+    SpanTest,
+    TargetTest,
+    TextTest,
+    TokenTest,
+    UriTest,
+)
+from fhircm.fhir.outcome import Malformed, NotSupported
+from fhircm.fhir.query import Cursor, Include, InvalidValue, Sort, in_compartment, parse_query
+from fhircm.fhir.ranges import date_range
+
+BASE = "https://hub.example/fhir"
+
+
+def condition(type, name, value):
+    (found,) = parse_query(type, [(name, value)], base_url=BASE).conditions
+    return found
+
+
+def asked(type, name, value):
+    return condition(type, name, value).tests
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("active", TokenTest(("active",), None)),
+        ("|active", TokenTest(("active",), "")),
+    ],
+)
+def test_codes_without_a_system(value, expected):
+    assert asked("CarePlan", "status", value) == (expected,)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("734163000", (TokenTest(("734163000",), None),)),
+        ("http://snomed.info/sct|734163000", (TokenTest(("734163000",), "http://snomed.info/sct"),)),
+        ("http://snomed.info/sct|", (TokenTest(None, "http://snomed.info/sct"),)),
+        ("Assess-Plan", (TokenTest(("assess-plan",), None),)),
+        ("a,b", (TokenTest(("a",), None), TokenTest(("b",), None))),
+        (r"a\,b", (TokenTest(("a,b",), None),)),
+        (r"http://s|a\|b", (TokenTest(("a|b",), "http://s"),)),
+        (r"a\\,b", (TokenTest(("a\\",), None), TokenTest(("b",), None))),
+    ],
+)
+def test_concepts(value, expected):
+    assert asked("CarePlan", "category", value) == expected
+
+
+def test_identifiers_keep_their_case():
+    assert asked("Patient", "identifier", "http://s|A1") == (TokenTest(("A1",), "http://s"),)
+    assert condition("Patient", "identifier:of-type", "http://v2|MR|A1") == Matches(
+        "Patient", "identifier:of-type", (TokenTest(("MR|A1",), "http://v2"),)
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("7", TargetTest("7", ("Patient",))),
+        ("Patient/7", TargetTest("7", ("Patient",))),
+        (f"{BASE}/Patient/7", TargetTest("7", ("Patient",))),
+        ("https://other.example/fhir/Patient/7", TargetTest("https://other.example/fhir/Patient/7", ("",))),
+        ("urn:uuid:1", TargetTest("urn:uuid:1", ("",))),
+    ],
+)
+def test_references(value, expected):
+    assert asked("CarePlan", "patient", value) == (expected,)
+
+
+def test_references_to_one_of_several_types():
+    assert asked("CarePlan", "subject", "7") == (TargetTest("7", None),)
+    assert asked("CarePlan", "subject:Group", "7") == (TargetTest("7", ("Group",)),)
+    assert asked("CarePlan", "subject:identifier", "http://s|X") == (TokenTest(("X",), "http://s"),)
+    assert asked("CarePlan", "instantiates-canonical", "http://x|1") == (TargetTest("http://x|1", ("",)),)
+
+
+def test_strings():
+    assert asked("Patient", "name", "Ève ") == (TextTest("eve", "start"),)
+    assert asked("Patient", "name:contains", "EV") == (TextTest("ev", "contains"),)
+    assert asked("Patient", "name:exact", "Eve,Ann") == (TextTest("Eve", "exact"), TextTest("Ann", "exact"))
+    assert condition("CarePlan", "category:text", "Asthma") == Matches("CarePlan", "category", (TextTest("asthma", "start"),))
+
+
+def test_dates():
+    low, high = date_range("2024-05")
+    for prefix in ("eq", "ne", "gt", "lt", "ge", "le", "sa", "eb"):
+        assert asked("CarePlan", "date", f"{prefix}2024-05") == (SpanTest(prefix, low, high),)
+    assert asked("CarePlan", "date", "2024-05") == (SpanTest("eq", low, high),)
+    (about,) = asked("CarePlan", "date", "ap2024-05")
+    assert about.low < low
+    assert about.high > high
+
+
+def test_numbers_and_quantities():
+    assert asked("RiskAssessment", "probability", "gt0.8") == (AmountTest("gt", 0.8, 0.75, 0.85, None, ""),)
+    assert asked("Observation", "value-quantity", "5.40|http://unitsofmeasure.org|mg") == (
+        AmountTest("eq", 5.4, 5.395, 5.405, "http://unitsofmeasure.org", "mg"),
+    )
+    assert asked("Observation", "value-quantity", "le5||mg") == (AmountTest("le", 5.0, 4.5, 5.5, "", "mg"),)
+    assert asked("Observation", "value-quantity", "ap100") == (AmountTest("ap", 100.0, 90.0, 110.0, None, ""),)
+
+
+def test_uris():
+    assert asked("CarePlan", "instantiates-uri", "http://a/b") == (UriTest(("http://a/b",)),)
+    assert asked("CarePlan", "instantiates-uri:below", "http://a/b") == (UriTest(("http://a/b",), "http://a/b/"),)
+    (above,) = asked("CarePlan", "instantiates-uri:above", "http://a/b/c")
+    assert set(above.uris) == {"http://a/b/c", "http://a/b", "http://a", "http://a/b/c/", "http://a/b/", "http://a/"}
+
+
+def test_ids_and_what_is_missing_or_not():
+    assert condition("Patient", "_id", "a,b") == Matches("Patient", "_id", (IdTest("a"), IdTest("b")))
+    assert condition("Patient", "gender:not", "male").negated
+    assert condition("Patient", "gender:missing", "true") == Missing("Patient", "gender", True)
+    assert condition("Patient", "gender:missing", "false") == Missing("Patient", "gender", False)
+
+
+def test_the_same_parameter_twice_is_two_conditions():
+    query = parse_query("CarePlan", [("date", "ge2024"), ("date", "lt2025")])
+    assert [found.tests[0].prefix for found in query.conditions] == ["ge", "lt"]
+
+
+def test_chains_and_reverse_chains():
+    number = Matches("Patient", "identifier", (TokenTest(("1",), "http://s"),))
+    assert condition("CarePlan", "patient.identifier", "http://s|1") == Chained("CarePlan", "patient", (("Patient", number),))
+    assert condition("CarePlan", "subject:Patient.identifier", "http://s|1") == Chained(
+        "CarePlan", "subject", (("Patient", number),)
+    )
+    either = condition("CarePlan", "subject.identifier", "x")
+    assert {type for type, _ in either.targets} == {"Group", "Patient"}
+    only_patients = condition("CarePlan", "subject.birthdate", "2024")
+    assert {type for type, _ in only_patients.targets} == {"Patient"}
+    code = Matches("Observation", "code", (TokenTest(("1234-5",), None),))
+    assert condition("Patient", "_has:Observation:patient:code", "1234-5") == Linked("Patient", "Observation", "patient", code)
+    nested = condition("CarePlan", "patient.organization.name", "acme")
+    assert nested.targets[0][1].targets[0][1] == Matches("Organization", "name", (TextTest("acme", "start"),))
+
+
+def test_controls():
+    query = parse_query(
+        "Task",
+        [
+            ("_count", "5"),
+            ("_sort", "-_lastUpdated,status"),
+            ("_total", "accurate"),
+            ("_include", "Task:focus:ServiceRequest"),
+            ("_include:iterate", "ServiceRequest:requester"),
+            ("_include", "*"),
+            ("_revinclude", "Provenance:target"),
+            ("_format", "json"),
+        ],
+    )
+    assert query.count == 5
+    assert query.sort == (Sort("_lastUpdated", True), Sort("status", False))
+    assert query.total
+    assert query.includes == (
+        Include("Task", "focus", "ServiceRequest", False),
+        Include("ServiceRequest", "requester", None, True),
+        Include("Task", "*", None, False),
+    )
+    assert query.revincludes == (Include("Provenance", "target", None, False),)
+    assert ("_format", "json") not in query.used
+    assert len(query.used) == 7
+
+
+def test_counts():
+    assert parse_query("Task", []).count == 50
+    assert parse_query("Task", [("_count", "99999")], max_count=200).count == 200
+    assert parse_query("Task", [("_count", "0")]).count_only
+    assert parse_query("Task", [("_summary", "count")]).count_only
+
+
+@pytest.mark.parametrize(
+    ("type", "name", "value", "told"),
+    [
+        ("Patient", "nickname", "x", "'nickname' is not a search parameter of Patient. There are: _id, _lastUpdated"),
+        ("Patient", "name:fuzzy", "x", "exact, contains, missing"),
+        ("Patient", "_elements", "id", "_elements"),
+        ("Patient", "_text", "x", "_text"),
+        ("Patient", "_summary", "text", "_summary"),
+        ("Patient", "_contained", "true", "_contained"),
+        ("Patient", "_id:missing", "true", "_id"),
+        ("Patient", "_lastUpdated:missing", "true", "_lastUpdated"),
+        ("Patient", "_sort", "shoe", "_sort"),
+        ("Patient", "_sort:asc", "name", "_sort"),
+        ("Patient", "_include", "Patient:shoe", "shoe"),
+        ("Patient", "_include", "Task:focus", "_include"),
+        ("Patient", "_include", "Patient:name", "name"),
+        ("Patient", "_include:recurse", "Patient:organization", "_include"),
+        ("Patient", "_revinclude", "Observation:code", "code"),
+        ("Organization", "_revinclude", "Observation:encounter", "encounter"),
+        ("Location", "near", "1|2|3", "near"),
+        ("Observation", "code-value-quantity", "a$b", "composite"),
+        ("CarePlan", "category:in", "http://v", "in"),
+        ("CarePlan", "subject:Practitioner", "7", "Practitioner"),
+        ("CarePlan", "subject.shoe", "7", "shoe"),
+        ("CarePlan", "status.shoe", "7", "status"),
+        ("CarePlan", "subject:Practitioner.name", "7", "Practitioner"),
+        ("CarePlan", "part-of.part-of.part-of.part-of.status", "active", "links"),
+        ("CarePlan", "instantiates-canonical.title", "7", "instantiates-canonical"),
+        ("Patient", "_has:Observation:code:status", "x", "code"),
+        ("Patient", "_has:Organization:partof:name", "x", "Patient"),
+        ("Patient", "", "x", "''"),
+        ("Human", "name", "x", "Human"),
+    ],
+)
+def test_what_is_unknown_or_not_there_is_refused(type, name, value, told):
+    with pytest.raises(NotSupported) as caught:
+        parse_query(type, [(name, value)])
+    assert told in str(caught.value)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("type", "name", "value"),
+    [
+        ("CarePlan", "date", "foo"),
+        ("CarePlan", "date", "xx2024"),
+        ("CarePlan", "date", "ge"),
+        ("CarePlan", "date", "2024-02-30"),
+        ("CarePlan", "date", ""),
+        ("CarePlan", "date", "2024,"),
+        ("CarePlan", "status", "http://hl7.org/fhir/request-status|active"),
+        ("CarePlan", "category", "a|b|c"),
+        ("CarePlan", "category", "|"),
+        ("CarePlan", "category", "a\x00b"),
+        ("CarePlan", "category", "x" * 5000),
+        ("CarePlan", "category", ",".join("abcdefghij" * 60)),
+        ("CarePlan", "category:missing", "maybe"),
+        ("CarePlan", "patient", "Group/7"),
+        ("CarePlan", "patient", "a b"),
+        ("CarePlan", "patient", "#p"),
+        ("CarePlan", "patient", "Patient/7/_history/2"),
+        ("Patient", "active", "yes"),
+        ("Patient", "identifier:of-type", "a|b"),
+        ("Patient", "name", " "),
+        ("Patient", "_has:Observation:code", "x"),
+        ("Patient", "_has:Human:patient:code", "x"),
+        ("Patient", "_count", "-1"),
+        ("Patient", "_count", "many"),
+        ("Patient", "_count", "٣"),
+        ("Patient", "_total", "yes"),
+        ("Patient", "_summary", "yes"),
+        ("Patient", "_include", "organization"),
+        ("Patient", "_include", "Human:organization"),
+        ("Patient", "_include", "Patient:organization:Human"),
+        ("Observation", "value-quantity", "5|mg"),
+        ("Observation", "value-quantity", "five"),
+        ("Observation", "value-quantity", "1e999"),
+        ("RiskAssessment", "probability", "NaN"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_an_error_that_does_not_show_it(type, name, value):
+    with pytest.raises(InvalidValue) as caught:
+        parse_query(type, [(name, value)])
+    assert caught.value.status == 400
+    assert caught.value.issues[0].code == "value"
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["_count", "_sort", "_total", "_summary"])
+def test_what_can_be_said_once_cannot_be_said_twice(name):
+    value = {"_count": "1", "_sort": "name", "_total": "none", "_summary": "count"}[name]
+    with pytest.raises(InvalidValue):
+        parse_query("Patient", [(name, value), (name, value)])
+
+
+def test_a_lenient_search_tells_what_it_ignored():
+    query = parse_query("Patient", [("shoe", "43"), ("name", "eve"), ("name:fuzzy", "x")], lenient=True)
+    assert [name for name, _ in query.ignored] == ["shoe", "name:fuzzy"]
+    assert query.used == (("name", "eve"),)
+    with pytest.raises(InvalidValue):
+        parse_query("Patient", [("birthdate", "foo")], lenient=True)
+
+
+def test_compartments():
+    found = in_compartment("Patient", ("1", "2"), "CarePlan")
+    tests = (TargetTest("1", ("Patient",)), TargetTest("2", ("Patient",)))
+    assert found == AnyOf((Matches("CarePlan", "patient", tests), Matches("CarePlan", "performer", tests)))
+    own = in_compartment("Patient", ("1",), "Patient")
+    assert Matches("Patient", "_id", (IdTest("1"),)) in own.conditions
+    assert in_compartment("Patient", ("1",), "Organization") is None
+    assert in_compartment("Patient", (), "CarePlan") == AnyOf(())
+
+
+def test_cursors_survive_a_token():
+    cursor = Cursor((1.5, "a", 7), 9, 10, 11)
+    assert Cursor.from_json(json.loads(json.dumps(cursor.as_json()))) == cursor
+
+
+@pytest.mark.parametrize("tree", [None, [], {}, {"a": 1, "h": 1, "u": 1, "t": 1}, {"a": [None], "h": 1, "u": 1, "t": 1},
+                                  {"a": [2**70], "h": 1, "u": 1, "t": 1}, {"a": [True], "h": 1, "u": 1, "t": 1},
+                                  {"a": [1], "h": "x", "u": 1, "t": 1}])  # fmt: skip
+def test_what_is_not_a_cursor_is_refused(tree):
+    with pytest.raises(Malformed):
+        Cursor.from_json(tree)
