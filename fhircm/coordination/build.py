@@ -17,12 +17,17 @@ from fhircm.fhir.validation import Checked, check, check_tree
 from fhircm.store.resources import Put, Stored
 
 Tree = dict[str, Any]
-_NAMESPACE = uuid5(NAMESPACE_URL, f"{BASE}/")
+_NAMESPACE = uuid5(NAMESPACE_URL, f"{BASE}/coordination")
 
 
 def stable_id(*parts: str) -> str:
     """An id that follows from what it stands for: a replay, or a second worker, makes the same resource."""
     return str(uuid5(_NAMESPACE, "/".join(parts)))
+
+
+def profile(name: str) -> Tree:
+    """The meta of a resource that claims a profile of the hub (profiles/structure/)."""
+    return {"profile": [f"{BASE}/StructureDefinition/{name}"]}
 
 
 def instant(at: datetime) -> str:
@@ -82,12 +87,15 @@ def coordinating_organization(name: str) -> Checked:
     return made({"resourceType": "Organization", "id": id, "identifier": [identifier], "active": True, "name": name})
 
 
-def for_a_human(id: str, code: str, reason: str, *, owner: Tree, focus: str, patient: Tree | None, at: datetime, **more: Any) -> Put:
+def for_a_human(
+    id: str, code: str, reason: str, *, owner: Tree, focus: str, patient: Tree | None, at: datetime, **more: Any
+) -> Put:
     """A Task for a human of the coordinating organisation; `reason` is plain words without clinical content."""
     return new(
         {
             "resourceType": "Task",
             "id": id,
+            "meta": profile("coordination-task") if patient else None,
             "status": "ready",
             "intent": "order",
             "priority": "routine",
@@ -107,4 +115,6 @@ def for_a_human(id: str, code: str, reason: str, *, owner: Tree, focus: str, pat
 
 def npi(organization: Tree) -> str | None:
     """The NPI of an Organization or Practitioner."""
-    return next((one["value"] for one in organization.get("identifier", []) if one.get("system") == NPI and one.get("value")), None)
+    return next(
+        (one["value"] for one in organization.get("identifier", []) if one.get("system") == NPI and one.get("value")), None
+    )

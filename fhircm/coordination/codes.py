@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from fhircm.coordination.shipped import profiles
+from fhircm.fhir.artefacts import folder
 
 BASE = "https://fhircm.example"
 SYSTEM = f"{BASE}/CodeSystem/coordination"
@@ -35,7 +35,7 @@ def codings(*elements: Any) -> Iterator[tuple[str, str]]:
 @cache
 def value_set(name: str) -> frozenset[tuple[str, str]]:
     """All (system, code) of profiles/value-set/<name>.json."""
-    tree = json.loads(profiles("value-set", f"{name}.json").read_bytes())
+    tree = json.loads((folder("profiles") / "value-set" / f"{name}.json").read_bytes())
     return frozenset(
         (include["system"], concept["code"]) for include in tree["compose"]["include"] for concept in include["concept"]
     )
@@ -49,7 +49,7 @@ def member(name: str, *elements: Any) -> bool:
 @cache
 def displays() -> dict[str, str]:
     """The display of each code of the hub's own code system."""
-    tree = json.loads(profiles("code-system", "coordination.json").read_bytes())
+    tree = json.loads((folder("profiles") / "code-system" / "coordination.json").read_bytes())
     return {concept["code"]: concept["display"] for concept in tree["concept"]}
 
 

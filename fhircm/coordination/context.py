@@ -22,6 +22,32 @@ _PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
+class Record:
+    """Everything that is on record, to be read."""
+
+    store: Store
+
+    async def get(self, type: str, id: str) -> Stored | None:
+        """The current version, unless there is none or it is deleted."""
+        return (await self.store.read_many([(type, id)])).get((type, id))
+
+    async def follow(self, element: Tree | None) -> Stored | None:
+        """What a Reference to this server points to."""
+        to = parse_reference((element or {}).get("reference", ""))
+        return await self.get(to.type, to.id) if to.kind == "local" and to.type and to.id else None
+
+    async def find(self, type: str, *parameters: tuple[str, str]) -> list[Stored]:
+        """Everything that a search finds, over all its pages, by id: the same answer whenever the same things are there."""
+        query = parse_query(type, [*parameters, ("_count", str(_PAGE))])
+        page = await self.store.search(query)
+        found = list(page.matches)
+        while page.next is not None:
+            page = await self.store.search(replace(query, cursor=page.next))
+            found += page.matches
+        return sorted(found, key=lambda stored: stored.id)
+
+
+@dataclass(frozen=True, slots=True)
 class Neighbour:
     """A partner, as far as coordination must know it."""
 
@@ -32,14 +58,14 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class Context(Record):
     """What a reaction may look at.
 
-    `organization` is the id of the Organization that coordinates, at the hub; `calendar` is its own, and stands in for an organisation that is no neighbour.
-    A discharge or order that the hub first sees later than `window` after it happened starts nothing.
+    `organization` is the id of the Organization that coordinates, at the hub; `calendar` is its own, and stands in for an
+    organisation that is no neighbour. A discharge or order that the hub first sees later than `window` after it happened starts
+    nothing.
     """
 
-    store: Store
     organization: str
     organization_name: str
     calendar: BusinessCalendar
@@ -79,25 +105,6 @@ class Context:
     def calendar_of(self, neighbour: Neighbour | None) -> BusinessCalendar:
         """The calendar of a partner, or the hub's own."""
         return neighbour.calendar if neighbour else self.calendar
-
-    async def get(self, type: str, id: str) -> Stored | None:
-        """The current version, unless there is none or it is deleted."""
-        return (await self.store.read_many([(type, id)])).get((type, id))
-
-    async def follow(self, element: Tree | None) -> Stored | None:
-        """What a Reference to this server points to."""
-        to = parse_reference((element or {}).get("reference", ""))
-        return await self.get(to.type, to.id) if to.kind == "local" and to.type and to.id else None
-
-    async def find(self, type: str, *parameters: tuple[str, str]) -> list[Stored]:
-        """Everything that a search finds, over all its pages, by id: the same answer whenever the same things are there."""
-        query = parse_query(type, [*parameters, ("_count", str(_PAGE))])
-        page = await self.store.search(query)
-        found = list(page.matches)
-        while page.next is not None:
-            page = await self.store.search(replace(query, cursor=page.next))
-            found += page.matches
-        return sorted(found, key=lambda stored: stored.id)
 
 
 def any_of(values: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """When something is due: business days of an organisation's own calendar, to the end of the day in its own time zone.
 
-https://hl7.org/fhir/R4/datatypes.html#dateTime. The day on which it starts is day 0: "within 2 business days after a discharge" ends with the second
-business day after the day of the discharge, whatever the hour.
+https://hl7.org/fhir/R4/datatypes.html#dateTime. The day on which it starts is day 0: "within 2 business days after a discharge"
+ends with the second business day after the day of the discharge, whatever the hour.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ _DAY = timedelta(days=1)
 class BusinessCalendar:
     """The days on which an organisation works.
 
-    `time_zone` is an IANA name; `country` and `subdivision` (ISO 3166) choose the public holidays; `closed` are further days without
-    business; `weekend` are days of the week, 0 is Monday. Raises ValueError for a zone or country that is not known, or a week without business days.
+    `time_zone` is an IANA name; `country` and `subdivision` (ISO 3166) choose the public holidays; `closed` are further days
+    without business; `weekend` are days of the week, 0 is Monday. Raises ValueError for a zone or country that is not known, or
+    a week without business days.
     """
 
     def __init__(

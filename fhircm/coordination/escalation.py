@@ -1,7 +1,8 @@
 """What is overdue: every open Task of the hub has a timer at its due time, and when it fires, the next in line has the Task.
 
-https://hl7.org/fhir/R4/task.html (restriction.period is when it is due). How far a Task has gone up is written on it, in an extension: its
-`level`, and when the present owner's time is over (`due`). A handler that is run again finds the level raised and does nothing.
+https://hl7.org/fhir/R4/task.html (restriction.period is when it is due). How far a Task has gone up is written on it, in an
+extension: its `level`, and when the present owner's time is over (`due`). A handler that is run again finds the level raised
+and does nothing.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ def key(task_id: str) -> str:
 
 def level_of(task: Tree) -> int:
     """How often a Task was escalated."""
-    return next((one["valueInteger"] for one in _parts(task) if one["url"] == "level"), 0)
+    return next((one.get("valueInteger", 0) for one in _parts(task) if one["url"] == "level"), 0)
 
 
 def due_of(task: Tree) -> datetime | None:
     """When the present owner's time is over (UTC): as escalated, else as the Task was made."""
     if level_of(task):
-        return moment(next((one["valueDateTime"] for one in _parts(task) if one["url"] == "due"), None))
+        return moment(next((one.get("valueDateTime") for one in _parts(task) if one["url"] == "due"), None))
     return moment(task.get("restriction", {}).get("period", {}).get("end"))
 
 
@@ -56,8 +57,14 @@ async def watch(context: Context, change: Change) -> list[Op]:
     tree = stored.tree if stored else None
     if mirrored(tree):
         return []
-    due = due_of(tree) if tree and is_open(tree) else None
+    due = due_of(tree) if tree and is_open(tree) and not _is_whole(context, tree) else None
     return [SetTimer(key(change.id), KIND, due, {"task": change.id}) if due else CancelTimer(key(change.id))]
+
+
+def _is_whole(context: Context, task: Tree) -> bool:
+    """Whether a Task stands for a whole pathway: its steps have due times of their own."""
+    pathway = context.pathway_of(task)
+    return pathway is not None and _step_of(context, task) is pathway.whole
 
 
 async def overdue(context: Context, timer: Timer) -> list[Op]:
@@ -89,7 +96,10 @@ async def _pass_on(context: Context, stored: Stored, due: datetime) -> list[Op]:
 
 
 async def _next_owner(context: Context, tree: Tree, level: int) -> tuple[Tree, NextInLine | None, int]:
-    """Who has it now, how long, and the level: the next in the chain who is somebody else, at last the organisation that coordinates."""
+    """Who has it now, how long, and the level.
+
+    The next in the chain who is somebody else, at last the organisation that coordinates.
+    """
     step = _step_of(context, tree)
     chain = step.chain if step else ()
     patient = patient_of(tree)
@@ -129,11 +139,16 @@ def _what(tree: Tree) -> str:
     return tree.get("description") or tree.get("code", {}).get("text") or "A task"
 
 
+def _spoken(context: Context, at: datetime) -> str:
+    """A moment as people say it, on the clock of the coordinating organisation."""
+    return context.calendar.written(at)[:16].replace("T", " at ")
+
+
 def _message(context: Context, stored: Stored, owner: Tree, level: int, due: datetime) -> Tree:
     """What the new owner is told. It is on its way (in-progress) until somebody says that it arrived."""
     tree = stored.tree
     task = reference(f"Task/{stored.id}")
-    words = f"{_what(tree)}: this was due {context.calendar.written(due)[:16].replace('T', ' at ')} and is not done. It is yours now."
+    words = f"{_what(tree)}: this was due {_spoken(context, due)} and is not done. It is yours now."
     return {
         "resourceType": "Communication",
         "id": stable_id("escalation", stored.id, str(level)),
@@ -164,7 +179,7 @@ def _referral_overdue(context: Context, stored: Stored, due: datetime) -> list[O
     follow_up = for_a_human(
         stable_id("referral-overdue", stored.id, step.id if step else "", instant(due)),
         "referral-overdue",
-        f"{step.title if step else 'An answer to the referral'} was due {context.calendar.written(due)[:16].replace('T', ' at ')}",
+        f"{step.title if step else 'An answer to the referral'} was due {_spoken(context, due)}",
         owner=context.coordinator,
         focus=f"Task/{stored.id}",
         patient=tree.get("for"),

@@ -1,7 +1,7 @@
 """What shows how a referral stands: visits and reports that bear its number, and the order itself.
 
-http://hl7.org/fhir/us/bser. Numbers are typed by people. So only what is about the same human counts: a visit or report about anybody else is shown
-to a human and moves nothing.
+http://hl7.org/fhir/us/bser. Numbers are typed by people. So only what is about the same human counts: a visit or report about
+anybody else is shown to a human and moves nothing.
 """
 
 from __future__ import annotations
@@ -39,20 +39,29 @@ class Evidence:
 
 def numbers(tree: Tree) -> set[str]:
     """The referral numbers that a visit or report bears."""
-    related = (one.get("identifier", {}) for one in tree.get("context", {}).get("related", [])) if "context" in tree else ()
-    typed = {one["value"] for one in related if one.get("system") == REFERRAL_NUMBER and one.get("value")}
-    if tree["resourceType"] == "DocumentReference":
-        return typed if _is_report(tree) else set()
-    return set(identifiers(tree, REFERRAL_NUMBER)) if tree["resourceType"] == "Encounter" else set()
+    if tree["resourceType"] == "Encounter":
+        typed = tree.get("identifier", [])
+    elif tree["resourceType"] == "DocumentReference" and _is_report(tree):
+        typed = [one.get("identifier", {}) for one in tree.get("context", {}).get("related", [])]
+    else:
+        typed = []
+    return {one["value"] for one in typed if one.get("system", REFERRAL_NUMBER) == REFERRAL_NUMBER and one.get("value")}
 
 
 def _is_report(document: Tree) -> bool:
-    return document.get("status") == "current" and document.get("docStatus") != "entered-in-error" and member("consult-note", document.get("type"))
+    return (
+        document.get("status") == "current"
+        and document.get("docStatus") != "entered-in-error"
+        and member("consult-note", document.get("type"))
+    )
 
 
 async def gather(context: Context, task: Stored, patients: list[str]) -> Evidence:
     """What there is now for a referral; `patients` are the records of its patient."""
-    values = any_of(token(REFERRAL_NUMBER, number) for number in identifiers(task.tree, REFERRAL_NUMBER))
+    typed = identifiers(task.tree, REFERRAL_NUMBER)
+    values = any_of(
+        token(system, number) for number in typed for system in (REFERRAL_NUMBER, "")
+    )  # not every screen keeps a system
     visits = await context.find("Encounter", ("identifier", values))
     documents = await context.find("DocumentReference", ("related:identifier", values))
     visits = [one for one in visits if one.tree["status"] not in ("entered-in-error", "unknown")]
@@ -85,10 +94,18 @@ def aim(found: Evidence) -> tuple[str, str, str] | None:
         return "in-progress", "5.1.4", "a visit took place under the referral number"
     if states & _BOOKED:
         return "in-progress", "5.1.1", "an appointment was made under the referral number"
-    cancelled = sorted((one for one in found.visits if one.tree["status"] == "cancelled"), key=lambda one: (one.last_updated, one.id))
+    cancelled = sorted((one for one in found.visits if one.tree["status"] == "cancelled"), key=_newest_last)
     if cancelled:
-        return "in-progress", "5.1.2" if missed(cancelled[-1].tree) else "5.1.3", "an appointment was made under the referral number"
+        return (
+            "in-progress",
+            "5.1.2" if missed(cancelled[-1].tree) else "5.1.3",
+            "an appointment was made under the referral number",
+        )
     return None
+
+
+def _newest_last(visit: Stored) -> tuple[Any, ...]:
+    return visit.last_updated, visit.tree.get("period", {}).get("start", ""), visit.id
 
 
 def missed(visit: Tree) -> bool:
@@ -100,8 +117,8 @@ def missed(visit: Tree) -> bool:
 def next_step(task: Tree, found: Evidence, because_of: str, now: str) -> Tree | None:
     """The members of a Task to change now, or None when nothing is to be done.
 
-    A Task that is on hold, or in progress with a business status that somebody gave it, moves on only when a visit or report changes,
-    not because it was edited; a final report and a withdrawal always count.
+    A Task that is on hold, or in progress with a business status that somebody gave it, moves on only when a visit or report
+    changes, not because it was edited; a final report and a withdrawal always count.
     """
     table, status = machine("Task", "referral"), task["status"]
     if status in table.terminal:
@@ -124,16 +141,19 @@ def task_code(task: Tree) -> str | None:
 
 def _fits(task: Tree, status: str, code: str) -> bool:
     """Whether a business status may be written now, with this status."""
-    before = task_code(task)
-    table = business()
-    stale = before is None or before not in table.of.get(task["status"], (before,))
-    return code in table.of.get(status, ()) and (stale or table.machine.may(before or code, code))
+    before, table = task_code(task), business()
+    if code not in table.of.get(status, ()):
+        return False
+    if before is None:
+        return True
+    behind = before not in table.of.get(task["status"], (before,))
+    return (table.machine.reaches if behind else table.machine.may)(before, code)
 
 
 def _in_line(task: Tree, status: str) -> Tree:
-    """The business status that goes with a status which somebody set alone."""
+    """The business status that goes with a status which somebody set alone, if it can follow the one there."""
     codes = business().of.get(status)
-    if codes is None or task_code(task) in codes:
+    if codes is None or task_code(task) in codes or not _fits(task, status, codes[0]):
         return {}
     return {"businessStatus": business().concept(codes[0])}
 

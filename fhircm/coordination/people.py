@@ -10,7 +10,7 @@ from typing import Any
 
 from fhircm.coordination.build import reference
 from fhircm.coordination.codes import codings
-from fhircm.coordination.context import Context, any_of, token
+from fhircm.coordination.context import Context, Record, any_of, token
 from fhircm.coordination.times import moment
 from fhircm.fhir.references import parse_reference
 from fhircm.store.resources import Stored
@@ -18,10 +18,10 @@ from fhircm.store.resources import Stored
 Tree = dict[str, Any]
 
 
-async def linked(context: Context, patient: str) -> list[str]:
+async def linked(record: Record, patient: str) -> list[str]:
     """The ids of all Patients that are the same human as this one: itself first, then those of its Person."""
     others: set[str] = set()
-    for person in await context.find("Person", ("patient", f"Patient/{patient}")):
+    for person in await record.find("Person", ("patient", f"Patient/{patient}")):
         if person.tree.get("active") is not False:
             targets = (parse_reference(link["target"].get("reference", "")) for link in person.tree.get("link", []))
             others |= {to.id for to in targets if to.kind == "local" and to.type == "Patient" and to.id}
@@ -42,9 +42,9 @@ def patients_value(ids: list[str]) -> tuple[str, str]:
     return "patient", any_of(f"Patient/{id}" for id in ids)
 
 
-async def deceased(context: Context, patients: list[str]) -> bool:
+async def deceased(record: Record, patients: list[str]) -> bool:
     """Whether any record of this human says that they died."""
-    found = await context.store.read_many([("Patient", id) for id in patients])
+    found = await record.store.read_many([("Patient", id) for id in patients])
     trees = (stored.tree for stored in found.values())
     return any(tree.get("deceasedBoolean") is True or "deceasedDateTime" in tree for tree in trees)
 
@@ -72,18 +72,21 @@ def _current(tree: Tree, now: datetime) -> bool:
     return end is None or end > now
 
 
-async def named(context: Context, stored: Stored) -> Tree:
+async def named(record: Record, stored: Stored) -> Tree:
     """A Reference with the name by which people know it."""
-    return reference(f"{stored.type}/{stored.id}", await name_of(context, stored))
+    return reference(f"{stored.type}/{stored.id}", await name_of(record, stored))
 
 
-async def name_of(context: Context, stored: Stored) -> str | None:
+async def name_of(record: Record, stored: Stored) -> str | None:
     """The name of a person, organisation or role."""
     tree = stored.tree
     if stored.type == "PractitionerRole":
-        who = await context.follow(tree.get("practitioner"))
-        name = await name_of(context, who) if who else tree.get("practitioner", {}).get("display")
-        titles = [role.get("text") or next((one.get("display") for one in role.get("coding", [])), None) for role in tree.get("code", [])]
+        who = await record.follow(tree.get("practitioner"))
+        name = await name_of(record, who) if who else tree.get("practitioner", {}).get("display")
+        titles = [
+            role.get("text") or next((one.get("display") for one in role.get("coding", [])), None)
+            for role in tree.get("code", [])
+        ]
         title = next(filter(None, titles), None)
         return f"{name}, {title}" if name and title else name or title
     name = tree.get("name")
@@ -96,13 +99,13 @@ async def name_of(context: Context, stored: Stored) -> str | None:
     return first.get("text") or " ".join(part for part in parts if part) or None
 
 
-async def organization_of(context: Context, element: Tree | None) -> Stored | None:
+async def organization_of(record: Record, element: Tree | None) -> Stored | None:
     """The Organization behind a Reference: itself, or that of a PractitionerRole or HealthcareService."""
-    found = await context.follow(element)
+    found = await record.follow(element)
     if found is None or found.type == "Organization":
         return found
     for name in ("organization", "providedBy"):
-        organization = await context.follow(found.tree.get(name))
+        organization = await record.follow(found.tree.get(name))
         if organization is not None and organization.type == "Organization":
             return organization
     return None

@@ -1,11 +1,12 @@
-"""Pathways as data: what a PlanDefinition in profiles/plan-definition/ says must happen, when, by whom, and who is next when it does not.
+"""Pathways as data: what a PlanDefinition says must happen, when, by whom, and who is next when it does not.
 
-https://hl7.org/fhir/R4/plandefinition.html. A pathway is a top-level action whose trigger names an event (`discharge`, `referral`); the actions in it
-are its steps. Three things are read beyond the plain resource:
+https://hl7.org/fhir/R4/plandefinition.html, profiles/plan-definition/. A pathway is a top-level action whose trigger names an
+event (`discharge`, `referral`); the actions in it are its steps. Three things are read beyond the plain resource:
 
-- an action of ours may be due in business days: extension `business-days` on `timingDuration`;
+- an action may be due in business days: extension `business-days` on `timingDuration`;
 - the first participant's role owns a step, and extensions `escalation` (`role`, `after`) are those next in line, in order;
-- a condition is FHIRPath of the form `%name = 'value'`, `%name != 'value'` or `%name in ('a' | 'b')`. Any other is refused when the file is read.
+- a condition is FHIRPath of the form `%name = 'value'`, `%name != 'value'` or `%name in ('a' | 'b')`. Any other is refused when
+  the file is read.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from fhircm.coordination.codes import BASE
 from fhircm.coordination.deadlines import BusinessCalendar
-from fhircm.coordination.shipped import profiles
+from fhircm.fhir.artefacts import folder
 from fhircm.fhir.json import loads
 from fhircm.fhir.validation import check
 
@@ -111,10 +112,12 @@ class Pathway:
         return next((step for step in (self.whole, *self.steps) if step.id == id), None)
 
 
-def load_pathways(folder: Path | None = None) -> tuple[Pathway, ...]:
+def load_pathways(place: Path | None = None) -> tuple[Pathway, ...]:
     """Every pathway of the PlanDefinitions in a folder (without one, those that fhircm ships). Raises ProtocolWrong."""
-    root = folder or profiles("plan-definition")
-    return tuple(pathway for path in sorted(root.glob("*.json")) for pathway in read_pathways(loads(check(path.read_bytes()).body)))
+    root = place or folder("profiles") / "plan-definition"
+    return tuple(
+        pathway for path in sorted(root.glob("*.json")) for pathway in read_pathways(loads(check(path.read_bytes()).body))
+    )
 
 
 def read_pathways(plan: Tree) -> list[Pathway]:
@@ -166,7 +169,9 @@ def _span(duration: Tree, place: str) -> Span:
 def _next_in_line(extension: Tree, place: str) -> NextInLine:
     parts = {one["url"]: one for one in extension.get("extension", [])}
     try:
-        return NextInLine(parts["role"]["valueCodeableConcept"], _span(parts["after"]["valueDuration"], f"{place}.extension.after"))
+        return NextInLine(
+            parts["role"]["valueCodeableConcept"], _span(parts["after"]["valueDuration"], f"{place}.extension.after")
+        )
     except KeyError as error:
         raise ProtocolWrong(f"{place}.extension (escalation) has no {error.args[0]}") from None
 

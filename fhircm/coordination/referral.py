@@ -1,9 +1,9 @@
-"""A referral: from an order at one organisation to the report that comes back from another, with nobody between them forgetting it.
+"""A referral: from an order at one organisation to the report that comes back from another, and nothing forgotten between.
 
-http://hl7.org/fhir/us/sdoh-clinicalcare (Task), http://hl7.org/fhir/us/bser (business status). An order becomes one Task, addressed to the performer; what the
-performer does, seen in its Encounters and DocumentReferences by the referral number, moves the Task. The reaction looks at the present state of all of
-this, whatever changed, and takes the next legal step towards what the evidence says. Its own step is a change again, so
-it goes on until Task and evidence agree: fhircm/coordination/evidence.py.
+http://hl7.org/fhir/us/sdoh-clinicalcare (Task), http://hl7.org/fhir/us/bser (business status). An order becomes one Task,
+addressed to the performer; what the performer does, seen in its Encounters and DocumentReferences by the referral number, moves
+the Task. The reaction looks at the present state of all of this, whatever changed, and takes the next legal step towards what
+the evidence says. Its own step is a change again, so it goes on until Task and evidence agree: fhircm/coordination/evidence.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from fhircm.coordination import evidence
-from fhircm.coordination.build import edit, for_a_human, instant, new, npi, reference, stable_id
+from fhircm.coordination.build import edit, for_a_human, instant, new, npi, profile, reference, stable_id
 from fhircm.coordination.codes import FULFILL, NPI, PLACER, REFERRAL_NUMBER, identifiers, member, own
 from fhircm.coordination.context import Context, Neighbour, any_of, token
 from fhircm.coordination.escalation import reset
@@ -77,7 +77,11 @@ def task_id(order: str) -> str:
 async def _send(context: Context, order: Stored) -> list[Op]:
     """The Task of an order that is a referral to another organisation; nothing when it has one, or is none."""
     tree = order.tree
-    if tree["status"] != "active" or tree["intent"] != "order" or not member("referral-order", tree.get("category"), tree.get("code")):
+    if (
+        tree["status"] != "active"
+        or tree["intent"] != "order"
+        or not member("referral-order", tree.get("category"), tree.get("code"))
+    ):
         return []
     if patient_of(tree) is None or await context.get("Task", task_id(order.id)) is not None:
         return []
@@ -96,7 +100,10 @@ async def _send(context: Context, order: Stored) -> list[Op]:
 
 
 async def _performer(context: Context, order: Tree) -> Stored | None:
-    """The Organization that is asked: the first performer that is one, or belongs to one, with an NPI. Others are alternatives."""
+    """The Organization that is asked: the first performer that is one, or belongs to one, with an NPI.
+
+    Others are alternatives.
+    """
     for element in order.get("performer", []):
         organization = await organization_of(context, element)
         if organization is not None and npi(organization.tree):
@@ -105,7 +112,10 @@ async def _performer(context: Context, order: Tree) -> Stored | None:
 
 
 async def _is_news(context: Context, order: Stored) -> bool:
-    """Whether the order is recent, or the hub saw it before it was active: a first pull brings orders of years that nobody closed."""
+    """Whether the order is recent, or the hub saw it before it was active.
+
+    A first pull brings orders of years that nobody closed.
+    """
     written = moment(order.tree.get("authoredOn"), context.calendar_of(context.source_of(order.tree)))
     versions = [one for one in await context.store.history("ServiceRequest", order.id) if not one.deleted]
     active = [one.tree["status"] == "active" for one in versions]  # newest first
@@ -133,6 +143,7 @@ async def _task(context: Context, order: Stored, performer: Stored, calendar: An
     return {
         "resourceType": "Task",
         "id": id,
+        "meta": profile("referral-task"),
         "identifier": [{"type": {"coding": [_coding(PLACER)]}, "system": REFERRAL_NUMBER, "value": id}],
         "basedOn": [to_order],
         "status": "requested",
@@ -157,8 +168,8 @@ def _coding(code: tuple[str, str]) -> Tree:
     return {"system": code[0], "code": code[1]}
 
 
-async def _requester(context: Context, order: Tree, encounter: Stored | None) -> Tree | None:
-    """The organisation that asks: the requester's, else that of the visit, else that of the partner; else whoever signed."""
+async def _requester(context: Context, order: Tree, encounter: Stored | None) -> Tree:
+    """The organisation that asks: the requester's, else that of the visit, else the partner's, else the one that coordinates."""
     organization = await organization_of(context, order.get("requester"))
     if organization is None and encounter is not None:
         organization = await context.follow(encounter.tree.get("serviceProvider"))
@@ -166,7 +177,7 @@ async def _requester(context: Context, order: Tree, encounter: Stored | None) ->
     if organization is None and source is not None:
         entries = await context.find("Organization", ("identifier", token(NPI, source.npi)))
         organization = next((one for one in entries if context.source_of(one.tree) == source), None)
-    return await named(context, organization) if organization else order.get("requester")
+    return await named(context, organization) if organization else context.coordinator
 
 
 def _nobody_there(context: Context, task: Tree) -> Op:

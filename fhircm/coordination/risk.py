@@ -1,7 +1,7 @@
 """The LACE index of a discharge, from the record: length of stay, acuity, comorbidity, emergency visits.
 
-van Walraven et al., CMAJ 2010;182(6):551-557; points and codes are in profiles/risk-score/lace.yaml, with what they cover and what not.
-https://hl7.org/fhir/R4/riskassessment.html
+van Walraven et al., CMAJ 2010;182(6):551-557; points and codes are in profiles/risk-score/lace.yaml, with what they cover and
+what not. https://hl7.org/fhir/R4/riskassessment.html
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from fhircm.coordination.codes import BASE, codings, member
 from fhircm.coordination.context import Context
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.people import patients_value
-from fhircm.coordination.shipped import profiles
 from fhircm.coordination.times import moment, months_before
+from fhircm.fhir.artefacts import folder
 from fhircm.fhir.validation import Checked
 from fhircm.store.resources import Stored
 
@@ -110,7 +110,7 @@ def _points(table: Mapping[int, int], value: int) -> int:
 @cache
 def lace_index() -> Index:
     """The index as profiles/risk-score/lace.yaml has it."""
-    tree = yaml.safe_load(profiles("risk-score", "lace.yaml").read_bytes())
+    tree = yaml.safe_load((folder("profiles") / "risk-score" / "lace.yaml").read_bytes())
     comorbidities = tuple(
         Comorbidity(
             name=one["name"],
@@ -122,12 +122,21 @@ def lace_index() -> Index:
         )
         for one in tree["comorbidities"]
     )
-    names = ("title", "version", "stay-days", "emergent-admission", "comorbidity", "emergency-visits", "emergency-months", "levels")
+    names = (
+        "title",
+        "version",
+        "stay-days",
+        "emergent-admission",
+        "comorbidity",
+        "emergency-visits",
+        "emergency-months",
+        "levels",
+    )
     return Index(*(tree[name] for name in names), comorbidities)
 
 
 def charlson(conditions: Iterable[Tree]) -> tuple[int, tuple[str, ...], int, int]:
-    """Points of the comorbidities among these Conditions, their names, how many Conditions the table knows, and how many there are."""
+    """Points and names of the comorbidities among these Conditions; how many Conditions the table knows; how many there are."""
     found: set[Comorbidity] = set()
     known = seen = 0
     for condition in conditions:
@@ -178,7 +187,11 @@ async def lace(context: Context, encounter: Stored, patients: list[str], calenda
     admission = moment(tree.get("period", {}).get("start"), calendar)
     visits = emergency_visits((one.tree for one in others), admission, calendar) if admission else []
     points, names, known, seen = charlson(one.tree for one in conditions)
-    counted = [one.id for one in conditions if any(c.means(*k) for k in codings(one.tree.get("code")) for c in lace_index().comorbidities)]
+    counted = [
+        one.id
+        for one in conditions
+        if any(c.means(*k) for k in codings(one.tree.get("code")) for c in lace_index().comorbidities)
+    ]
     basis = [f"Encounter/{encounter.id}", *(f"Condition/{id}" for id in counted), *(f"Encounter/{id}" for id in visits)]
     return Lace(stay_days(tree, calendar), emergent(tree), points, len(visits), names, known, seen), basis
 
@@ -190,9 +203,12 @@ def assessment(encounter: Stored, patient: Tree, result: Lace, basis: list[str],
     found = ", ".join(result.conditions) or "none"
     how = (
         f"L {result.parts['L']} ({result.stay_days} days), A {result.parts['A']} (admission {admission}), "
-        f"C {result.parts['C']} (comorbidity {result.charlson}: {found}), E {result.parts['E']} ({result.emergency_visits} emergency visits)"
+        f"C {result.parts['C']} (comorbidity {result.charlson}: {found}), "
+        f"E {result.parts['E']} ({result.emergency_visits} emergency visits)"
     )
-    coverage = f"The table of comorbidities knows {result.known} of the {result.seen} conditions on record; the others count nothing."
+    coverage = (
+        f"The table of comorbidities knows {result.known} of the {result.seen} conditions on record; the others count nothing."
+    )
     probability = {"system": "http://terminology.hl7.org/CodeSystem/risk-probability", "code": result.level}
     return made(
         {

@@ -3,8 +3,8 @@
 https://hl7.org/fhir/R4/task.html#statemachine, https://hl7.org/fhir/R4/request.html#statemachine,
 http://hl7.org/fhir/us/sdoh-clinicalcare (referral Tasks) and http://hl7.org/fhir/us/bser (their business status).
 
-A mirror is a row of snapshots: the hub misses the states in between, so whatever can be reached from the last one is legal there, and
-the first one may be any.
+A mirror is a row of snapshots: the hub misses the states in between, so whatever can be reached from the last one is legal
+there, and the first one may be any.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from fhircm.coordination.codes import FULFILL, codings
-from fhircm.coordination.shipped import profiles
+from fhircm.fhir.artefacts import folder
 from fhircm.fhir.outcome import IllegalTransition
 
 Tree = dict[str, Any]
@@ -95,7 +95,7 @@ class Business:
 
 @cache
 def _table(type: str) -> dict[str, Any]:
-    return yaml.safe_load(profiles("state-machine", _FILES[type]).read_bytes())
+    return yaml.safe_load((folder("profiles") / "state-machine" / _FILES[type]).read_bytes())
 
 
 @cache
@@ -153,12 +153,12 @@ def enforce(previous: Tree | None, new: Tree, origin: str) -> None:
             raise table.refuse(None)
     elif not (table.reaches if snapshot else table.may)(previous["status"], new["status"]):
         raise table.refuse(previous["status"])
-    if table is machine("Task", "referral"):
+    if table == machine("Task", "referral"):
         _enforce_business(previous, new, snapshot)
 
 
 def _enforce_business(previous: Tree | None, new: Tree, snapshot: bool) -> None:
-    """A business status must follow the one before and go with the status. Who changes the status alone may leave it as it was."""
+    """A business status must follow the one before and go with the status. Who sets the status alone may leave it as it was."""
     table = business()
     before, after = table.code(previous), table.code(new)
     if after is None or after == before:

@@ -11,9 +11,19 @@ from fhircm.coordination.deadlines import BusinessCalendar
 
 
 def moment(text: str | None, calendar: BusinessCalendar | None = None) -> datetime | None:
-    """A dateTime or instant in UTC. A date begins with its local day (UTC without a calendar); a year or month alone is no moment."""
+    """A dateTime or instant in UTC. A date begins with its local day (UTC without a calendar).
+
+    None for a year or month alone, and for what lies at the edge of the calendar: 9999-12-31 is how some say "for ever".
+    """
     if not text or len(text) < 10:
         return None
+    try:
+        return _moment(text, calendar)
+    except OverflowError:
+        return None
+
+
+def _moment(text: str, calendar: BusinessCalendar | None) -> datetime:
     if len(text) == 10:
         day = date.fromisoformat(text)
         return calendar.start_of(day) if calendar else datetime(day.year, day.month, day.day, tzinfo=UTC)

@@ -1,21 +1,22 @@
 """A transition of care: what a discharge home sets going, when it is over, and when it is called off.
 
-https://hl7.org/fhir/R4/encounter.html, https://hl7.org/fhir/R4/task.html. The pathways for the event `discharge` (profiles/plan-definition/) say what must
-happen: one parent Task for the whole, and a Task for each step, due in the business days of the discharging organisation.
+https://hl7.org/fhir/R4/encounter.html, https://hl7.org/fhir/R4/task.html. The pathways for the event `discharge`
+(profiles/plan-definition/) say what must happen: one parent Task for the whole, and a Task for each step, due in the business
+days of the discharging organisation.
 
-A first pull brings years of history, and a discharge of last week whose call was due long ago is noise. So a discharge that was over for
-longer than `Context.window` when the hub first saw it opens nothing, and of one that the hub did not see coming (its first version here was
-finished already) only the steps are opened whose time had not run out at that moment. Of a stay that the hub watched, all are. Both follow from the
-versions of the Encounter, so a replay decides the same.
+A first pull brings years of history, and a discharge of last week whose call was due long ago is noise. So a discharge that was
+over for longer than `Context.window` when the hub first saw it opens nothing, and of one that the hub did not see coming (its
+first version here was finished already) only the steps are opened whose time had not run out at that moment. Of a stay that the
+hub watched, all are. Both follow from the versions of the Encounter, so a replay decides the same.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from fhircm.coordination import risk
-from fhircm.coordination.build import edit, instant, new, reference, stable_id
+from fhircm.coordination.build import edit, instant, new, profile, reference, stable_id
 from fhircm.coordination.codes import codings, member
 from fhircm.coordination.context import Context, any_of, token
 from fhircm.coordination.deadlines import BusinessCalendar
@@ -28,6 +29,7 @@ from fhircm.store.resources import Change, Op, Put, Stored
 
 Tree = dict[str, Any]
 EVENT = "discharge"
+_EARLY = timedelta(days=1)  # clocks differ; what is said to end later than this is not over
 _BEGUN = frozenset(("arrived", "triaged", "in-progress", "onleave", "finished"))
 _OPEN = any_of(state for state in machine("Task").next if state not in machine("Task").terminal)
 
@@ -83,7 +85,7 @@ async def _open(context: Context, encounter: Stored, patient: str, calendar: Bus
     tree = encounter.tree
     left = _end(tree, calendar)
     seen, watched = await _seen(context, encounter, calendar)
-    if left is None or left < seen - context.window:
+    if left is None or not seen - context.window <= left <= seen + _EARLY:
         return []
     vacant = [(pathway, id) for pathway in context.pathways_of(EVENT) if (id := await _vacant_id(context, encounter, pathway))]
     patients = await linked(context, patient)
@@ -135,6 +137,7 @@ async def _task(
     stay = reference(f"Encounter/{encounter.id}")
     return {
         "resourceType": "Task",
+        "meta": profile("coordination-task"),
         "instantiatesCanonical": pathway.canonical,
         "instantiatesUri": f"{pathway.url}#{step.id}",
         "intent": "order",
@@ -155,7 +158,7 @@ async def _task(
 
 
 async def _owner(context: Context, step: Step, patients: list[str], organization: Stored | None) -> Tree:
-    """Who has the role for this patient; else the discharging organisation, in whose queue the role finds the Task; else the coordinating one."""
+    """Who has the role for this patient; else the discharging organisation; else the coordinating one."""
     who = await in_role(context, step.role, patients, organization) if step.role else None
     if who is not None:
         return who
@@ -175,7 +178,7 @@ async def _vacant_id(context: Context, encounter: Stored, pathway: Pathway) -> s
     latest, id = await _latest(context, encounter, pathway)
     if latest is None:
         return id
-    of_another = latest.tree["restriction"]["period"]["start"] != encounter.tree["period"]["end"]
+    of_another = latest.tree.get("restriction", {}).get("period", {}).get("start") != encounter.tree["period"]["end"]
     return id if latest.tree["status"] == "cancelled" and of_another else None
 
 
@@ -222,7 +225,9 @@ def _begun(stay: Tree, calendar: BusinessCalendar) -> datetime | None:
     return moment(stay.get("period", {}).get("start"), calendar) if stay["status"] in _BEGUN else None
 
 
-async def _stays_after(context: Context, encounter: Stored, patients: list[str], left: datetime, calendar: BusinessCalendar) -> bool:
+async def _stays_after(
+    context: Context, encounter: Stored, patients: list[str], left: datetime, calendar: BusinessCalendar
+) -> bool:
     """Whether the human is, or was, in hospital again after a discharge."""
     for other in await context.find("Encounter", patients_value(patients), ("status", any_of(sorted(_BEGUN)))):
         if other.id != encounter.id and member("inpatient-stay", other.tree.get("class")):
@@ -270,5 +275,9 @@ async def _settle(context: Context, whole: Stored) -> list[Op]:
     # One step at a time: a whole that somebody put on hold is taken up again before it is completed.
     way = machine("Task").path(whole.tree["status"], "completed" if "completed" in states else "cancelled") or ["cancelled"]
     now = instant(context.now())
-    ended = {"executionPeriod": {"start": whole.tree["authoredOn"], "end": now}} if way[0] in machine("Task").terminal else {}
+    ended = (
+        {"executionPeriod": {"start": whole.tree.get("authoredOn", now), "end": now}}
+        if way[0] in machine("Task").terminal
+        else {}
+    )
     return [edit(whole, status=way[0], lastModified=now, **ended)]

@@ -88,7 +88,7 @@ def drift(before: Capabilities, now: Capabilities) -> list[str]:
     for name in ("software", "fhir_version", "token_endpoint", "algorithms", "grants"):
         was, is_ = getattr(before, name), getattr(now, name)
         if was != is_:
-            told.append(f"{name.replace('_', ' ')} was {_plain(was)} and is {_plain(is_)}")
+            told.append(f"{name.replace('_', ' ')}: {_plain(was)} before, {_plain(is_)} now")
     for type in sorted(before.types.keys() | now.types.keys()):
         if type not in now.types:
             told.append(f"{type} is gone")

@@ -230,7 +230,7 @@ async def _outcome(case: Case) -> Any:
 
 async def _discharge(case: Case) -> dict[str, str]:
     encounter = await read(case.store, case.tree.get("encounter")) or await read(case.store, case.tree.get("focus")) or {}
-    coordinator = await organization(case.store, case.tree.get("owner"))
+    coordinator = await organization(case.store, case.tree.get("requester"))
     return {
         "discharged_by": name_of(await read(case.store, encounter.get("serviceProvider"))),
         "discharged_on": local_time(encounter.get("period", {}).get("end", ""), case.partner),

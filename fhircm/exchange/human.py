@@ -15,6 +15,7 @@ from fhircm.fhir.validation import check_tree
 from fhircm.store.resources import Put, Store, Stored
 
 SYSTEM = "https://fhircm.example/CodeSystem/coordination"
+PROFILE = "https://fhircm.example/StructureDefinition/coordination-task"
 OPEN = ("draft", "requested", "received", "accepted", "ready", "in-progress", "on-hold")
 _AGAIN = 50  # how often one and the same reason may come and go
 
@@ -29,9 +30,9 @@ def instant(at: datetime) -> str:
     return at.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def concept(code: str, display: str | None = None) -> dict[str, Any]:
+def concept(code: str, display: str) -> dict[str, Any]:
     """A CodeableConcept of the hub's own code system."""
-    return {"coding": [{"system": SYSTEM, "code": code, **({"display": display} if display else {})}]}
+    return {"coding": [{"system": SYSTEM, "code": code, "display": display}], "text": display}
 
 
 def task(
@@ -49,6 +50,7 @@ def task(
     members: dict[str, Any] = {
         "resourceType": "Task",
         "id": id,
+        "meta": patient and {"profile": [PROFILE]},
         "status": "ready",
         "intent": "order",
         "priority": "routine",

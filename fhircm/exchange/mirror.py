@@ -6,7 +6,7 @@ https://hl7.org/fhir/R4/provenance.html. What is at the hub already is remembere
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from fhircm.store.resources import Put, SetState, Store, Stored
 BATCH = 500  # resources in one transaction; only resources that refer to one another in a circle may be more
 ATTEMPTS = 4  # when somebody else writes the same resources meanwhile
 GONE = "gone"  # in place of a fingerprint: the partner has it no more
+Facts = Callable[[frozenset[Source]], Sequence[SetState]]  # of what is unresolved
 NPI = "http://hl7.org/fhir/sid/us-npi"
 
 
@@ -108,8 +109,8 @@ class Mirror:
         kept = await self.store.state(self.rows, key)
         return Row(kept["of"], kept.get("marks", {})) if kept else Row()
 
-    async def write(self, batch: Batch, progress: Sequence[SetState] = ()) -> Written:
-        """Write what changed, all of it with its Provenance, its fingerprints and the progress, or nothing.
+    async def write(self, batch: Batch, progress: Facts = lambda _: ()) -> Written:
+        """Write what changed, all of it with its Provenance and its fingerprints, or nothing; `progress` is asked for at the commit.
 
         Raises the store's errors when others write the same resources again and again.
         """
@@ -123,7 +124,7 @@ class Mirror:
                         raise
         raise AssertionError("unreachable")
 
-    async def _write(self, batch: Batch, progress: Sequence[SetState]) -> Written:
+    async def _write(self, batch: Batch, progress: Facts) -> Written:
         resources = {**{one: got for one, got in batch.shared.items() if one not in self.settled}, **batch.own}
         before = {one: batch.row.of.get(str(one)) for one in batch.own}
         before |= {one: await self._fingerprint(one) for one in resources if one not in batch.own}
@@ -136,6 +137,10 @@ class Mirror:
         self._remember(batch, marks, judged)
         refused = [_refusal(one, why) for one, why in judged.refused.items()]
         return Written(len(resources), len(judged.checked), refused, judged.unresolved)
+
+    async def has_any(self, wanted: Iterable[Source]) -> bool:
+        """Whether one of these is at the hub now."""
+        return bool(await self._at_hub(set(wanted)))
 
     # --- what is to be done ---------------------------------------------------------------------------------------------------
 
@@ -203,7 +208,7 @@ class Mirror:
         judged: _Judged,
         batch: Batch,
         marks: Mapping[Source, str],
-        progress: Sequence[SetState] = (),
+        progress: Facts = lambda _: (),
         *,
         last: bool = False,
     ) -> None:
@@ -218,7 +223,7 @@ class Mirror:
             copied = [await self._copied(resources[one], judged, one) for one in chunk]
             puts.append(Put(check_tree(provenance(await self._who(chunk), copied, self.store.clock())), 0))
         if puts or facts:
-            await self.store.transact([*puts, *facts, *progress], origin=self.origin)
+            await self.store.transact([*puts, *facts, *progress(judged.unresolved)], origin=self.origin)
         batch.row = row
         self._shared |= {one: mark for one, mark in marks.items() if one not in batch.own}
 

@@ -57,8 +57,8 @@ class Panel:
         reading = Reading(Batch(f"Patient/{id}", row))
         here = Source("Patient", id)
         reading.batch.own[here] = await self._tried("Patient", lambda: self.client.read("Patient", id))
-        await _all(self._type(one, reading, id) for one in self.partner.pull if one.searches)
-        await self._vanished(reading)
+        whole = await together(self._type(one, reading, id) for one in self.partner.pull if one.searches)
+        await self._vanished(reading, {type for type in whole if type is not None})
         await self._follow(reading)
         return reading
 
@@ -69,8 +69,11 @@ class Panel:
         await self._follow(reading)
         return reading
 
-    def is_absent(self, one: Source) -> bool:
-        """Whether the partner does not give a resource, as far as this pull asked."""
+    def may_come(self, wanted: frozenset[Source]) -> frozenset[Source]:
+        """Of what was referred to and is not at the hub, what this pull did not yet ask the partner for in vain."""
+        return frozenset(one for one in wanted if not self._is_absent(one))
+
+    def _is_absent(self, one: Source) -> bool:
         task = self._shared.get(one)
         return task is not None and task.done() and not task.cancelled() and not task.exception() and task.result() is None
 
@@ -82,7 +85,8 @@ class Panel:
 
     # --- one type of one patient ----------------------------------------------------------------------------------------------
 
-    async def _type(self, one: PullType, reading: Reading, id: str) -> None:
+    async def _type(self, one: PullType, reading: Reading, id: str) -> str | None:
+        """Search for one type; returns it when everything that there is was found, rather than what changed."""
         mark, since = self._since(one, reading.batch.row)
         try:
             found: list[Received] = []
@@ -92,16 +96,17 @@ class Panel:
         except (PartnerUnavailable, PartnerAnswerBroken) as error:
             reading.failed.append(f"{one.type} of Patient/{id}: {error}")
             self._keep_mark(one, reading)
-            return
+            return None
         except PartnerRefused as error:
             self._refuse(reading, f"{one.type}, by search", error)
             self._keep_mark(one, reading)
-            return
+            return None
         if mark is not None:
             reading.batch.marks[one.strategy] = mark
             reading.batch.marks_matter |= not since
         for received in newest(found):
             self._own(reading, received)
+        return None if since else one.type
 
     def _since(self, one: PullType, row: Row) -> tuple[dict[str, str] | None, list[tuple[str, str]]]:
         """The mark to keep once this is read, and the parameter that asks for what changed since the last one."""
@@ -130,15 +135,10 @@ class Panel:
         """Whether a resource speaks of the panel's patients alone."""
         return all(target.type != "Patient" or target.id in self._members for target in referred(self.base, received.body))
 
-    async def _vanished(self, reading: Reading) -> None:
-        """What a full search found before and does not find now may have changed its status, or be gone: ask by id."""
+    async def _vanished(self, reading: Reading, whole: set[str]) -> None:
+        """What a search found before and does not find now may have changed its status, or be gone: ask by id."""
         batch = reading.batch
-        full = {one.type for one in self.partner.pull if one.searches} - {failure.split(" ")[0] for failure in reading.failed}
-        full -= {one.type for one in self.partner.pull if self._since(one, batch.row)[1]}
-        full -= {what.split(",")[0] for what, _ in self._told}
-        missing = [
-            Source(*name.split("/", 1)) for name, mark in batch.row.of.items() if mark != GONE and name.split("/")[0] in full
-        ]
+        before = [Source(*name.split("/", 1)) for name, mark in batch.row.of.items() if mark != GONE]
 
         async def ask(one: Source) -> None:
             try:
@@ -149,7 +149,7 @@ class Panel:
                 if error.answered in (404, 410):
                     batch.gone.add(one)
 
-        await _all(ask(one) for one in missing if one not in batch.own)
+        await together(ask(one) for one in before if one.type in whole and one not in batch.own)
 
     # --- what is referred to --------------------------------------------------------------------------------------------------
 
@@ -183,7 +183,7 @@ class Panel:
                     reading.batch.shared[one] = received
                     fresh.append(received)
 
-        await _all(ask(one) for one in sorted(wanted))
+        await together(ask(one) for one in sorted(wanted))
         return fresh
 
     async def _once(self, one: Source) -> Received | None:
@@ -196,8 +196,6 @@ class Panel:
     async def _given(self, one: Source) -> Received | None:
         try:
             received = await self._tried(one.type, lambda: self.client.read(one.type, one.id))
-        except SignInRefused:
-            raise
         except PartnerRefused:
             return None
         return received if received.id == one.id and self._is_ours(received) else None
@@ -214,11 +212,17 @@ class Panel:
             raise Stopped from error
         except (PartnerUnavailable, PartnerAnswerBroken) as error:
             self._strikes[type] = self._strikes.get(type, 0) + 1
-            if _asks_for_time(error) or (type == "Patient" and self._strikes[type] >= STRIKES):
+            if self._asks_for_time(error) or (type == "Patient" and self._strikes[type] >= STRIKES):
                 raise Stopped from error
             raise
         self._strikes[type] = 0
         return result
+
+    def _asks_for_time(self, error: PartnerUnavailable | PartnerAnswerBroken) -> bool:
+        """Whether the partner as a whole wants to be left alone for a while."""
+        if not isinstance(error, PartnerUnavailable):
+            return False
+        return error.throttled or (error.retry_after or 0) > self.partner.limits.patience
 
     def _refuse(self, reading: Reading, what: str, error: Any) -> None:
         """Tell a refusal once in a pull."""
@@ -239,10 +243,6 @@ async def members(client: PartnerClient) -> list[str]:
     return found
 
 
-def _asks_for_time(error: Exception) -> bool:
-    return isinstance(error, PartnerUnavailable) and (error.throttled or error.retry_after is not None)
-
-
 def _instant(date: str | None) -> datetime | None:
     try:
         return parsedate_to_datetime(date).astimezone(UTC) if date else None
@@ -250,11 +250,11 @@ def _instant(date: str | None) -> datetime | None:
         return None
 
 
-async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Do these together; when one fails, end the others and raise its error."""
+async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Do these together and return their results; when one fails, end the others and raise its error."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
-        await asyncio.gather(*tasks)
+        return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()

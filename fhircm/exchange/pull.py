@@ -10,25 +10,20 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from hashlib import sha256
 from time import monotonic
 from uuid import uuid4
 
 from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable
 from fhircm.exchange.mapping import Source
-from fhircm.exchange.mirror import GONE, Batch, Mirror, Refusal, Row
-from fhircm.exchange.panel import Panel, Reading, Stopped, members
+from fhircm.exchange.mirror import GONE, Batch, Facts, Mirror, Refusal
+from fhircm.exchange.panel import Panel, Reading, Stopped, members, together
+from fhircm.exchange.progress import Progress
 from fhircm.fhir.outcome import Conflict, FhirError
 from fhircm.store.resources import SetState, Store
 
 log = logging.getLogger("fhircm.exchange.pull")
 
-NAMESPACE = "pull"
-RESUME_WITHIN = timedelta(days=1)  # an older interruption starts over
-SAVE = 5.0  # seconds between notes of progress while nothing changes
-BEYOND = 1000  # patients done out of turn that are remembered
 TOGETHER = 100  # shared resources read again in one batch
 
 
@@ -100,47 +95,6 @@ async def _renew(store: Store, name: str, holder: str, seconds: float) -> None:
             return
 
 
-class _Progress:
-    """Which patients of a panel are done: all up to one, and some beyond it."""
-
-    def __init__(self, store: Store, partner: str, panel: str) -> None:
-        self.store, self.partner, self.panel = store, partner, panel
-        self.upto = 0
-        self.beyond: set[int] = set()
-        self.started = store.clock()
-        self._saved = monotonic()
-
-    async def resume(self) -> int:
-        """Take up the progress of a pull of the same panel that did not come to its end; returns how many patients are done."""
-        kept = await self.store.state(NAMESPACE, self.partner)
-        if kept and kept.get("panel") == self.panel:
-            started = datetime.fromisoformat(kept["started"])
-            if timedelta() <= self.store.clock() - started <= RESUME_WITHIN:
-                self.started, self.upto, self.beyond = started, kept["upto"], set(kept["beyond"])
-        return self.upto + len(self.beyond)
-
-    def is_done(self, number: int) -> bool:
-        return number < self.upto or number in self.beyond
-
-    def note(self, number: int) -> SetState:
-        """Count a patient as done; the fact commits with the patient."""
-        self.beyond.add(number)
-        while self.upto in self.beyond:
-            self.beyond.remove(self.upto)
-            self.upto += 1
-        return self.fact()
-
-    def fact(self) -> SetState:
-        kept = {"panel": self.panel, "started": self.started.isoformat(), "upto": self.upto, "beyond": sorted(self.beyond)[:BEYOND]}
-        return SetState(NAMESPACE, self.partner, kept)
-
-    async def save(self, *, now: bool = False) -> None:
-        """Write the progress when nothing else was written for a while."""
-        if now or monotonic() - self._saved > SAVE:
-            self._saved = monotonic()
-            await self.store.transact([self.fact()], origin=f"partner:{self.partner}")
-
-
 class _Pull:
     """One pull of one panel."""
 
@@ -151,14 +105,15 @@ class _Pull:
         self._waiting: list[tuple[Batch, frozenset[Source]]] = []  # with references to what had not come yet
 
     async def run(self) -> PullReport:
+        """The whole of it."""
         begun, before = monotonic(), (self.client.counts.pages, self.client.counts.requests)
         panel = Panel(self.client, await members(self.client))
-        progress = _Progress(self.store, self.client.partner.name, _fingerprint(self.client.partner.base_url, panel.patients))
+        progress = Progress(self.store, self.client.partner.name, self.client.partner.base_url, panel.patients)
         self.report.panel, self.report.resumed = len(panel.patients), await progress.resume()
         try:
             await self._patients(panel, progress)
             await self._rest(panel)
-            await self._mend(panel)
+            await self._mend()
         except Stopped as stopped:
             await progress.save(now=True)
             assert stopped.__cause__ is not None
@@ -166,60 +121,60 @@ class _Pull:
         finally:
             await panel.close()
             self._count(begun, before)
-        await self._finish()
+        await self._finish(progress)
         return self.report
 
-    async def _patients(self, panel: Panel, progress: _Progress) -> None:
+    async def _patients(self, panel: Panel, progress: Progress) -> None:
         """Several patients at a time: while one is written, others are read."""
         numbers = iter([number for number in range(len(panel.patients)) if not progress.is_done(number)])
-        total = len(panel.patients)
 
         async def some() -> None:
             for number in numbers:
-                if await self._patient(panel, panel.patients[number], progress, number):
-                    await progress.save()
-                self.tell(self.report.resumed + self.report.patients, total)
+                await self._patient(panel, number, progress)
+                self.report.patients += 1
+                self.tell(self.report.resumed + self.report.patients, len(panel.patients))
 
-        self.tell(self.report.resumed, total)
-        workers = [asyncio.create_task(some()) for _ in range(self.client.partner.limits.concurrency)]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+        self.tell(self.report.resumed, len(panel.patients))
+        await together(some() for _ in range(self.client.partner.limits.concurrency))
 
-    async def _patient(self, panel: Panel, id: str, progress: _Progress, number: int) -> bool:
-        """One patient; returns whether it is done."""
-        self.report.patients += 1
+    async def _patient(self, panel: Panel, number: int, progress: Progress) -> None:
+        """Read and write one patient; what was written commits together with the progress."""
+        id = panel.patients[number]
         try:
             reading = await panel.read(id, await self.mirror.row(f"Patient/{id}"))
         except PartnerRefused as error:
             self.report.refused.append(Refusal(f"Patient/{id}", tuple(error.issues)))
             progress.note(number)
-            return True
+            return
         except (PartnerUnavailable, PartnerAnswerBroken) as error:
             self.report.failed.append(f"Patient/{id}: {error}")
-            return False
-        facts = [] if reading.failed else [progress.note(number)]
-        await self._write(panel, reading, facts)
-        return not reading.failed
+            return
 
-    async def _write(self, panel: Panel, reading: Reading, facts: list[SetState]) -> None:
+        def done(unresolved: frozenset[Source]) -> list[SetState]:
+            return [] if reading.failed else [progress.fact(number, again=bool(panel.may_come(unresolved)))]
+
+        later = await self._write(panel, reading, done)
+        if later is not None and not reading.failed:
+            progress.note(number, again=bool(later))
+            await progress.save()
+
+    async def _write(self, panel: Panel, reading: Reading, progress: Facts = lambda _: ()) -> frozenset[Source] | None:
+        """Write what was read; returns what it refers to and may still come, or None when it could not be written."""
         self.report.refused += reading.refused
         self.report.failed += reading.failed
         self.report.gone += len(reading.batch.gone)
         try:
-            result = await self.mirror.write(reading.batch, facts)
+            result = await self.mirror.write(reading.batch, progress)
         except FhirError as error:  # others write the same resources at the same time: the next pull has them
             self.report.failed.append(f"{reading.batch.key or 'shared resources'}: {error}")
-            return
+            return None
         self.report.resources += result.resources
         self.report.written += result.written
         self.report.unchanged += result.unchanged
         self.report.refused += result.refused
-        if later := frozenset(one for one in result.unresolved if not panel.is_absent(one)):
+        if later := panel.may_come(result.unresolved):
             self._waiting.append((reading.batch, later))
+        return later
 
     async def _rest(self, panel: Panel) -> None:
         """Shared resources that were copied once and that nothing led to now: they may have changed too."""
@@ -227,29 +182,27 @@ class _Pull:
         known = [Source(*name.split("/", 1)) for name, mark in kept.items() if mark["of"] != GONE]
         left = [one for one in known if one not in self.mirror.settled]
         for start in range(0, len(left), TOGETHER):
-            await self._write(panel, await panel.again(left[start : start + TOGETHER]), [])
+            await self._write(panel, await panel.again(left[start : start + TOGETHER]))
 
-    async def _mend(self, panel: Panel) -> None:
+    async def _mend(self) -> None:
         """References that led to nothing when they were written, and now lead somewhere."""
-        waiting, self._waiting = self._waiting, []
-        for batch, later in waiting:
+        for batch, later in self._waiting:
             if await self.mirror.has_any(later):
-                result = await self.mirror.write(batch)
-                self.report.written += result.written
-                self.report.unchanged -= result.written
+                try:
+                    result = await self.mirror.write(batch)
+                except FhirError as error:
+                    self.report.failed.append(f"{batch.key}: {error}")
+                else:
+                    self.report.written += result.written
+                    self.report.unchanged -= result.written
 
-    async def _finish(self) -> None:
+    async def _finish(self, progress: Progress) -> None:
         report = self.report
         figures = {"patients": report.patients, "resources": report.resources, "written": report.written}
-        kept = {**figures, "finished": self.store.clock().isoformat(), "left": len(report.failed)}
-        await self.store.transact([SetState(NAMESPACE, report.partner, kept)], origin=self.mirror.origin)
+        await progress.finish({**figures, "left": len(report.failed)})
         log.info("%s: %s", report.partner, report.summary())
 
     def _count(self, begun: float, before: tuple[int, int]) -> None:
         counts = self.client.counts
         self.report.pages, self.report.requests = counts.pages - before[0], counts.requests - before[1]
         self.report.seconds = monotonic() - begun
-
-
-def _fingerprint(base_url: str, patients: list[str]) -> str:
-    return sha256("\n".join([base_url, *patients]).encode()).hexdigest()

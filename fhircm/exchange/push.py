@@ -10,27 +10,33 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from fhircm.exchange import human
+from fhircm.exchange.attachments import Fetch
 from fhircm.exchange.capabilities import Capabilities
 from fhircm.exchange.case import Case, Unfit, gather
 from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable, SignInRefused, summary
 from fhircm.exchange.outbound import NOBODY, Occasion, check_deliver, fulfils, occasions, occurring
 from fhircm.exchange.partners import Partner
-from fhircm.exchange.sending import Sender, sent
-from fhircm.exchange.ways import WAYS, Fetch
-from fhircm.fhir.outcome import NotFound
-from fhircm.store.changes import Change, CursorMoved, Position
-from fhircm.store.resources import MoveCursor, Op, SetState, Store, Stored
+from fhircm.exchange.patience import Patience, Waiting, words
+from fhircm.exchange.sending import Sender, TakenOver, sent
+from fhircm.exchange.ways import WAYS
+from fhircm.fhir.outcome import Gone, NotFound, VersionConflict
+from fhircm.fhir.validation import check_tree
+from fhircm.store.changes import CursorMoved
+from fhircm.store.database import DatabaseUnavailable
+from fhircm.store.resources import Change, MoveCursor, Op, Position, Put, SetState, Store, Stored
 
 log = logging.getLogger("fhircm.exchange.push")
 
 BATCH = 200
-FIRST_WAIT = 1.0  # seconds; doubled with each failure in a row
-LONGEST_WAIT = 300.0  # seconds; a Retry-After may ask for more
+AGAIN = 5  # how often what somebody else wrote meanwhile is looked at again
+PARTNERS_FAULT = (PartnerUnavailable, PartnerAnswerBroken, PartnerRefused)
+PASSED_ON = (Waiting, CursorMoved, TakenOver, VersionConflict, DatabaseUnavailable)  # no failure of a delivery
+LACKS = {"create": "it takes no new {}", "update": "it does not let its {} be changed"}
 UNDELIVERED = "undelivered"
 DISPLAY = "Deliver by other means"
 
@@ -74,15 +80,17 @@ async def push(
     partner.yaml cannot be followed.
     """
     check_deliver(partner.deliver)
-    turn = _Round(store, partner, Sender(store, client, capabilities, clock), clock, attempts, owner, fetch)
-    if not await turn.must_wait():
+    patience = Patience(store, f"push:{partner.name}", clock, attempts)
+    turn = _Round(store, partner, Sender(store, client, capabilities, clock), patience, owner, fetch)
+    if not await patience.must_wait():
         try:
             await turn.replay_due()
             await turn.catch_up()
-        except _Waiting:
-            log.info("%s: the next attempt is at %s", partner.name, turn.report.waiting_until)
-        except CursorMoved:
+        except Waiting:
+            log.info("%s: the next attempt is at %s", partner.name, patience.until)
+        except (CursorMoved, TakenOver):
             log.info("%s: another worker was first", partner.name)
+    turn.report.waiting_until = patience.until
     return turn.report
 
 
@@ -94,17 +102,12 @@ async def replay(store: Store, partner: str, key: str) -> None:
     await store.transact([SetState(parked(partner), key, {**row, "replay": "asked", "attempts": 0})], origin="hub")
 
 
-class _Waiting(Exception):
-    """The partner must be left alone for a while; the round ends."""
-
-
 @dataclass
 class _Round:
     store: Store
     partner: Partner
     sender: Sender
-    clock: Callable[[], datetime]
-    attempts: int
+    patience: Patience
     owner: str | None
     fetch: Fetch | None
 
@@ -115,44 +118,6 @@ class _Round:
         self.given_up: str | None = None  # why nothing is sent any more of the change at hand
         self.deliver = self.partner.deliver
         self.agent = {"reference": self.owner} if self.owner else {"display": "Care coordination"}
-
-    # --- waiting for a partner that does not answer ----------------------------------------------------------------------------
-
-    async def must_wait(self) -> bool:
-        """Whether the partner is to be left alone now."""
-        wait = await self.store.state(self.cursor, "wait")
-        if wait is None:
-            return False
-        since, until = (datetime.fromisoformat(wait[name]) for name in ("since", "until"))
-        if since <= self.clock() < until:
-            self.report.waiting_until = until
-            return True
-        return False
-
-    async def _failed(self, what: str, error: PartnerUnavailable | PartnerAnswerBroken | PartnerRefused) -> bool:
-        """Note a failure and wait; true when this was the last attempt. A throttled attempt is none."""
-        before = await self.store.state(self.cursor, "wait") or {}
-        throttled = isinstance(error, PartnerUnavailable) and error.throttled
-        count = (before.get("attempts", 0) if before.get("what") == what else 0) + (0 if throttled else 1)
-        failures = before.get("failures", 0) + 1
-        asked = error.retry_after if isinstance(error, PartnerUnavailable) else None
-        seconds = max(min(FIRST_WAIT * 2 ** (failures - 1), LONGEST_WAIT), asked or 0.0)
-        now = self.clock()
-        self.report.waiting_until = now + timedelta(seconds=seconds)
-        wait = {
-            "what": what,
-            "attempts": count,
-            "failures": failures,
-            "since": now.isoformat(),
-            "until": self.report.waiting_until.isoformat(),
-        }
-        await self.store.transact([SetState(self.cursor, "wait", wait)], origin="hub")
-        log.warning("%s: attempt %d of %s failed: %s", self.partner.name, count, what, error)
-        return count >= self.attempts
-
-    async def _answered(self) -> None:
-        if await self.store.state(self.cursor, "wait"):
-            await self.store.transact([SetState(self.cursor, "wait", None)], origin="hub")
 
     # --- the change log --------------------------------------------------------------------------------------------------------
 
@@ -173,23 +138,37 @@ class _Round:
 
     async def _change(self, change: Change, before: Position) -> Position:
         """One change. Returns where the cursor stands: it moves with something to commit, or at the end of the batch."""
-        what = f"{change.type}/{change.id}/_history/{change.version}"
-        try:
-            operations = await self._means(change)
-        except (PartnerUnavailable, PartnerAnswerBroken, PartnerRefused) as error:
-            if not await self._failed(what, error):
-                raise _Waiting from None
-            self.given_up = f"{self.attempts} attempts failed, the last because {error}"
+        for attempt in range(AGAIN):
+            operations = await self._meant(change)
+            if not operations:
+                return before
             try:
-                operations = await self._means(change)
-            finally:
-                self.given_up = None
-        if not operations:
-            return before
-        await self.store.transact([*operations, MoveCursor(self.cursor, before, change.position)], origin="hub")
+                await self.store.transact([*operations, MoveCursor(self.cursor, before, change.position)], origin="hub")
+                break
+            except VersionConflict:  # somebody wrote what was to be written: look at it again
+                if attempt == AGAIN - 1:
+                    raise
         if change.type == "Person":
             await self.replay_due()
         return change.position
+
+    async def _meant(self, change: Change) -> list[Op]:
+        """What a change means, when all goes well; when it did not so often, that nothing more is tried of it."""
+        what = f"{change.type}/{change.id}/_history/{change.version}"
+        try:
+            return await self._means(change)
+        except PASSED_ON:
+            raise
+        except Exception as error:
+            if not await self.patience.failed(what, error):
+                raise Waiting from None
+            if not isinstance(error, PARTNERS_FAULT):
+                return await self._park_whole(change, error)
+            self.given_up = f"{self.patience.attempts} attempts failed, the last because {error}"
+            try:
+                return await self._means(change)
+            finally:
+                self.given_up = None
 
     async def _means(self, change: Change) -> list[Op]:
         """Tell the partner what a change means for it. Returns what is to be committed with the cursor."""
@@ -199,7 +178,9 @@ class _Round:
             return await self._now_known(change)
         if change.origin == f"partner:{self.partner.name}":
             return []
-        stored = await self.store.vread(change.type, change.id, change.version)
+        return await self._version(await self.store.vread(change.type, change.id, change.version))
+
+    async def _version(self, stored: Stored) -> list[Op]:
         tree = stored.tree
         if tree.get("meta", {}).get("source"):
             return []  # a mirror: the partner that it came from tells of it
@@ -212,8 +193,10 @@ class _Round:
     async def _version_before(self, stored: Stored) -> dict[str, Any] | None:
         if stored.version == 1:
             return None
-        before = await self.store.vread(stored.type, stored.id, stored.version - 1)
-        return None if before.deleted else before.tree
+        try:
+            return (await self.store.vread(stored.type, stored.id, stored.version - 1)).tree
+        except Gone:
+            return None
 
     async def _occasion(self, occasion: Occasion, stored: Stored) -> list[Op]:
         case = await gather(self.store, self.partner, occasion, stored)
@@ -261,14 +244,16 @@ class _Round:
         why = "refused"
         for name in ways:
             if name == NOBODY:
+                if why == "no-record":  # it is still wanted, once the patient is known there
+                    return await self._park(case, number, reasons, why, quiet=True)
                 return [SetState(self.rows, key, {"state": "left", "way": NOBODY})]
             way = WAYS[name]
             if not self.sender.capabilities.can(way.type, way.interaction):
-                reasons.append(f"it does not take {way.type} by {way.interaction}")
+                reasons.append(LACKS[way.interaction].format(way.type))
                 continue
             try:
                 await self._go(case, name)
-                return [SetState(self.rows, key, {"state": "done", "way": name})]
+                return [SetState(self.rows, key, {"state": "done", "way": name}), *await self._arrived(case)]
             except Unfit as error:
                 reasons.append(str(error))
                 why = error.why if error.why != "unfit" else why
@@ -283,14 +268,24 @@ class _Round:
     async def _go(self, case: Case, name: str) -> None:
         for shipment in await WAYS[name].build(case, self.fetch):
             self.report.delivered.append(await self.sender.send(case, shipment, self.agent))
-        await self._answered()
+        await self.patience.answered()
+
+    async def _arrived(self, case: Case) -> list[Op]:
+        """A message of the hub's that went to its one recipient is no longer on its way."""
+        if case.occasion.resource != "Communication":
+            return []
+        key = (case.stored.type, case.stored.id)
+        newest = (await self.store.read_many([key])).get(key)
+        if newest is None or newest.tree["status"] != "in-progress" or len(newest.tree.get("recipient", [])) != 1:
+            return []
+        return [Put(check_tree({**newest.tree, "status": "completed"}), if_version=newest.version)]
 
     # --- what could not be told ------------------------------------------------------------------------------------------------
 
-    async def _park(self, case: Case, number: int, reasons: list[str], why: str) -> list[Op]:
+    async def _park(self, case: Case, number: int, reasons: list[str], why: str, *, quiet: bool = False) -> list[Op]:
+        """Put one thing aside, to be replayed, and tell a human unless it is not worth that (`quiet`)."""
         key = f"{case.key}/{number}"
         reason = f"{self.partner.organization.name} could not be told “{case.title}”: {'; '.join(reasons)}"
-        self.report.undelivered.append(key)
         patient = f"Patient/{case.patient['id']}" if case.patient else None
         row = {
             "reason": reason,
@@ -302,6 +297,9 @@ class _Round:
             "number": number,
             "patient": patient,
         }
+        if quiet:
+            return [SetState(self.parked, key, row)]
+        self.report.undelivered.append(key)
         told = await human.tell(
             self.store,
             (UNDELIVERED, self.partner.name, key),
@@ -314,12 +312,38 @@ class _Round:
         )
         return [SetState(self.parked, key, row), *told]
 
+    async def _park_whole(self, change: Change, error: Exception) -> list[Op]:
+        """Put a change aside at which the hub itself failed."""
+        key = f"{change.type}/{change.id}/_history/{change.version}"
+        reason = f"What {self.partner.organization.name} is to be told of this could not be found out ({words(error)})"
+        self.report.undelivered.append(key)
+        row = {
+            "reason": reason,
+            "why": "failed",
+            "type": change.type,
+            "id": change.id,
+            "version": change.version,
+            "patient": None,
+        }
+        parts = (UNDELIVERED, self.partner.name, key)
+        focus = f"{change.type}/{change.id}"
+        told = await human.tell(self.store, parts, UNDELIVERED, DISPLAY, reason, focus=focus, patient=None, owner=self.owner)
+        return [SetState(self.parked, key, row), *told]
+
     async def _withdraw(self, key: str, why: str) -> list[Op]:
         return [SetState(self.parked, key, None), *await human.take_back(self.store, (UNDELIVERED, self.partner.name, key), why)]
 
     async def _human_did(self, key: str) -> bool:
-        task, _ = await human.latest(self.store, UNDELIVERED, self.partner.name, key)
-        return task is not None and task.tree["status"] == "completed"
+        """Whether a human completed what was left to them of the occasion that this key belongs to."""
+        occasion, _, _ = key.rpartition("/")
+        wanted = next(
+            (ways for name, ways in self.deliver.items() if occasion.endswith(f"/{name}") or f"/{name}." in occasion), []
+        )
+        for number in range(1, len(wanted) + 1):
+            task, _ = await human.latest(self.store, UNDELIVERED, self.partner.name, f"{occasion}/{number}")
+            if task is not None and task.tree["status"] == "completed":
+                return True
+        return False
 
     async def _now_known(self, change: Change) -> list[Op]:
         """A Person may tell which Patient of the partner was meant: what waits for that is in line again."""
@@ -338,18 +362,25 @@ class _Round:
                 continue
             try:
                 operations = await self._again(key, row)
-            except (PartnerUnavailable, PartnerAnswerBroken, PartnerRefused) as error:
+            except PASSED_ON:
+                raise
+            except Exception as error:
                 count = row["attempts"] + 1
-                left = {**row, "attempts": count, "replay": row["replay"] if count < self.attempts else None}
+                left = {**row, "attempts": count, "replay": row["replay"] if count < self.patience.attempts else None}
                 await self.store.transact([SetState(self.parked, key, left)], origin="hub")
-                await self._failed(key, error)
-                raise _Waiting from None
-            await self.store.transact(operations, origin="hub")
+                await self.patience.failed(key, error)
+                raise Waiting from None
+            try:
+                await self.store.transact(operations, origin="hub")
+            except VersionConflict:
+                log.info("%s: %s was written meanwhile and is looked at in the next round", self.partner.name, key)
 
     async def _again(self, key: str, row: dict[str, Any]) -> list[Op]:
         if row["replay"] == "known" and await self._human_did(key):
             return [SetState(self.parked, key, None)]
         stored = await self.store.vread(row["type"], row["id"], row["version"])
+        if "occasion" not in row:
+            return [*await self._version(stored), *await self._withdraw(key, "It was delivered since")]
         case = await gather(self.store, self.partner, occasions()[row["occasion"]], stored)
         wanted = self.deliver.get(row["occasion"], [])
         if case is None or len(wanted) < row["number"] or await self._overtaken(case):

@@ -39,9 +39,18 @@ async def _target(store: Store, partner: Partner, url: str, contained: bool) -> 
     if parsed.type == "Patient":
         there = await patient_at(store, target, partner)
         return {"reference": f"Patient/{there}"} if there else {}
-    if own := source_at(target, partner) or await _counterpart(store, partner, target):
-        return {"reference": f"{parsed.type}/{own}"}
-    return logical(target)
+    named = await known_as(store, partner, target)
+    return {"reference": named["reference"]} if "reference" in named else named
+
+
+async def known_as(store: Store, partner: Partner, tree: dict[str, Any]) -> dict[str, Any]:
+    """A Reference to this resource, or to the partner's own record of it, with its name; else one that names it alone."""
+    named = logical(tree)
+    own = source_at(tree, partner) or await _counterpart(store, partner, tree)
+    if own is None:
+        return named
+    display = {"display": named["display"]} if "display" in named else {}
+    return {"reference": f"{tree['resourceType']}/{own}", **display}
 
 
 async def _counterpart(store: Store, partner: Partner, tree: dict[str, Any]) -> str | None:

@@ -19,11 +19,16 @@ from fhircm.exchange.human import concept, instant, stable_id
 from fhircm.exchange.outbound import DELIVERY
 from fhircm.exchange.ways import Amend, Create, Shipment, adapt, fill, habits
 from fhircm.fhir import json
-from fhircm.fhir.outcome import Invalid, Malformed
+from fhircm.fhir.outcome import Conflict, Invalid, Malformed
 from fhircm.fhir.validation import check_tree
 from fhircm.store.resources import Op, Put, SetState, Store
 
+_UNSURE = "it may have arrived there, and the partner cannot be asked whether it did"
 _FRESH = 5  # how often an update is made anew on what another one left
+
+
+class TakenOver(Exception):
+    """Another worker sends this very thing."""
 
 
 def sent(partner: str) -> str:
@@ -61,31 +66,38 @@ class Sender:
             raise Unfit(f"what would be sent is not valid: {error}") from None
         if in_doubt and (found := await self._find(case, shipment)):
             return found
-        await self._note(shipment.key, {"state": "sending", "at": instant(self.clock())})
+        sending = SetState(self.rows, shipment.key, {"state": "sending", "at": instant(self.clock())}, if_absent=not in_doubt)
+        try:
+            await self.store.transact([sending], origin="hub")
+        except Conflict:
+            raise TakenOver(shipment.key) from None
         try:
             answer = await self.client.create(shipment.type, body)
         except PartnerRefused:
-            await self._note(shipment.key, None)
+            await self._not_sent(shipment.key)
             raise
         except PartnerUnavailable as error:
             if not error.sent:
-                await self._note(shipment.key, None)
+                await self._not_sent(shipment.key)
             raise
         return f"{shipment.type}/{answer.id}" if answer.id else shipment.type
 
-    async def _note(self, key: str, row: dict[str, Any] | None) -> None:
-        await self.store.transact([SetState(self.rows, key, row)], origin="hub")
+    async def _not_sent(self, key: str) -> None:
+        await self.store.transact([SetState(self.rows, key, None)], origin="hub")
 
     async def _find(self, case: Case, shipment: Create) -> str | None:
         """The resource at the partner that bears this delivery's identifier."""
         parameters = self._search(case, shipment)
         if parameters is None:
-            raise Unfit("a message may have arrived there, and the partner cannot be asked whether it did", "unsure")
-        async for page in self.client.search(shipment.type, parameters):
-            for received in page:
-                identifiers = received.tree.get("identifier", [])
-                if any(one.get("system") == DELIVERY and one.get("value") == shipment.key for one in identifiers):
-                    return f"{received.type}/{received.id}"
+            raise Unfit(_UNSURE, "unsure")
+        try:
+            found = await self.client.search_all(shipment.type, parameters)
+        except PartnerRefused:
+            raise Unfit(_UNSURE, "unsure") from None
+        for received in found:
+            identifiers = received.tree.get("identifier", [])
+            if any(one.get("system") == DELIVERY and one.get("value") == shipment.key for one in identifiers):
+                return f"{received.type}/{received.id}"
         return None
 
     def _search(self, case: Case, shipment: Create) -> list[tuple[str, str]] | None:
@@ -124,15 +136,14 @@ class Sender:
 
     def _provenance(self, case: Case, shipment: Shipment, url: str, agent: dict[str, Any]) -> Op:
         """Who was told of which version, and what was made of it there."""
+        told = f"{case.title}: {self.partner.organization.name} has it as {shipment.type}"
+        patient = [{"reference": f"Patient/{case.patient['id']}"}] if case.patient else []
         tree = {
             "resourceType": "Provenance",
             "id": stable_id("Provenance", self.partner.name, shipment.key),
-            "target": [{"reference": f"{case.about}/_history/{case.stored.version}"}],
+            "target": [{"reference": f"{case.about}/_history/{case.stored.version}"}, *patient],
             "recorded": instant(self.clock()),
-            "activity": {
-                **concept("delivered", "Delivered to a partner"),
-                "text": f"{case.title}: {self.partner.organization.name}",
-            },
+            "activity": {**concept("delivered", "Delivered to a partner"), "text": told},
             "agent": [{"who": agent}],
             "entity": [
                 {

@@ -6,7 +6,6 @@ and https://hl7.org/fhir/R4/task.html. What is made depends on the case alone, n
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,14 +14,14 @@ from typing import Any
 
 import yaml
 
+from fhircm.exchange.attachments import Fetch, held
 from fhircm.exchange.case import Case, Unfit, read, source_at
 from fhircm.exchange.human import instant
 from fhircm.exchange.letter import attachment, letter
 from fhircm.exchange.outbound import DELIVERY, REFERRAL, codes
 from fhircm.exchange.partners import Partner
-from fhircm.exchange.repoint import logical, repoint
+from fhircm.exchange.repoint import known_as, repoint
 
-Fetch = Callable[[str], Awaitable[bytes]]  # the bytes behind an absolute URL at whichever partner it belongs to
 _FORWARDED = ("status", "docStatus", "type", "category", "date", "description", "securityLabel", "content", "context", "language")
 _HANDED_ON = ("code", "category", "priority", "orderDetail", "occurrenceDateTime", "occurrencePeriod", "reasonCode", "note")
 _CONFIDENTIAL = {
@@ -91,10 +90,14 @@ def _identifiers(case: Case, key: str) -> list[dict[str, Any]]:
     return [delivery(key), *([number(case.words["number"])] if case.words.get("number") else [])]
 
 
-def _sender(case: Case) -> dict[str, Any]:
+async def _sender(case: Case) -> dict[str, Any]:
     """Who speaks: to the requester the performer, to the performer the requester, else the one that coordinates."""
     author = case.performer if case.occasion.to == "requester" else case.requester
-    return (logical(author) if author else {}) or {"display": "Care coordination"}
+    return (await _named(case, author) if author else {}) or {"display": "Care coordination"}
+
+
+async def _named(case: Case, tree: dict[str, Any]) -> dict[str, Any]:
+    return await known_as(case.store, case.partner, tree)
 
 
 def _there(case: Case) -> dict[str, Any]:
@@ -142,7 +145,7 @@ async def _referral_task(case: Case, fetch: Fetch | None) -> list[Shipment]:
         "for": {"reference": f"Patient/{case.need_patient()}"},
         "authoredOn": _when(case),
         "lastModified": _when(case),
-        "requester": _sender(case),
+        "requester": await _sender(case),
         "owner": _there(case),
         "reasonCode": (order.get("reasonCode") or [None])[0],
         "restriction": case.tree.get("restriction", {}).get("period") and {"period": case.tree["restriction"]["period"]},
@@ -163,7 +166,7 @@ async def _referral_order(case: Case, fetch: Fetch | None) -> list[Shipment]:
         **await repoint(case.store, case.partner, kept),
         "subject": {"reference": f"Patient/{patient}"},
         "authoredOn": case.order.get("authoredOn", _when(case)),
-        "requester": _sender(case),
+        "requester": await _sender(case),
         "performer": [_there(case)],
     }
     return [Create(key, _clean(tree))]
@@ -183,7 +186,7 @@ async def _letter(case: Case, fetch: Fetch | None) -> list[Shipment]:
         "category": [{"coding": [_CLINICAL_NOTE]}],
         "subject": {"reference": f"Patient/{patient}"},
         "date": _when(case),
-        "author": [_sender(case)],
+        "author": [await _sender(case)],
         "description": case.title,
         "content": [{"attachment": attachment(await letter(case), case.title, _when(case))}],
         "context": {"related": related} if related else None,
@@ -212,6 +215,9 @@ async def _forward(case: Case, document: dict[str, Any], patient: str, fetch: Fe
     kept["context"] = {
         name: value for name, value in document.get("context", {}).items() if name not in ("encounter", "sourcePatientInfo")
     }
+    # Without the number as a related thing: the copy, when it is pulled, must not answer the referral once more.
+    related = [one for one in kept["context"].get("related", []) if one.get("identifier", {}).get("system") != REFERRAL]
+    kept["context"] = _clean({**kept["context"], "related": related})
     copied = await repoint(case.store, case.partner, kept)
     authors = [await read(case.store, author) for author in document.get("author", [])]
     custodian = await read(case.store, document.get("custodian"))
@@ -224,24 +230,12 @@ async def _forward(case: Case, document: dict[str, Any], patient: str, fetch: Fe
         ],
         **copied,
         "subject": {"reference": f"Patient/{patient}"},
-        "author": [named for author in authors if author and (named := logical(author))] or [_sender(case)],
-        "custodian": logical(custodian) if custodian else None,
-        "content": [await _content(content, fetch) for content in document["content"]],
+        "author": [named for author in authors if author and (named := await _named(case, author))] or [await _sender(case)],
+        "custodian": await _named(case, custodian) if custodian else None,
+        "content": [{**content, "attachment": await held(content["attachment"], fetch)} for content in document["content"]],
         "context": _clean({**copied.get("context", {}), "related": [*copied.get("context", {}).get("related", []), *about]}),
     }
     return Create(key, _clean(tree))
-
-
-async def _content(content: dict[str, Any], fetch: Fetch | None) -> dict[str, Any]:
-    """The content with its bytes in it: an address at another partner is of no use to this one."""
-    attached = content["attachment"]
-    if "data" in attached or "url" not in attached:
-        return content
-    if fetch is None:
-        raise Unfit("the document's content is at another partner and was not fetched")
-    body = await fetch(attached["url"])
-    kept = {name: value for name, value in attached.items() if name != "url"}
-    return {**content, "attachment": {**kept, "data": base64.b64encode(body).decode(), "size": len(body)}}
 
 
 async def _message(case: Case, fetch: Fetch | None) -> list[Shipment]:
@@ -262,7 +256,7 @@ async def _message(case: Case, fetch: Fetch | None) -> list[Shipment]:
         "topic": {"text": case.title},
         "sent": _when(case),
         "recipient": recipients,
-        "sender": _sender(case),
+        "sender": await _sender(case),
         "payload": payload,
     }
     return [Create(key, _clean(tree))]

@@ -1,7 +1,10 @@
 """Every way in which a partner can answer badly has a name, and the bytes of a good answer stay as they came."""
 
 import asyncio
+import gzip
 import json
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import pairwise
@@ -450,6 +453,64 @@ async def test_requests_keep_the_pace():
         begun = asyncio.get_running_loop().time()
         await asyncio.gather(*(ehr.read("Patient", "p1") for _ in range(6)))
         assert asyncio.get_running_loop().time() - begun >= 5 / 50
+
+
+async def over_tcp(respond, ask, **changes):
+    """Let a client ask a server that writes raw bytes; a server of None is a port that nobody listens on."""
+
+    async def serve(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        await respond(writer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    if respond is None:
+        server.close()
+        await server.wait_closed()
+    try:
+        limits = Limits(attempts=1, timeout=changes.pop("timeout", 5))
+        async with PartnerClient(replace(partner(), base_url=f"http://127.0.0.1:{port}/fhir", limits=limits)) as ehr:
+            return await ask(ehr)
+    finally:
+        server.close()
+
+
+async def test_over_real_sockets():
+    body = json.dumps(patient()).encode()
+
+    async def whole(writer):
+        packed = gzip.compress(body)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed) + packed)
+        await writer.drain()
+
+    async def cut_off(writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n" + body[:20])
+        await writer.drain()
+
+    async def trickle(writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n")
+        with suppress(ConnectionError):
+            while True:
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+
+    async def nonsense(writer):
+        writer.write(b"\x15\x03\x01 this is not HTTP\r\n\r\n")
+
+    def read(ehr):
+        return ehr.read("Patient", "p1")
+
+    assert (await over_tcp(whole, read)).body == body
+    for respond, told, timeout in (
+        (cut_off, "cannot be reached", 5),
+        (trickle, "does not answer within 0.1 s", 0.1),
+        (nonsense, "cannot be reached", 5),
+        (None, "cannot be reached", 5),
+    ):
+        with pytest.raises(PartnerUnavailable, match=told):
+            await over_tcp(respond, read, timeout=timeout)
 
 
 def test_the_newest_of_two_is_kept():

@@ -4,6 +4,7 @@ from itertools import permutations
 
 import pytest
 
+from fhircm.coordination.task_states import enforce
 from fhircm.exchange.features import features
 from fhircm.exchange.identity import link_person
 from fhircm.exchange.mapping import hub_id
@@ -103,6 +104,7 @@ def sources(*pairs):
 
 @pytest.fixture
 async def hub(store):
+    store.rules = (enforce,)
     await store.transact([Put(check_tree({"resourceType": "Organization", "id": "hub", "name": "Coordination"}))], origin="hub")
     return Hub(store)
 
@@ -130,7 +132,7 @@ async def test_every_order_makes_the_same_person(hub):
         people = [person for person in await hub.all("Person") if person["active"]]
         seen.add((len(people), people[0]["id"], len(people[0]["link"])))
         changed = [
-            {**tree, "name": [{"family": f"Zed{number}{place}", "given": ["Q"]}], "identifier": []}
+            patient(tree["meta"]["source"].split("/Patient/")[0], "1ax"[place], f"Zed{number}{place}", "Q")
             for place, tree in enumerate(three)
         ]
         await hub.see(*changed)

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections import Counter
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -11,6 +11,7 @@ import httpx
 import pytest
 import yaml
 
+from fhircm.coordination.task_states import enforce
 from fhircm.exchange.capabilities import Capabilities
 from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.mapping import hub_id
@@ -21,7 +22,7 @@ from fhircm.store.resources import Put
 
 DELIVERY = "https://fhircm.example/delivery"
 NPI = "http://hl7.org/fhir/sid/us-npi"
-NPIS = {"lakeside": "1234567893", "riverbend": "1982736453"}
+NPIS = {"lakeside": "1234567893", "riverbend": "1982736450"}
 DELIVER = yaml.safe_load(
     """
 hospital:
@@ -41,19 +42,6 @@ clinic:
   message: [[message, letter]]
 """
 )
-
-
-class Clock:
-    """A clock that stands still until it is moved."""
-
-    def __init__(self):
-        self.now = datetime(2026, 3, 2, 15, 0, tzinfo=UTC)
-
-    def __call__(self):
-        return self.now
-
-    def move(self, **by):
-        self.now += timedelta(**by)
 
 
 class Ehr:
@@ -230,11 +218,6 @@ def organization(id, name, npi):
 
 
 @pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
 def hospital(tmp_path):
     can = {
         "ServiceRequest": "read search-type create update",
@@ -257,6 +240,7 @@ def clinic(tmp_path):
 
 @pytest.fixture
 async def world(store, clock, hospital, clinic):
+    store.rules = (enforce,)
     made = World(store, clock, hospital, clinic)
     await made.write({"resourceType": "Organization", "id": "hub", "name": "Care coordination"})
     await made.pulled(
@@ -391,4 +375,3 @@ def act():
         closed=closed,
         path=Path(__file__),
     )
-

@@ -1,0 +1,244 @@
+"""Try out a partner and tell in plain words what works, what it cannot do, and what to fix.
+
+https://hl7.org/fhir/smart-app-launch/backend-services.html and https://hl7.org/fhir/R4/http.html. Every statement comes from a real request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from fhircm.exchange.capabilities import Capabilities, discover, refresh
+from fhircm.exchange.client import PartnerClient
+from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable, SignInRefused
+from fhircm.exchange.mapping import Source, referred
+from fhircm.exchange.pages import Received
+from fhircm.exchange.panel import members
+from fhircm.exchange.partners import PullType
+from fhircm.fhir.outcome import FhirError
+from fhircm.store.resources import Store
+
+# What a care coordinator would want to give back to a partner.
+WANTED_BACK = ("CarePlan", "CareTeam", "Goal", "Task", "ServiceRequest", "Communication", "DocumentReference")
+JWKS_PATH = "/.well-known/jwks.json"
+
+
+class Level(StrEnum):
+    """What a finding means for the operator."""
+
+    OK = "ok"
+    CANNOT = "cannot"  # the partner does not have it: nothing to be done, the hub works around it
+    CHANGED = "changed"  # since the partner was asked before
+    FIX = "fix"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One sentence, and for `fix` what to do."""
+
+    level: Level
+    text: str
+    remedy: str = ""
+
+
+@dataclass
+class CheckReport:
+    """All findings about a partner, in the order in which they were made."""
+
+    partner: str
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing must be fixed."""
+        return not any(finding.level is Level.FIX for finding in self.findings)
+
+    def render(self) -> str:
+        """The report as text, a line each."""
+        lines = [self.partner]
+        for finding in self.findings:
+            lines.append(f"  {finding.level:<8}{finding.text}")
+            if finding.remedy:
+                lines.append(f"  {'':<8}-> {finding.remedy}")
+        fixes = sum(finding.level is Level.FIX for finding in self.findings)
+        lines.append(f"  {'nothing to fix' if not fixes else f'{fixes} to fix'}")
+        return "\n".join(lines)
+
+    def add(self, level: Level, text: str, remedy: str = "") -> None:
+        """One more finding."""
+        self.findings.append(Finding(level, text, remedy))
+
+
+async def check(client: PartnerClient, store: Store | None = None, public_base_url: str = "") -> CheckReport:
+    """Try everything that the hub will want of a partner. With a store, the capabilities are kept and compared with those before.
+
+    `public_base_url` is the hub's own, to name where its keys are published. Raises nothing of the partner's.
+    """
+    report = CheckReport(client.partner.name)
+    capabilities = await _discovery(report, client, store)
+    if capabilities is None:
+        return report
+    _sign_in_promises(report, client, capabilities)
+    patients = await _panel(report, client, public_base_url)
+    if patients is not None:
+        await _types(report, client, capabilities, patients)
+    _give_back(report, capabilities)
+    return report
+
+
+async def _discovery(report: CheckReport, client: PartnerClient, store: Store | None) -> Capabilities | None:
+    partner = client.partner
+    try:
+        capabilities, drift = await refresh(store, client) if store else (await discover(client), [])
+    except PartnerUnavailable as error:
+        here = f"is {partner.base_url} its address? Set another with FHIRCM_PARTNER_BASE_URLS"
+        report.add(Level.FIX, f"Not reachable: {error}", f"Is the partner up, and {here}")
+        return None
+    except FhirError as error:
+        remedy = f"{partner.base_url} must be the base of its FHIR API: see base_url in {partner.folder / 'partner.yaml'}"
+        report.add(Level.FIX, f"Discovery does not work: {error}", remedy)
+        return None
+    report.add(
+        Level.OK,
+        f"Reachable at {partner.base_url}: {capabilities.software or 'software not told'}, FHIR {capabilities.fhir_version}",
+    )
+    if not capabilities.fhir_version.startswith("4.0"):
+        report.add(Level.FIX, f"It speaks FHIR {capabilities.fhir_version or 'of a version not told'}", "Ask for its R4 address")
+    for text in drift:
+        report.add(Level.CHANGED, text)
+    return capabilities
+
+
+def _sign_in_promises(report: CheckReport, client: PartnerClient, capabilities: Capabilities) -> None:
+    partner = client.partner
+    if capabilities.algorithms and partner.algorithm not in capabilities.algorithms:
+        offered = ", ".join(capabilities.algorithms)
+        remedy = f"Set algorithm in {partner.folder / 'partner.yaml'} to one of these that fhircm has (RS384, ES384)"
+        report.add(Level.FIX, f"It verifies assertions signed with {offered}, and not with {partner.algorithm}", remedy)
+    if capabilities.grants and "client_credentials" not in capabilities.grants:
+        report.add(Level.CANNOT, "It does not say that it has the grant client_credentials (SMART backend services)")
+
+
+async def _panel(report: CheckReport, client: PartnerClient, public_base_url: str) -> list[str] | None:
+    """Sign in and read the panel: the first request that needs a token."""
+    partner = client.partner
+    try:
+        patients = await members(client)
+    except SignInRefused as error:
+        keys = f"{public_base_url}{JWKS_PATH}"
+        remedy = f"Register the client id {partner.client_id} at the partner with the keys at {keys}, and its scopes"
+        report.add(Level.FIX, f"Sign-in does not work: {error}", remedy)
+        return None
+    except PartnerRefused as error:
+        report.add(Level.OK, "Signed in")
+        remedy = f"Ask the partner for the id of the panel's Group and for a scope to read it: panel.group is {partner.group}"
+        report.add(Level.FIX, f"The panel cannot be read: {error}", remedy)
+        return None
+    except FhirError as error:
+        report.add(Level.FIX, f"The panel cannot be read: {error}", "Try again; if it stays so, ask the partner")
+        return None
+    report.add(Level.OK, f"Signed in with {partner.algorithm} as {partner.client_id}")
+    _scopes(report, client)
+    if patients:
+        report.add(Level.OK, f"Panel Group/{partner.group}: {len(patients)} patients")
+        return patients
+    report.add(Level.FIX, f"Panel Group/{partner.group} has no patients", "Ask the partner to fill the panel")
+    return None
+
+
+def _scopes(report: CheckReport, client: PartnerClient) -> None:
+    granted = getattr(client.auth, "granted", None)
+    missing = [scope for scope in client.partner.scopes if granted is not None and scope not in granted]
+    if missing:
+        report.add(Level.CANNOT, f"Asked for and not granted: {' '.join(missing)}")
+
+
+async def _types(report: CheckReport, client: PartnerClient, capabilities: Capabilities, patients: list[str]) -> None:
+    """One real request for each type that is pulled."""
+    seen: list[Received] = []
+    patient = patients[0]
+    if (received := await _try_read(report, client, Source("Patient", patient))) is not None:
+        seen.append(received)
+    for one in client.partner.pull:
+        if one.searches:
+            seen += await _try_search(report, client, capabilities, one, patient)
+    targets = {target for received in seen for target in referred(client.partner.base_url, received.body)}
+    for one in client.partner.pull:
+        if not one.searches:
+            example = min((target for target in targets if target.type == one.type), default=None)
+            if example is not None:
+                received = await _try_read(report, client, example)
+                targets |= referred(client.partner.base_url, received.body) if received else set()
+            elif not capabilities.can(one.type, "read"):
+                report.add(Level.CANNOT, f"{one.type}: the partner does not have it")
+            else:
+                report.add(Level.OK, f"{one.type}: not tried, the first patient's record refers to none")
+
+
+async def _try_read(report: CheckReport, client: PartnerClient, one: Source) -> Received | None:
+    try:
+        received = await client.read(one.type, one.id)
+    except FhirError as error:
+        report.add(Level.FIX, f"{one.type} cannot be read: {error}", _remedy(client, one.type, error))
+        return None
+    report.add(Level.OK, f"{one.type}: read by id")
+    return received
+
+
+async def _try_search(
+    report: CheckReport, client: PartnerClient, capabilities: Capabilities, one: PullType, patient: str
+) -> list[Received]:
+    if not capabilities.can(one.type, "search-type"):
+        text = f"{one.type}: the partner does not say that it can be searched"
+        report.add(Level.CANNOT, text)
+    for name in _undeclared(capabilities, one):
+        report.add(Level.CANNOT, f"{one.type}: search by {name} is not declared and may be ignored")
+    found: list[Received] = []
+    try:
+        for search in one.searches:
+            async for page in client.search(one.type, [(name, value.replace("{patient}", patient)) for name, value in search]):
+                found += page
+                break  # the first page tells whether it works
+    except FhirError as error:
+        report.add(Level.FIX, f"{one.type} cannot be searched: {error}", _remedy(client, one.type, error))
+        return []
+    report.add(Level.OK, f"{one.type}: search works ({len(found)} on the first page for the first patient)")
+    return found
+
+
+def _undeclared(capabilities: Capabilities, one: PullType) -> Iterator[str]:
+    declared = capabilities.search_params(one.type)
+    asked = [name.split(":")[0] for search in one.searches for name, _ in search] + ["_lastUpdated"] * one.last_updated
+    for name in dict.fromkeys(asked):
+        if declared and name not in declared:
+            yield name
+
+
+def _remedy(client: PartnerClient, type: str, error: FhirError) -> str:
+    file = client.partner.folder / "partner.yaml"
+    if isinstance(error, PartnerRefused) and error.answered == 403:
+        return f"Ask the partner to grant the client id {client.partner.client_id} access to {type}, and see scopes in {file}"
+    if isinstance(error, PartnerRefused):
+        return f"See pull, type {type}, in {file}: another search, or leave the type out"
+    if isinstance(error, PartnerAnswerBroken):
+        return "Tell the partner: its answer is not FHIR"
+    return "Try again; if it stays so, ask the partner"
+
+
+def _give_back(report: CheckReport, capabilities: Capabilities) -> None:
+    """What can be written back, and what must reach the partner in another way."""
+    takes = [f"{type} ({', '.join(how)})" for type in WANTED_BACK if (how := _writes(capabilities, type))]
+    takes_not = [type for type in WANTED_BACK if not _writes(capabilities, type)]
+    if takes:
+        report.add(Level.OK, f"Takes back: {'; '.join(takes)}")
+    if takes_not:
+        report.add(
+            Level.CANNOT, f"Takes no {', '.join(takes_not)}: it gets what it can take in their place, see deliver in partner.yaml"
+        )
+    if "Subscription" not in capabilities.types:
+        report.add(Level.CANNOT, "Offers no Subscription: changes are noticed by pulling")
+
+
+def _writes(capabilities: Capabilities, type: str) -> list[str]:
+    return [how for how in ("create", "update", "patch") if capabilities.can(type, how)]
