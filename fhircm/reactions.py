@@ -3,3 +3,58 @@
 To add a workflow rule: write a function in `coordination/` and give it a line here. A reaction takes a change and returns operations;
 the worker commits them (docs/decisions/reactions-return-operations.md).
 """
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fhircm.coordination import escalation, provenance, referral, transition
+from fhircm.coordination.context import Context
+from fhircm.exchange import identity
+from fhircm.store.resources import Change, Op, Timer
+
+
+@dataclass(frozen=True, slots=True)
+class Reaction:
+    """A function that runs on every change of some types, from a cursor of its own."""
+
+    name: str
+    types: frozenset[str]
+    function: Callable[[Change], Awaitable[list[Op]]]
+
+
+@dataclass(frozen=True, slots=True)
+class TimerHandler:
+    """A function that runs when a timer of its kind is due."""
+
+    kind: str
+    function: Callable[[Timer], Awaitable[list[Op]]]
+
+
+# name of the cursor: (resource types, what it is given, function)
+REACTIONS: dict[str, tuple[str, Callable[[Context], Any], Callable[..., Awaitable[list[Op]]]]] = {
+    "identity": ("Patient Task", lambda context: context.store, identity.link_person),
+    "transition": ("Encounter Patient Task", lambda context: context, transition.follow),
+    "referral": ("ServiceRequest Task Encounter DocumentReference Person", lambda context: context, referral.follow),
+    "deadlines": ("Task", lambda context: context, escalation.watch),
+    "provenance": (
+        "Task ServiceRequest CarePlan Goal CareTeam Communication Encounter DocumentReference Person RiskAssessment",
+        lambda context: context,
+        provenance.record,
+    ),
+}
+
+TIMERS: dict[str, Callable[..., Awaitable[list[Op]]]] = {escalation.KIND: escalation.overdue}
+
+
+def reactions(context: Context) -> list[Reaction]:
+    """The list, bound to what its functions may look at."""
+    return [Reaction(name, frozenset(types.split()), partial(function, given(context))) for name, (types, given, function) in REACTIONS.items()]
+
+
+def timer_handlers(context: Context) -> list[TimerHandler]:
+    """The handlers of timers, bound likewise."""
+    return [TimerHandler(kind, partial(function, context)) for kind, function in TIMERS.items()]

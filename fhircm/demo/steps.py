@@ -111,7 +111,9 @@ async def report(story: Story, referral: Referral) -> Referral:
     note = {"referral_number": referral.number, "patient": referral.at_clinic, "text": CONSULT_NOTE}
     await story.staff(CLINIC, "consult-note", key="demo-note", **note)
     await story.command("pull", CLINIC)
-    await story.until("the end of the referral", _task(story, referral, lambda task: task["status"] == "completed" and task["output"]))
+    await story.until(
+        "the end of the referral", _task(story, referral, lambda task: task["status"] == "completed" and task["output"])
+    )
 
     async def told() -> list[dict[str, Any]]:
         got = await _received(story, HOSPITAL, referral.number)

@@ -32,7 +32,9 @@ async def tell(*, once: bool, data: Path | None, database_url: str | None, out: 
     begun = monotonic()
     try:
         await telling.all()
-        out.print(f"\n[green]The story is told[/green] in {monotonic() - begun:.0f} s: both loops are closed. Logs: {FOLDER / 'logs'}")
+        out.print(
+            f"\n[green]The story is told[/green] in {monotonic() - begun:.0f} s: both loops are closed. Logs: {FOLDER / 'logs'}"
+        )
         if not once:
             await telling.stay()
     except (DidNotStart, DidNotHappen, httpx.HTTPError) as error:
@@ -95,7 +97,9 @@ class Telling:
     async def stay(self) -> None:
         """Serve on until interrupted, with what one needs to look around."""
         hub, token = self.story.hub, await self.story.token("reader")
-        self.out.print(f"\nThe hub serves on at [bold]{hub}/fhir[/bold] until Ctrl-C. A token of the client `reader`, good for 5 minutes:\n")
+        self.out.print(
+            f"\nThe hub serves on at [bold]{hub}/fhir[/bold] until Ctrl-C. A token of the client `reader`, good for 5 minutes:\n"
+        )
         self.out.print(f"  export TOKEN={token}\n", soft_wrap=True, highlight=False)
         for query in ("Task?status=requested,accepted,in-progress", "Person?_count=3", "Provenance?_sort=-recorded&_count=5"):
             self.out.print(f"  curl -H \"Authorization: Bearer $TOKEN\" '{hub}/fhir/{query}'", soft_wrap=True, highlight=False)

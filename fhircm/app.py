@@ -1,0 +1,114 @@
+"""The HTTP process: wires everything, decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from fhircm.access.bearer import Bearer
+from fhircm.exchange.backend_auth import public_jwks
+from fhircm.fhir.outcome import FhirError
+from fhircm.rest.bodies import read_body
+from fhircm.rest.errors import answer_to
+from fhircm.rest.links import PageLinks
+from fhircm.rest.router import Router
+from fhircm.smart.discovery import smart_configuration
+from fhircm.smart.jwks import PublishedKeys
+from fhircm.smart.token import TokenEndpoint, TokenRefused
+from fhircm.store.credentials import Credentials
+from fhircm.store.database import open_database
+from fhircm.store.migrations import migrate
+from fhircm.store.resources import Clock, Store, WriteRule
+
+_FORM_LIMIT = 64 * 1024
+_NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
+
+
+@dataclass(frozen=True)
+class AppConfig:
+    """The values that the HTTP process needs."""
+
+    database_url: str
+    public_base_url: str  # without a slash at its end
+    keys_dir: Path
+    body_limit: int
+    allow_private_jwks: bool
+    clock: Clock
+    rules: Sequence[WriteRule]
+
+
+def create_app(config: AppConfig) -> FastAPI:
+    """The application; opens its database when it starts."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await migrate(config.database_url)
+        database = await open_database(config.database_url)
+        store = Store(database, clock=config.clock, rules=config.rules)
+        credentials = Credentials(database)
+        bearer = Bearer(credentials)
+        app.state.store = store
+        app.state.tokens = TokenEndpoint(
+            f"{config.public_base_url}/oauth/token", credentials, bearer, PublishedKeys(allow_private=config.allow_private_jwks)
+        )
+        app.state.fhir = Router(store, bearer, await PageLinks.of(store), f"{config.public_base_url}/fhir", config.body_limit)
+        yield
+        await store.close()
+
+    app = FastAPI(title="fhircm", lifespan=lifespan, docs_url=None, redoc_url=None)
+    _public_routes(app, config)
+
+    async def fhir(scope: Scope, receive: Receive, send: Send) -> None:
+        await app.state.fhir(scope, receive, send)
+
+    app.mount("/fhir", fhir)
+    return app
+
+
+def _public_routes(app: FastAPI, config: AppConfig) -> None:
+    open_to_all = {"Access-Control-Allow-Origin": "*"}
+
+    @app.post("/oauth/token")
+    async def token(request: Request) -> JSONResponse:
+        """SMART backend services: https://hl7.org/fhir/smart-app-launch/backend-services.html"""
+        try:
+            form = parse_qsl((await read_body(request, _FORM_LIMIT)).decode())
+            return JSONResponse(await app.state.tokens.grant(dict(form)), headers=_NO_STORE)
+        except TokenRefused as error:
+            refusal = {"error": error.error, "error_description": error.description}
+            return JSONResponse(refusal, error.status, headers=_NO_STORE)
+        except (FhirError, ValueError):
+            refusal = {"error": "invalid_request", "error_description": "The form cannot be read"}
+            return JSONResponse(refusal, 400, headers=_NO_STORE)
+
+    @app.get("/.well-known/smart-configuration")
+    @app.get("/fhir/.well-known/smart-configuration")
+    async def configuration() -> JSONResponse:
+        """What the authorization server can do."""
+        return JSONResponse(smart_configuration(config.public_base_url), headers=open_to_all)
+
+    @app.get("/.well-known/jwks.json")
+    async def keys() -> JSONResponse:
+        """The public keys with which the hub signs in at partners."""
+        return JSONResponse(public_jwks(config.keys_dir), headers=open_to_all | {"Cache-Control": "max-age=60"})
+
+    @app.get("/health/live")
+    async def live() -> JSONResponse:
+        """The process answers."""
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/health/ready", response_model=None)
+    async def ready() -> JSONResponse:
+        """The database answers too."""
+        try:
+            await app.state.store.cursor("health")
+        except FhirError as error:
+            return JSONResponse({"status": "unavailable"}, answer_to(error).status_code)
+        return JSONResponse({"status": "ok"})

@@ -1,0 +1,69 @@
+"""Page links: opaque, tamper-proof, and good after a restart and in every process.
+
+https://hl7.org/fhir/R4/http.html#paging. A link carries the query and the place of the cursor, signed with a key that is kept in the store.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import secrets
+from contextlib import suppress
+
+from fhircm.fhir.outcome import Conflict, Malformed
+from fhircm.fhir.query import Cursor
+from fhircm.store.operations import SetState
+from fhircm.store.resources import Store
+
+Parameters = list[tuple[str, str]]
+
+
+class PageLinks:
+    """Makes and reads the value of `_page`."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    @classmethod
+    async def of(cls, store: Store) -> PageLinks:
+        """With the key of this installation, which is made when there is none."""
+        kept = await store.state("rest", "page-links")
+        if kept is None:
+            try:
+                await store.transact(
+                    [SetState("rest", "page-links", {"key": secrets.token_hex(32)}, if_absent=True)], origin="hub"
+                )
+            except Conflict:
+                pass  # another process made it just now
+            kept = await store.state("rest", "page-links")
+        assert kept is not None
+        return cls(bytes.fromhex(kept["key"]))
+
+    def write(self, type: str, parameters: Parameters, cursor: Cursor) -> str:
+        """The token of a next page."""
+        text = json.dumps([type, parameters, cursor.as_json()], separators=(",", ":")).encode()
+        return base64.urlsafe_b64encode(self._sign(text) + text).decode().rstrip("=")
+
+    def read(self, type: str, token: str) -> tuple[Parameters, Cursor]:
+        """The query and cursor of a token. Raises Malformed for one that this installation did not make for this type."""
+        try:
+            raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+        except (ValueError, binascii.Error):
+            raise _foreign() from None
+        signature, text = raw[:16], raw[16:]
+        if not hmac.compare_digest(signature, self._sign(text)):
+            raise _foreign()
+        made_for, parameters, cursor = json.loads(text)
+        if made_for != type:
+            raise _foreign()
+        return [(name, value) for name, value in parameters], Cursor.from_json(cursor)
+
+    def _sign(self, text: bytes) -> bytes:
+        return hmac.new(self._key, text, hashlib.sha256).digest()[:16]
+
+
+def _foreign() -> Malformed:
+    return Malformed("This page link is not one that this server made")

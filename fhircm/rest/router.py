@@ -1,0 +1,125 @@
+"""From method and path to an interaction: one thin dispatcher. https://hl7.org/fhir/R4/http.html#summary"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from fhircm.access.bearer import Bearer
+from fhircm.access.guarded_store import GuardedStore
+from fhircm.access.principal import Principal
+from fhircm.fhir import json
+from fhircm.fhir.definitions import definitions
+from fhircm.fhir.outcome import MethodNotAllowed, NotFound
+from fhircm.rest import headers
+from fhircm.rest.capability import capability_statement
+from fhircm.rest.create import create
+from fhircm.rest.delete import delete
+from fhircm.rest.errors import answer_to
+from fhircm.rest.exchange import Exchange
+from fhircm.rest.history import history
+from fhircm.rest.links import PageLinks
+from fhircm.rest.read import read
+from fhircm.rest.search import search
+from fhircm.rest.update import update
+from fhircm.rest.vread import vread
+from fhircm.store.resources import Store
+
+log = logging.getLogger("fhircm.audit")
+
+Interaction = Callable[..., Awaitable[Response]]
+_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
+
+# The list that routes and that /metadata reads: shape of the path, method, code of the interaction, function.
+INTERACTIONS: tuple[tuple[str, str, str, Interaction], ...] = (
+    ("type", "GET", "search-type", search),
+    ("type", "POST", "create", create),
+    ("type/_search", "POST", "search-type", search),
+    ("type/id", "GET", "read", read),
+    ("type/id", "PUT", "update", update),
+    ("type/id", "DELETE", "delete", delete),
+    ("type/id/_history", "GET", "history-instance", history),
+    ("type/id/_history/version", "GET", "vread", vread),
+)
+_BY_SHAPE: dict[str, dict[str, Interaction]] = {}
+for _shape, _method, _code, _function in INTERACTIONS:
+    _BY_SHAPE.setdefault(_shape, {})[_method] = _function
+
+
+@dataclass(frozen=True)
+class Router:
+    """The FHIR API as an ASGI application. `base_url` is its address, without a slash at the end."""
+
+    store: Store
+    bearer: Bearer
+    links: PageLinks
+    base_url: str
+    body_limit: int
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        begun = time.perf_counter()
+        principal: Principal | None = None
+        try:
+            headers.require_acceptable(request)
+            path = scope["path"].removeprefix(scope.get("root_path", "")).strip("/")
+            if path == "metadata" and request.method in ("GET", "HEAD"):
+                response = self._metadata()
+            else:
+                function, arguments = _route(request.method, path)
+                principal = await self.bearer.principal(request.headers.get("authorization"))
+                headers.require_handled(request)
+                exchange = Exchange(request, GuardedStore(self.store, principal), self.base_url, self.body_limit, self.links)
+                response = await function(exchange, *arguments)
+        except Exception as error:
+            response = answer_to(error)
+        if request.method == "HEAD":
+            response = Response(status_code=response.status_code, headers=dict(response.headers))
+        _audit(request, principal, response.status_code, begun)
+        await response(scope, receive, send)
+
+    def _metadata(self) -> Response:
+        codes = list(dict.fromkeys(code for _, _, code, _ in INTERACTIONS))
+        return Response(json.dumps(capability_statement(self.base_url, codes)), media_type=headers.FHIR_JSON)
+
+
+def _route(method: str, path: str) -> tuple[Interaction, list[str]]:
+    steps = path.split("/") if path else []
+    shape, arguments = _shape_of(steps)
+    if steps and steps[0] not in definitions().resource_types and not steps[0].startswith(("$", "_")):
+        raise NotFound(f"'{steps[0][:64]}' is not a resource type of FHIR R4")
+    methods = _BY_SHAPE.get(shape)
+    if methods is None:
+        raise NotFound("There is nothing at this address")
+    function = methods.get("GET" if method == "HEAD" else method)
+    if function is None:
+        raise MethodNotAllowed(f"{method} is not supported here; {', '.join(methods)} are")
+    return function, arguments
+
+
+def _shape_of(steps: list[str]) -> tuple[str, list[str]]:
+    match steps:
+        case [type]:
+            return "type", [type]
+        case [type, "_search"]:
+            return "type/_search", [type]
+        case [type, id] if _ID.fullmatch(id):
+            return "type/id", [type, id]
+        case [type, id, "_history"] if _ID.fullmatch(id):
+            return "type/id/_history", [type, id]
+        case [type, id, "_history", version] if _ID.fullmatch(id):
+            return "type/id/_history/version", [type, id, version]
+    return "", []
+
+
+def _audit(request: Request, principal: Principal | None, status: int, begun: float) -> None:
+    """One line for each request: never a query or a body, which may hold what is known of a patient."""
+    who = principal.client_id if principal else "-"
+    log.info("%s %s %s %d %.1f ms", who, request.method, request.url.path, status, (time.perf_counter() - begun) * 1000)

@@ -1,0 +1,24 @@
+"""The application over ASGI, with a client that signed in by a real assertion."""
+
+import httpx
+import pytest
+
+from fhircm.app import AppConfig, create_app
+from fhircm.coordination.task_states import enforce
+
+from .signing import BASE, register, signed_in
+
+
+@pytest.fixture
+async def anonymous(database_url, clock, tmp_path):
+    await register(database_url, "app", "system/*.cruds")
+    await register(database_url, "reader", "system/Patient.rs")
+    app = create_app(AppConfig(database_url, BASE, tmp_path / "keys", 20_000, False, clock, [enforce]))
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE) as http:
+        yield http
+
+
+@pytest.fixture
+async def http(anonymous):
+    anonymous.headers["Authorization"] = f"Bearer {await signed_in(anonymous)}"
+    return anonymous
