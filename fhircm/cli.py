@@ -10,20 +10,23 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from fhircm import wiring
+from fhircm.exchange.client import connect
+from fhircm.exchange.partners import PartnerWrong
+from fhircm.exchange.push import parked, replay
 from fhircm.fhir.outcome import FhirError
 from fhircm.settings import Settings, SettingsWrong
 from fhircm.settings import load as load_settings
-from fhircm.store.resources import Store
+from fhircm.store.migrations import migrate as migrate_database
 
 app = typer.Typer(
     name="fhircm",
@@ -53,7 +56,7 @@ def main() -> None:
         for issue in error.issues:
             err.print(f"{issue.expression + ': ' if issue.expression else ''}{issue.text}", style="red", highlight=False)
         raise SystemExit(1) from None
-    except (OSError, wiring.NoSuchPartner) as error:
+    except (OSError, PartnerWrong, wiring.ScopeWrong) as error:
         err.print(str(error), style="red", highlight=False)
         raise SystemExit(1) from None
 
@@ -61,16 +64,11 @@ def main() -> None:
 def _run(work: Callable[[Settings], Coroutine[Any, Any, int | None]]) -> None:
     settings = load_settings()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines hold whole URLs, and those hold search values
     if settings.host not in ("127.0.0.1", "localhost") and settings.allow_private_jwks:
         err.print("Warning: FHIRCM_ALLOW_PRIVATE_JWKS is meant for loopback only", style="yellow")
     raise SystemExit(asyncio.run(work(settings)) or 0)
-
-
-@asynccontextmanager
-async def _store(settings: Settings) -> AsyncIterator[Store]:
-    async with wiring.store(settings) as store:
-        yield store
 
 
 def _bar() -> Progress:
@@ -117,8 +115,12 @@ def work(
 @app.command()
 def migrate() -> None:
     """Bring the database to the schema of this version; does nothing when it is there already."""
-    _run(wiring.migrate)
-    out.print("The database is up to date")
+
+    async def go(settings: Settings) -> None:
+        await migrate_database(settings.database_url)
+        out.print("The database is up to date")
+
+    _run(go)
 
 
 @app.command()
@@ -129,20 +131,24 @@ def pull(
 
     async def go(settings: Settings) -> int:
         status = 0
-        async with _store(settings) as store:
+        async with wiring.open_store(settings) as store:
             for partner in wiring.partners(settings, [name] if name else None):
                 with _bar() as bar:
                     task = bar.add_task(f"{partner.name}: patients", total=None)
-                    report = await wiring.pull(
-                        settings, store, partner, lambda done, total: bar.update(task, completed=done, total=total)
-                    )
-                out.print(f"[bold]{partner.name}[/bold]: {report.summary()}", highlight=False)
+                    advance = partial(_advance, bar, task)
+                    async with connect(partner, settings.keys_dir) as client:
+                        report = await wiring.pull_partner(settings, store, client, advance)
+                out.print(f"{partner.name}: {report.summary()}", highlight=False, soft_wrap=True)
                 for refused in report.refused:
-                    out.print(f"  refused {refused}", style="yellow", highlight=False)
-                status = status or bool(report.refused)
+                    err.print(f"  refused {refused}", style="yellow", highlight=False, soft_wrap=True)
+                status = 1 if report.refused or report.failed else status
         return status
 
     _run(go)
+
+
+def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
 
 
 @app.command()
@@ -154,7 +160,7 @@ def load(
     async def go(settings: Settings) -> int:
         from fhircm.exchange import bulk
 
-        async with _store(settings) as store:
+        async with wiring.open_store(settings) as store:
             with _bar() as bar:
                 task = bar.add_task("resources", total=None)
                 report = await bulk.load(store, file, lambda so_far: bar.update(task, completed=so_far.loaded + so_far.unchanged))
@@ -177,10 +183,8 @@ def timeline(
     """Tell what happened to a patient, in order, and who did it."""
 
     async def go(settings: Settings) -> None:
-        from fhircm.coordination import timeline as room
-
-        async with _store(settings) as store:
-            out.print(room.render(await room.timeline(store, patient)), highlight=False, soft_wrap=True)
+        async with wiring.open_store(settings) as store:
+            out.print(await wiring.told(settings, store, patient), highlight=False, soft_wrap=True)
 
     _run(go)
 
@@ -216,9 +220,9 @@ def demo(
     ] = None,
 ) -> None:
     """Tell the whole story on two sandbox EHRs: a discharge and a referral, until each loop is closed."""
-    from fhircm import demo as story
+    from fhircm.demo.tell import tell
 
-    raise SystemExit(asyncio.run(story.tell(once=once, data=data, out=out)))
+    raise SystemExit(asyncio.run(tell(once=once, data=data, database_url=os.environ.get("FHIRCM_DATABASE_URL"), out=out)))
 
 
 @partner_app.command("list")
@@ -234,8 +238,8 @@ def partner_check(name: Annotated[str, typer.Argument(help="The partner's folder
     """Tell in plain words what works with a partner, what it cannot do, and what to fix."""
 
     async def go(settings: Settings) -> int:
-        async with _store(settings) as store:
-            report = await wiring.check(settings, store, wiring.partners(settings, [name])[0])
+        async with wiring.open_store(settings) as store:
+            report = await wiring.check_partner(settings, store, wiring.partners(settings, [name])[0])
         out.print(report.render(), highlight=False, soft_wrap=True)
         return 0 if report.ok else 1
 
@@ -250,16 +254,16 @@ def partner_replay(
     """List what was given up on for a partner, or deliver one of it again."""
 
     async def go(settings: Settings) -> int:
-        async with _store(settings) as store:
+        async with wiring.open_store(settings) as store:
             partner = wiring.partners(settings, [name])[0]
             if key:
-                await wiring.replay(settings, store, partner, key)
+                await replay(store, partner.name, key)
                 out.print("It is in line again; `fhircm work` delivers it")
                 return 0
-            parked = await store.states(f"parked:push:{partner.name}")
-            for waiting, why in parked.items():
+            given_up = await store.states(parked(partner.name))
+            for waiting, why in given_up.items():
                 out.print(f"{waiting}\t{why.get('reason', '')}", highlight=False)
-            if not parked:
+            if not given_up:
                 out.print("Nothing was given up on")
         return 0
 
@@ -281,7 +285,7 @@ def client_add(
         raise typer.BadParameter("give either --jwks-url or --jwks-file")
 
     async def go(settings: Settings) -> None:
-        async with _store(settings) as store:
+        async with wiring.open_store(settings) as store:
             await wiring.add_client(
                 store, client_id, scope, jwks_url, jwks_file.read_bytes() if jwks_file else None, organization
             )
@@ -294,7 +298,7 @@ def client_add(
 def client_token(
     client_id: Annotated[str, typer.Argument(help="The client's name.")],
     key: Annotated[Path, typer.Option(help="Its private key, a JWK file; made when it does not exist.")],
-    scope: Annotated[str | None, typer.Option(help="Scopes to ask for, separated by spaces.")] = None,
+    scope: Annotated[str, typer.Option(help="Scopes to ask for, separated by spaces.")] = "system/*.rs",
     url: Annotated[str | None, typer.Option(help="Base URL of the hub.")] = None,
 ) -> None:
     """Sign in as a backend client and print an access token, for use with curl."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from fhircm.coordination import escalation, provenance, referral, transition
 from fhircm.coordination.context import Context
@@ -34,16 +33,18 @@ class TimerHandler:
     function: Callable[[Timer], Awaitable[list[Op]]]
 
 
-# name of the cursor: (resource types, what it is given, function)
-REACTIONS: dict[str, tuple[str, Callable[[Context], Any], Callable[..., Awaitable[list[Op]]]]] = {
-    "identity": ("Patient Task", lambda context: context.store, identity.link_person),
-    "transition": ("Encounter Patient Task", lambda context: context, transition.follow),
-    "referral": ("ServiceRequest Task Encounter DocumentReference Person", lambda context: context, referral.follow),
-    "deadlines": ("Task", lambda context: context, escalation.watch),
+# name of the cursor: resource types, and the function bound to what it may look at
+REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable[list[Op]]]]]] = {
+    "identity": (
+        "Patient Task",
+        lambda context: partial(identity.link_person, context.store, owner=f"Organization/{context.organization}"),
+    ),
+    "transition": ("Encounter Patient Task", lambda context: partial(transition.follow, context)),
+    "referral": ("ServiceRequest Task Encounter DocumentReference Person", lambda context: partial(referral.follow, context)),
+    "deadlines": ("Task", lambda context: partial(escalation.watch, context)),
     "provenance": (
         "Task ServiceRequest CarePlan Goal CareTeam Communication Encounter DocumentReference Person RiskAssessment",
-        lambda context: context,
-        provenance.record,
+        lambda context: partial(provenance.record, context),
     ),
 }
 
@@ -52,7 +53,7 @@ TIMERS: dict[str, Callable[..., Awaitable[list[Op]]]] = {escalation.KIND: escala
 
 def reactions(context: Context) -> list[Reaction]:
     """The list, bound to what its functions may look at."""
-    return [Reaction(name, frozenset(types.split()), partial(function, given(context))) for name, (types, given, function) in REACTIONS.items()]
+    return [Reaction(name, frozenset(types.split()), bind(context)) for name, (types, bind) in REACTIONS.items()]
 
 
 def timer_handlers(context: Context) -> list[TimerHandler]:

@@ -221,3 +221,13 @@ def _reason(tree: Any) -> str:
     error, description = (tree.get("error"), tree.get("error_description")) if isinstance(tree, dict) else (None, None)
     told = [word(error) if isinstance(error, str) else "", harmless(description) if isinstance(description, str) else ""]
     return "".join(f": {text}" for text in told if text)
+
+
+async def access_token(base_url: str, client_id: str, key: Key, scopes: Sequence[str]) -> str:
+    """Sign in once and return the access token. Raises what the token endpoint's refusal raises, and httpx.HTTPError."""
+    auth = BackendAuth(base_url, client_id, key, scopes)
+    async with httpx.AsyncClient(timeout=30) as http:
+        await http.get(f"{base_url}/metadata", headers={"Accept": "application/fhir+json"}, auth=auth)
+    if auth._token is None:
+        raise SignInRefused("The token was given, but not taken", answered=401)
+    return auth._token

@@ -148,7 +148,7 @@ def _content(body: bytes) -> dict[str, object]:
 
 
 def _lines(path: Path, report: LoadReport) -> Iterator[_Line]:
-    opened: IO[bytes] = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[assignment]
+    opened: IO[bytes] = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[assignment]  # noqa: SIM115
     with opened as file:
         while line := file.readline(LINE_LIMIT + 1):
             report.lines += 1

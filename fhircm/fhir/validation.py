@@ -196,9 +196,8 @@ def _meaning(node: Node) -> Iterator[Issue]:
             yield Issue("error", "value", f"{node.path} is not a day of the calendar", node.path)
     elif node.type == "Reference":
         yield from _target(node)
-    elif node.type == "xhtml":
-        if wrong := narrative_issue(node.value):
-            yield Issue("error", "invalid", f"{node.path} {wrong}", node.path)
+    elif node.type == "xhtml" and (wrong := narrative_issue(node.value)):
+        yield Issue("error", "invalid", f"{node.path} {wrong}", node.path)
 
 
 def _is_a_day(text: str) -> bool:

@@ -12,11 +12,14 @@ import hmac
 import json
 import secrets
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from fhircm.fhir.outcome import Conflict, Malformed
 from fhircm.fhir.query import Cursor
 from fhircm.store.operations import SetState
-from fhircm.store.resources import Store
+
+if TYPE_CHECKING:
+    from fhircm.store.resources import Store
 
 Parameters = list[tuple[str, str]]
 
@@ -32,12 +35,9 @@ class PageLinks:
         """With the key of this installation, which is made when there is none."""
         kept = await store.state("rest", "page-links")
         if kept is None:
-            try:
-                await store.transact(
-                    [SetState("rest", "page-links", {"key": secrets.token_hex(32)}, if_absent=True)], origin="hub"
-                )
-            except Conflict:
-                pass  # another process made it just now
+            with suppress(Conflict):  # another process made it just now
+                made = SetState("rest", "page-links", {"key": secrets.token_hex(32)}, if_absent=True)
+                await store.transact([made], origin="hub")
             kept = await store.state("rest", "page-links")
         assert kept is not None
         return cls(bytes.fromhex(kept["key"]))

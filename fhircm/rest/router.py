@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -30,7 +31,9 @@ from fhircm.rest.read import read
 from fhircm.rest.search import search
 from fhircm.rest.update import update
 from fhircm.rest.vread import vread
-from fhircm.store.resources import Store
+
+if TYPE_CHECKING:
+    from fhircm.store.resources import Store
 
 log = logging.getLogger("fhircm.audit")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.responses import Response
@@ -14,8 +15,10 @@ from fhircm.rest.bundles import Entry, bundle
 from fhircm.rest.exchange import Exchange
 from fhircm.rest.headers import FHIR_JSON, preferences
 from fhircm.rest.links import Parameters
-from fhircm.store.search import Page
 from fhircm.store.stored import Stored
+
+if TYPE_CHECKING:
+    from fhircm.store.search import Page
 
 _FORM = "application/x-www-form-urlencoded"
 

@@ -11,8 +11,6 @@ that is updated after the first page falls out of the rest of the chain. So none
 `_lastUpdated` at or after the time of the first page.
 """
 
-# ruff: noqa: S608 — only names of tables, columns and placeholders are put into statements; every value is an argument.
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 https://hl7.org/fhir/R4/search.html#ptypes
 """
 
-# ruff: noqa: S608 — only names of tables, columns and placeholders are put into statements; every value is an argument.
-
 from __future__ import annotations
 
 from collections import defaultdict

@@ -5,8 +5,6 @@ page reads little more than it shows. The others become EXISTS on the candidate'
 planner's statistics, and the same text runs on SQLite and PostgreSQL.
 """
 
-# ruff: noqa: S608 — only names of tables, columns and placeholders are put into statements; every value is an argument.
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

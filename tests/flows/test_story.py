@@ -15,7 +15,9 @@ async def story(tmp_path, database_url):
 
 
 async def counted(story):
-    return {type: (await story.read(f"{type}?_summary=count"))["total"] for type in ("Patient", "Encounter", "Provenance", "Task")}
+    return {
+        type: (await story.read(f"{type}?_summary=count"))["total"] for type in ("Patient", "Encounter", "Provenance", "Task")
+    }
 
 
 async def test_a_discharge_and_a_referral_until_each_loop_is_closed(story):

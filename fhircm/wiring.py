@@ -1,0 +1,219 @@
+"""From settings to running parts: what the command line and the demonstration start."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import uvicorn
+
+from fhircm.access.scopes import parse_scope
+from fhircm.app import AppConfig, create_app
+from fhircm.coordination import build, task_states
+from fhircm.coordination.context import Context, Neighbour
+from fhircm.coordination.deadlines import BusinessCalendar
+from fhircm.coordination.protocol import load_pathways
+from fhircm.coordination.timeline import rendered, timeline
+from fhircm.exchange import capabilities, pull, push
+from fhircm.exchange.attachments import fetch_from
+from fhircm.exchange.backend_auth import access_token, signing_key
+from fhircm.exchange.check import CheckReport, check
+from fhircm.exchange.client import PartnerClient, connect
+from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable
+from fhircm.exchange.partners import Partner, load_partners
+from fhircm.fhir.outcome import FhirError, VersionConflict
+from fhircm.reactions import reactions, timer_handlers
+from fhircm.settings import Settings
+from fhircm.store.credentials import Credentials
+from fhircm.store.database import open_database
+from fhircm.store.migrations import migrate
+from fhircm.store.resources import Clock, Op, Put, SetState, Store
+from fhircm.worker import Worker
+
+log = logging.getLogger("fhircm.wiring")
+
+RULES = (task_states.enforce,)
+_PULLED = "pulled"  # namespace of when each partner was last pulled
+
+
+class ScopeWrong(Exception):
+    """A scope cannot be given to a client; the message says what can."""
+
+
+def clock(settings: Settings) -> Clock:
+    """The clock of versions and deadlines: the machine's, moved as far as the settings say."""
+    return lambda: datetime.now(UTC) + settings.clock_offset
+
+
+def base_url(settings: Settings) -> str:
+    """The public address, without a slash at its end."""
+    return str(settings.public_base_url).rstrip("/")
+
+
+@asynccontextmanager
+async def open_store(settings: Settings) -> AsyncIterator[Store]:
+    """The store, brought up to date first, with the organisation that coordinates in it."""
+    await migrate(settings.database_url)
+    store = Store(await open_database(settings.database_url), clock=clock(settings), rules=RULES)
+    try:
+        organization = build.coordinating_organization(settings.organization_name)
+        if not await store.read_many([("Organization", organization.id or "")]):
+            with suppress(VersionConflict):  # another process made it just now
+                await store.transact([Put(organization, if_version=0)], origin="hub")
+        yield store
+    finally:
+        await store.close()
+
+
+def serve(settings: Settings) -> None:
+    """Serve HTTP until the process is told to end."""
+    config = AppConfig(
+        database_url=settings.database_url,
+        public_base_url=base_url(settings),
+        keys_dir=settings.keys_dir,
+        body_limit=settings.body_limit,
+        allow_private_jwks=settings.allow_private_jwks,
+        clock=clock(settings),
+        rules=RULES,
+    )
+    uvicorn.run(create_app(config), host=settings.host, port=settings.port, access_log=False, log_level="warning")
+
+
+def partners(settings: Settings, names: list[str] | None) -> list[Partner]:
+    """The partners that the settings choose, or these of them. Raises PartnerWrong."""
+    urls = {name: str(url).rstrip("/") for name, url in settings.partner_base_urls.items()}
+    return load_partners(settings.mappings_dir, urls, names or settings.partners)
+
+
+def context(settings: Settings, store: Store, chosen: list[Partner]) -> Context:
+    """What reactions may look at."""
+    neighbours = [
+        Neighbour(
+            one.name,
+            one.organization.npi,
+            one.base_url,
+            BusinessCalendar(
+                one.time_zone, one.calendar.country, one.calendar.subdivision, one.calendar.closed, one.calendar.weekend
+            ),
+        )
+        for one in chosen
+    ]
+    organization = build.coordinating_organization(settings.organization_name)
+    return Context(
+        store=store,
+        organization=organization.id or "",
+        organization_name=settings.organization_name,
+        calendar=BusinessCalendar(settings.time_zone, settings.calendar_country),
+        neighbours=tuple(neighbours),
+        pathways=load_pathways(),
+        window=settings.transition_window,
+    )
+
+
+@asynccontextmanager
+async def worker(settings: Settings) -> AsyncIterator[Worker]:
+    """The background process over the store, with a client for each partner."""
+    chosen = partners(settings, None)
+    async with open_store(settings) as store, AsyncExitStack() as stack:
+        around = context(settings, store, chosen)
+        clients = [await stack.enter_async_context(connect(partner, settings.keys_dir)) for partner in chosen]
+        rounds: dict[str, Callable[[], Awaitable[int]]] = {
+            client.partner.name: partial(_round, settings, store, client, clients, around) for client in clients
+        }
+        park = partial(_parked, around)
+        yield Worker(store, reactions(around), timer_handlers(around), park, rounds, settings.lease)
+
+
+async def _round(settings: Settings, store: Store, client: PartnerClient, clients: list[PartnerClient], around: Context) -> int:
+    """Pull when it is time, then push what is due."""
+    partner = client.partner
+    snapshot = await capabilities.kept(store, partner.name)
+    try:
+        if await _is_time(settings, store, partner):
+            snapshot, drift = await capabilities.refresh(store, client)
+            for line in drift:
+                log.warning("%s: %s", partner.name, line)
+            log.info("%s: %s", partner.name, (await pull_partner(settings, store, client)).summary())
+    except (PartnerUnavailable, PartnerRefused, PartnerAnswerBroken, pull.PullRunning) as error:
+        log.warning("%s could not be pulled: %s", partner.name, type(error).__name__)
+        await _pulled(store, partner)  # the next attempt is a whole interval away; what was read is kept
+    if snapshot is None:
+        return 0
+    report = await push.push(
+        store,
+        partner,
+        client,
+        snapshot,
+        store.clock,
+        attempts=settings.push_attempts,
+        owner=f"Organization/{around.organization}",
+        fetch=fetch_from(clients),
+    )
+    return report.done
+
+
+async def _is_time(settings: Settings, store: Store, partner: Partner) -> bool:
+    last = await store.state(_PULLED, partner.name)
+    return last is None or datetime.fromisoformat(last["at"]) + settings.pull_interval <= datetime.now(UTC)
+
+
+async def _pulled(store: Store, partner: Partner) -> None:
+    await store.transact([SetState(_PULLED, partner.name, {"at": datetime.now(UTC).isoformat()})], origin="hub")
+
+
+async def pull_partner(
+    settings: Settings, store: Store, client: PartnerClient, progress: Callable[[int, int], None] = lambda done, total: None
+) -> pull.PullReport:
+    """Pull a partner now."""
+    report = await pull.pull(store, client, progress=progress, lease_seconds=settings.lease.total_seconds())
+    await _pulled(store, client.partner)
+    return report
+
+
+async def check_partner(settings: Settings, store: Store, partner: Partner) -> CheckReport:
+    """Try everything that the hub wants of a partner."""
+    async with connect(partner, settings.keys_dir) as client:
+        return await check(client, store, base_url(settings))
+
+
+def _parked(around: Context, where: str, what: str, error: Exception) -> Op:
+    """The Task that tells a human what the worker gave up on."""
+    why = str(error) if isinstance(error, FhirError) else type(error).__name__
+    id = build.stable_id("parked", where, what)
+    reason = f"'{where}' failed at {what}: {why}"
+    versioned = what if "/_history/" in what else f"Organization/{around.organization}"
+    return build.for_a_human(id, "parked", reason, owner=around.coordinator, focus=versioned, patient=None, at=around.now())
+
+
+async def told(settings: Settings, store: Store, patient: str) -> str:
+    """The timeline of a patient as text."""
+    return rendered(await timeline(store, patient), ZoneInfo(settings.time_zone))
+
+
+async def add_client(
+    store: Store, client_id: str, scopes: list[str], jwks_url: str | None, jwks: bytes | None, organization: str | None
+) -> None:
+    """Register a backend client. Raises ScopeWrong, ValueError for a JWKS that is none."""
+    wrong = [scope for scope in scopes if parse_scope(scope) is None]
+    if wrong:
+        raise ScopeWrong(f"{', '.join(wrong)} cannot be given: scopes are written system/Type.cruds or system/Type.read")
+    registration: dict[str, object] = {"scope": " ".join(scopes), "organization": organization}
+    if jwks_url:
+        registration["jwks_url"] = jwks_url
+    else:
+        keys = json.loads(jwks or b"{}").get("keys")
+        if not keys or any("d" in key for key in keys):
+            raise ScopeWrong("The JWKS file must hold public keys, and no private one, under 'keys'")
+        registration["jwks"] = {"keys": keys}
+    await Credentials(store.database).add_client(client_id, registration)
+
+
+async def client_token(url: str, client_id: str, key: Path, scope: str) -> str:
+    """Sign in at a hub as a backend client. Raises PartnerRefused, PartnerUnavailable."""
+    return await access_token(f"{url}/fhir", client_id, signing_key(key.parent, key.stem, "ES384"), scope.split())
