@@ -192,7 +192,7 @@ def timeline(
 @app.command()
 def sandbox(
     vendor: Annotated[str, typer.Option(help="The shape of EHR: epic or oracle.")],
-    port: Annotated[int, typer.Option(help="Loopback port; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(help="Loopback port.")] = 8081,
     jwks_url: Annotated[str | None, typer.Option(help="Where the client publishes its keys.")] = None,
     jwks_file: Annotated[Path | None, typer.Option(help="Or a file with the client's JWKS.", exists=True)] = None,
     client_id: Annotated[str, typer.Option(help="The client that may sign in.")] = "fhircm",

@@ -26,7 +26,7 @@ CLINIC = "riverbend-clinic"
 Seen = TypeVar("Seen")
 SCOPES = {
     "reader": "system/*.rs",
-    "clinic-app": "system/Task.rsu system/Patient.rs system/ServiceRequest.rs system/Organization.rs",
+    "clinic-app": "system/Task.rus system/Patient.rs system/ServiceRequest.rs system/Organization.rs",
 }
 
 
