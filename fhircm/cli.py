@@ -61,11 +61,18 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-def _run(work: Callable[[Settings], Coroutine[Any, Any, int | None]]) -> None:
-    settings = load_settings()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+def _log(settings: Settings, *, running: bool) -> None:
+    """Lines to stderr: a process that runs on logs as the settings say, a command that ends tells only what went wrong."""
+    level = logging.getLevelNamesMapping()[settings.log_level]
+    level = level if running else max(level, logging.WARNING)
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines hold whole URLs, and those hold search values
+
+
+def _run(work: Callable[[Settings], Coroutine[Any, Any, int | None]], *, running: bool = False) -> None:
+    settings = load_settings()
+    _log(settings, running=running)
     if settings.host not in ("127.0.0.1", "localhost") and settings.allow_private_jwks:
         err.print("Warning: FHIRCM_ALLOW_PRIVATE_JWKS is meant for loopback only", style="yellow")
     raise SystemExit(asyncio.run(work(settings)) or 0)
@@ -83,7 +90,7 @@ def serve() -> None:
     Any number of these may run on one PostgreSQL; `fhircm work` does what happens in the background.
     """
     settings = load_settings()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    _log(settings, running=True)
     wiring.serve(settings)
 
 
@@ -109,7 +116,7 @@ def work(
                 raise error
             return 0
 
-    _run(go)
+    _run(go, running=True)
 
 
 @app.command()

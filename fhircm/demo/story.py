@@ -66,6 +66,7 @@ class Story:
         }
         self.processes = Processes(self.folder / "logs", self.environment)
         self.offset = timedelta()
+        self._tokens: dict[str, tuple[str, float]] = {}
 
     # --- processes -----------------------------------------------------------------------------------------------------------
 
@@ -102,6 +103,7 @@ class Story:
     async def move_clock(self, by: timedelta) -> None:
         """Restart hub and worker on a clock that is ahead by so much."""
         self.offset += by
+        self._tokens.clear()  # they are of the time before
         self.processes.stop("worker")
         self.processes.stop("hub")
         await self.start_hub()
@@ -144,10 +146,15 @@ class Story:
             raise DidNotHappen(f"client {client} could not be registered")
 
     async def token(self, client: str) -> str:
-        """An access token of a client, by a signed assertion."""
+        """An access token of a client, by a signed assertion; the same one while it is good for another minute."""
         from fhircm import wiring
 
-        return await wiring.client_token(self.hub, client, self.folder / "clients" / client / f"{client}.json", SCOPES[client])
+        token, until = self._tokens.get(client, ("", 0.0))
+        if until < monotonic():
+            key = self.folder / "clients" / client / f"{client}.json"
+            token = await wiring.client_token(self.hub, client, key, SCOPES[client])
+            self._tokens[client] = token, monotonic() + 240
+        return token
 
     async def read(self, path: str, client: str = "reader") -> dict[str, Any]:
         """GET from the hub's FHIR API."""
@@ -166,10 +173,10 @@ class Story:
             path = following.removeprefix(f"{self.hub}/fhir/")
         return found
 
-    async def staff(self, at: str, act: str, **details: Any) -> dict[str, Any]:
+    async def staff(self, party: str, act: str, **details: Any) -> dict[str, Any]:
         """Do something at an EHR's own screens."""
         async with httpx.AsyncClient(timeout=30) as http:
-            answer = await http.post(f"{self.doors[at]}/staff/{act}", json=details)
+            answer = await http.post(f"{self.doors[party]}/staff/{act}", json=details)
         answer.raise_for_status()
         return answer.json()
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import httpx
 import uvicorn
@@ -73,9 +74,9 @@ def sandbox(ehr: Ehr, staff: Staff, server: str) -> Starlette:
         )
 
     async def token(request: Request) -> Response:
-        form = dict((await request.form()).items())
+        form = dict(parse_qsl((await request.body()).decode("utf-8", "replace")))
         try:
-            return JSONResponse(await ehr.sign_in.token({name: str(value) for name, value in form.items()}))
+            return JSONResponse(await ehr.sign_in.token(form))
         except Refused as error:
             return JSONResponse({"error": str(error)}, 401 if str(error) == "invalid_client" else 400)
 
