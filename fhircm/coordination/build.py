@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import Any, cast
 from uuid import NAMESPACE_URL, uuid5
 
-from fhircm.coordination.codes import BASE, NPI, SYSTEM, displays
+from fhircm.coordination.codes import BASE, NPI, displays
+from fhircm.fhir.systems import COORDINATION
 from fhircm.fhir.validation import Checked, check, check_tree
 from fhircm.store.resources import Put, Stored
 
@@ -37,7 +38,7 @@ def instant(at: datetime) -> str:
 
 def concept(code: str, text: str | None = None) -> Tree:
     """A CodeableConcept of the hub's own code system."""
-    return {"coding": [{"system": SYSTEM, "code": code, "display": displays()[code]}], "text": text or displays()[code]}
+    return {"coding": [{"system": COORDINATION, "code": code, "display": displays()[code]}], "text": text or displays()[code]}
 
 
 def reference(to: str, display: str | None = None) -> Tree:

@@ -11,10 +11,9 @@ from functools import cache
 from typing import Any
 
 from fhircm.fhir.artefacts import folder
+from fhircm.fhir.systems import COORDINATION, HUB
 
-BASE = "https://fhircm.example"
-SYSTEM = f"{BASE}/CodeSystem/coordination"
-REFERRAL_NUMBER = f"{BASE}/referral"  # system of the identifier that ties letters, visits and reports to a referral
+BASE = HUB.rstrip("/")
 CLIENT = f"{BASE}/client"  # system of the identifier of a SMART client
 NPI = "http://hl7.org/fhir/sid/us-npi"
 FULFILL = ("http://hl7.org/fhir/CodeSystem/task-code", "fulfill")
@@ -55,7 +54,7 @@ def displays() -> dict[str, str]:
 
 def own(element: Any) -> str | None:
     """The code of the hub's own system in a CodeableConcept, if it bears one."""
-    return next((code for system, code in codings(element) if system == SYSTEM), None)
+    return next((code for system, code in codings(element) if system == COORDINATION), None)
 
 
 def identifiers(tree: dict[str, Any], system: str) -> list[str]:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fhircm.coordination.build import concept, edit, for_a_human, instant, stable_id
-from fhircm.coordination.codes import REFERRAL_NUMBER, identifiers, member
+from fhircm.coordination.codes import identifiers, member
 from fhircm.coordination.context import Context, any_of, token
 from fhircm.coordination.people import patient_of
 from fhircm.coordination.task_states import business, is_open, machine
+from fhircm.fhir.systems import REFERRAL
 from fhircm.store.resources import Op, Stored
 
 Tree = dict[str, Any]
@@ -45,7 +46,7 @@ def numbers(tree: Tree) -> set[str]:
         typed = [one.get("identifier", {}) for one in tree.get("context", {}).get("related", [])]
     else:
         typed = []
-    return {one["value"] for one in typed if one.get("system", REFERRAL_NUMBER) == REFERRAL_NUMBER and one.get("value")}
+    return {one["value"] for one in typed if one.get("system", REFERRAL) == REFERRAL and one.get("value")}
 
 
 def _is_report(document: Tree) -> bool:
@@ -58,10 +59,8 @@ def _is_report(document: Tree) -> bool:
 
 async def gather(context: Context, task: Stored, patients: list[str]) -> Evidence:
     """What there is now for a referral; `patients` are the records of its patient."""
-    typed = identifiers(task.tree, REFERRAL_NUMBER)
-    values = any_of(
-        token(system, number) for number in typed for system in (REFERRAL_NUMBER, "")
-    )  # not every screen keeps a system
+    typed = identifiers(task.tree, REFERRAL)
+    values = any_of(token(system, number) for number in typed for system in (REFERRAL, ""))  # not every screen keeps a system
     visits = await context.find("Encounter", ("identifier", values))
     documents = await context.find("DocumentReference", ("related:identifier", values))
     visits = [one for one in visits if one.tree["status"] not in ("entered-in-error", "unknown")]

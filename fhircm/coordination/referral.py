@@ -13,7 +13,7 @@ from typing import Any
 
 from fhircm.coordination import evidence
 from fhircm.coordination.build import edit, for_a_human, instant, new, npi, profile, reference, stable_id
-from fhircm.coordination.codes import FULFILL, NPI, PLACER, REFERRAL_NUMBER, identifiers, member, own
+from fhircm.coordination.codes import FULFILL, NPI, PLACER, identifiers, member, own
 from fhircm.coordination.context import Context, Neighbour, any_of, token
 from fhircm.coordination.escalation import reset
 from fhircm.coordination.people import linked, named, organization_of, patient_of, patients_value
@@ -21,6 +21,7 @@ from fhircm.coordination.protocol import Pathway, Step
 from fhircm.coordination.task_states import business, is_open, machine, mirrored
 from fhircm.coordination.times import moment
 from fhircm.fhir.references import parse_reference
+from fhircm.fhir.systems import REFERRAL
 from fhircm.store.resources import Change, Op, Stored
 
 Tree = dict[str, Any]
@@ -52,10 +53,10 @@ async def _tasks_of(context: Context, stored: Stored) -> list[Stored]:
     elif stored.type == "Person":
         found = await _of_person(context, tree)
     elif numbers := evidence.numbers(tree):
-        found = await context.find("Task", ("identifier", any_of(token(REFERRAL_NUMBER, number) for number in sorted(numbers))))
+        found = await context.find("Task", ("identifier", any_of(token(REFERRAL, number) for number in sorted(numbers))))
     else:
         found = []
-    return [task for task in found if identifiers(task.tree, REFERRAL_NUMBER) and not mirrored(task.tree)]
+    return [task for task in found if identifiers(task.tree, REFERRAL) and not mirrored(task.tree)]
 
 
 async def _of_person(context: Context, person: Tree) -> list[Stored]:
@@ -144,7 +145,7 @@ async def _task(context: Context, order: Stored, performer: Stored, calendar: An
         "resourceType": "Task",
         "id": id,
         "meta": profile("referral-task"),
-        "identifier": [{"type": {"coding": [_coding(PLACER)]}, "system": REFERRAL_NUMBER, "value": id}],
+        "identifier": [{"type": {"coding": [_coding(PLACER)]}, "system": REFERRAL, "value": id}],
         "basedOn": [to_order],
         "status": "requested",
         "businessStatus": business().concept("2.0"),

@@ -12,13 +12,14 @@ from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from fhircm.coordination.codes import codings, member
+from fhircm.coordination.codes import codings, identifiers, member
 from fhircm.coordination.context import Record, any_of
 from fhircm.coordination.people import linked, named, patients_value
 from fhircm.coordination.task_states import mirrored
 from fhircm.coordination.times import moment
 from fhircm.coordination.wording import text_of
 from fhircm.fhir.outcome import NotFound
+from fhircm.fhir.systems import DELIVERY
 from fhircm.store.resources import Store, Stored
 
 Tree = dict[str, Any]
@@ -47,7 +48,7 @@ async def timeline(store: Store, patient_id: str, *, since: datetime | None = No
     told = {"/".join(entry.reference.split("/")[:2]) for entry in entries}
     for type in _TELLING:
         for stored in await record.find(type, patients_value(patients)):
-            if mirrored(stored.tree) or f"{type}/{stored.id}" not in told:
+            if (mirrored(stored.tree) or f"{type}/{stored.id}" not in told) and not identifiers(stored.tree, DELIVERY):
                 entries += [entry async for entry in _happened(record, stored)]
     return sorted(
         (entry for entry in entries if since is None or entry.at >= since),

@@ -10,9 +10,8 @@ from typing import Any
 import httpx
 
 from fhircm.demo.story import CLINIC, HOSPITAL, DidNotHappen, Story
+from fhircm.fhir.systems import COORDINATION, REFERRAL
 
-CODES = "https://fhircm.example/CodeSystem/coordination"
-REFERRAL_NUMBER = "https://fhircm.example/referral"
 CONSULT_NOTE = "Seen today. Heart failure is stable on the present dose; please recheck potassium in two weeks."
 
 
@@ -58,7 +57,7 @@ class Escalation:
 async def linked(story: Story) -> Linked:
     """Count the people with a record at both EHRs, and the pairs that a human must judge."""
     people = await story.find("Person?_count=200")
-    doubtful = await story.find(f"Task?code={CODES}|possible-match&_count=200")
+    doubtful = await story.find(f"Task?code={COORDINATION}|possible-match&_count=200")
     return Linked(sum(len(person.get("link", [])) > 1 for person in people), len(doubtful))
 
 
@@ -69,7 +68,7 @@ async def discharge(story: Story) -> Transition:
     encounter, patient = (story.at_hub(HOSPITAL, left[name]) for name in ("encounter", "patient"))
 
     async def opened() -> list[dict[str, Any]]:
-        parents = await story.find(f"Task?focus={encounter}&code={CODES}|transition-of-care")
+        parents = await story.find(f"Task?focus={encounter}&code={COORDINATION}|transition-of-care")
         return [child for parent in parents for child in await story.find(f"Task?part-of=Task/{parent['id']}")]
 
     return Transition(patient, encounter, await story.until("the transition of care", opened))
@@ -81,7 +80,7 @@ async def refer(story: Story) -> Referral:
     await story.command("pull", HOSPITAL)
     order, patient = (story.at_hub(HOSPITAL, ordered[name]) for name in ("service_request", "patient"))
     task = (await story.until("the referral", lambda: story.find(f"Task?focus={order}")))[0]
-    number = next(one["value"] for one in task["identifier"] if one.get("system") == REFERRAL_NUMBER)
+    number = next(one["value"] for one in task["identifier"] if one.get("system") == REFERRAL)
     letters = await story.until("the delivery to the clinic", lambda: _received(story, CLINIC, number))
     at_clinic = next(letter["patient"] for letter in letters if letter.get("patient"))
     return Referral(f"Task/{task['id']}", patient, at_clinic, number, [letter["type"] for letter in letters])
@@ -131,7 +130,7 @@ async def refer_a_stranger(story: Story) -> list[str]:
     task = (await story.until("the referral", lambda: story.find(f"Task?focus={order}&code:not=undelivered")))[0]
 
     async def listed() -> list[dict[str, Any]]:
-        return await story.find(f"Task?code={CODES}|undelivered&focus=Task/{task['id']}")
+        return await story.find(f"Task?code={COORDINATION}|undelivered&focus=Task/{task['id']}")
 
     return [one["reasonCode"]["text"] for one in await story.until("the list for a human", listed)]
 

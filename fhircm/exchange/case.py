@@ -13,10 +13,11 @@ from string import Formatter
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from fhircm.exchange.outbound import REFERRAL, Occasion
+from fhircm.exchange.outbound import Occasion
 from fhircm.exchange.partners import Partner
 from fhircm.fhir.query import parse_query
 from fhircm.fhir.references import parse_reference
+from fhircm.fhir.systems import REFERRAL
 from fhircm.store.resources import Store, Stored
 
 NPI = "http://hl7.org/fhir/sid/us-npi"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from fhircm.exchange.shipped import shipped
+from fhircm.fhir.artefacts import folder
 
 Token = frozenset[str]  # the spellings of one part of a name: {"muller", "mueller"}
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -49,7 +49,7 @@ class Features:
 @cache
 def tables() -> dict[str, Any]:
     """mappings/identity.yaml as it was written."""
-    return yaml.safe_load(shipped("mappings", "identity.yaml").read_text("utf-8"))
+    return yaml.safe_load((folder("mappings") / "identity.yaml").read_text("utf-8"))
 
 
 def features(patient: dict[str, Any]) -> Features:

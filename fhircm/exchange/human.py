@@ -11,10 +11,10 @@ from datetime import datetime
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
+from fhircm.fhir.systems import COORDINATION, HUB
 from fhircm.fhir.validation import check_tree
 from fhircm.store.resources import Put, Store, Stored
 
-SYSTEM = "https://fhircm.example/CodeSystem/coordination"
 PROFILE = "https://fhircm.example/StructureDefinition/coordination-task"
 OPEN = ("draft", "requested", "received", "accepted", "ready", "in-progress", "on-hold")
 _AGAIN = 50  # how often one and the same reason may come and go
@@ -22,7 +22,7 @@ _AGAIN = 50  # how often one and the same reason may come and go
 
 def stable_id(*parts: str) -> str:
     """An id that follows from what it stands for, so that two workers make one and the same resource."""
-    return str(uuid5(uuid5(NAMESPACE_URL, "https://fhircm.example/"), "/".join(parts)))
+    return str(uuid5(uuid5(NAMESPACE_URL, HUB), "/".join(parts)))
 
 
 def instant(at: datetime) -> str:
@@ -32,7 +32,7 @@ def instant(at: datetime) -> str:
 
 def concept(code: str, display: str) -> dict[str, Any]:
     """A CodeableConcept of the hub's own code system."""
-    return {"coding": [{"system": SYSTEM, "code": code, "display": display}], "text": display}
+    return {"coding": [{"system": COORDINATION, "code": code, "display": display}], "text": display}
 
 
 def task(

@@ -18,6 +18,7 @@ from fhircm.exchange import human
 from fhircm.exchange.features import Features, features
 from fhircm.exchange.matching import Match, compare
 from fhircm.fhir.query import parse_query
+from fhircm.fhir.systems import COORDINATION
 from fhircm.fhir.validation import check_tree
 from fhircm.store.changes import Change
 from fhircm.store.resources import Op, Put, Store, Stored
@@ -57,7 +58,7 @@ async def _decided(store: Store, change: Change) -> list[str]:
 
 def _code(task: dict[str, Any]) -> str | None:
     codings = task.get("code", {}).get("coding", [])
-    return next((coding.get("code") for coding in codings if coding.get("system") == human.SYSTEM), None)
+    return next((coding.get("code") for coding in codings if coding.get("system") == COORDINATION), None)
 
 
 def _pair_of(task: dict[str, Any]) -> list[str]:
@@ -343,7 +344,7 @@ async def _settled(around: _Surroundings, start: Sequence[str]) -> list[Op]:
     asked: set[Pair] = set()
     for id in start:
         for element in ("focus", "patient"):
-            parameters = [(element, f"Patient/{id}"), ("code", f"{human.SYSTEM}|{CODE}"), ("status", "ready,in-progress,on-hold")]
+            parameters = [(element, f"Patient/{id}"), ("code", f"{COORDINATION}|{CODE}"), ("status", "ready,in-progress,on-hold")]
             found = [_pair_of(stored.tree) for stored in await _search(around.store, "Task", parameters)]
             asked |= {_pair(*pair) for pair in found if len(pair) == 2}
     operations: list[Op] = []

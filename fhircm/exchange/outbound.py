@@ -14,10 +14,8 @@ from typing import Any
 
 import yaml
 
-from fhircm.exchange.shipped import shipped
+from fhircm.fhir.artefacts import folder
 
-DELIVERY = "https://fhircm.example/delivery"  # system of the identifier on everything that is sent
-REFERRAL = "https://fhircm.example/referral"
 NOBODY = "none"  # as the last way: nothing is sent, and no human is told
 WAYS = ("order-status", "referral-task", "referral-order", "letter", "forward-output", "message", NOBODY)
 
@@ -51,7 +49,7 @@ class Occasion:
 @cache
 def occasions() -> dict[str, Occasion]:
     """The occasions that fhircm knows, by name."""
-    written = yaml.safe_load(shipped("mappings", "occasions.yaml").read_text("utf-8"))
+    written = yaml.safe_load((folder("mappings") / "occasions.yaml").read_text("utf-8"))
     known: dict[str, Occasion] = {}
     for name, members in written.items():
         members = {key.replace("-", "_"): tuple(value) if isinstance(value, list) else value for key, value in members.items()}

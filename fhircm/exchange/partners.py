@@ -17,8 +17,8 @@ from zoneinfo import ZoneInfo
 
 import holidays
 
-from fhircm.exchange.shipped import shipped
 from fhircm.exchange.yaml_keys import Keys, YamlWrong, load
+from fhircm.fhir.artefacts import folder as shipped_folder
 from fhircm.fhir.definitions import definitions
 
 ALGORITHMS = ("RS384", "ES384")
@@ -114,7 +114,7 @@ def load_partners(
 
     `base_urls` replaces addresses, by name; `names` chooses. Raises PartnerWrong.
     """
-    root = folder or shipped("mappings")
+    root = folder or shipped_folder("mappings")
     found = sorted(path.parent.name for path in root.glob("*/partner.yaml"))
     unknown = sorted({*(names or ()), *(base_urls or {})} - set(found))
     if unknown:

@@ -16,10 +16,10 @@ from fhircm.exchange.case import Case, Unfit
 from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.errors import PartnerRefused, PartnerUnavailable
 from fhircm.exchange.human import concept, instant, stable_id
-from fhircm.exchange.outbound import DELIVERY
 from fhircm.exchange.ways import Amend, Create, Shipment, adapt, fill, habits
 from fhircm.fhir import json
 from fhircm.fhir.outcome import Conflict, Invalid, Malformed
+from fhircm.fhir.systems import DELIVERY
 from fhircm.fhir.validation import check_tree
 from fhircm.store.resources import Op, Put, SetState, Store
 

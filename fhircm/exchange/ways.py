@@ -18,9 +18,10 @@ from fhircm.exchange.attachments import Fetch, held
 from fhircm.exchange.case import Case, Unfit, read, source_at
 from fhircm.exchange.human import instant
 from fhircm.exchange.letter import attachment, letter
-from fhircm.exchange.outbound import DELIVERY, REFERRAL, codes
+from fhircm.exchange.outbound import codes
 from fhircm.exchange.partners import Partner
 from fhircm.exchange.repoint import known_as, repoint
+from fhircm.fhir.systems import DELIVERY, REFERRAL
 
 _FORWARDED = ("status", "docStatus", "type", "category", "date", "description", "securityLabel", "content", "context", "language")
 _HANDED_ON = ("code", "category", "priority", "orderDetail", "occurrenceDateTime", "occurrencePeriod", "reasonCode", "note")

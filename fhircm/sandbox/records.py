@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,50 +20,56 @@ _KEPT = {"Patient", "Encounter", "Condition", "CarePlan", "CareTeam", "Goal", "P
 
 
 def from_bundles(path: Path) -> Population:
-    """The charts of a file. Raises ValueError, with the line, for one that is no Bundle."""
+    """The charts of a file. Raises ValueError, with the line, for one that is neither a Bundle nor a resource."""
     charts = {"hospital": organization_resources("hospital"), "clinic": organization_resources("clinic")}
     panels: dict[str, list[str]] = {"hospital": [], "clinic": []}
     truth: dict[str, int] = {}
-    seen: set[tuple[str, str]] = set()
-    opened: IO[bytes] = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[assignment]  # noqa: SIM115
-    with opened as file:
-        for number, line in enumerate(file, start=1):
-            resources = _resources(line, number)
-            patient = next((one for one in resources if one["resourceType"] == "Patient"), None)
-            fresh = [one for one in resources if (one["resourceType"], one["id"]) not in seen]
-            seen |= {(one["resourceType"], one["id"]) for one in fresh}
-            charts["hospital"] += fresh
-            if patient is None:
-                continue
-            human = len(panels["hospital"])
-            both = human % 2 == 0
-            charts["hospital"] += _added(patient["id"], "lakeside", inpatient=human % 9 == 0, known=both)
-            panels["hospital"].append(patient["id"])
-            truth[patient["id"]] = human
-            if both:
-                id = f"rb-{patient['id']}"[:64]
-                charts["clinic"] += [
-                    {**patient, "id": id, "identifier": _renumbered(patient, id)},
-                    *_added(id, "riverbend", inpatient=False, known=True),
-                ]
-                panels["clinic"].append(id)
-                truth[id] = human
+    for resource in _resources(path):
+        charts["hospital"].append(resource)
+        if resource["resourceType"] != "Patient":
+            continue
+        human = len(panels["hospital"])
+        both = human % 2 == 0
+        charts["hospital"] += _added(resource["id"], "lakeside", inpatient=human % 9 == 0, known=both)
+        panels["hospital"].append(resource["id"])
+        truth[resource["id"]] = human
+        if both:
+            id = f"rb-{resource['id']}"[:64]
+            charts["clinic"] += [
+                {**resource, "id": id, "identifier": _renumbered(resource, id)},
+                *_added(id, "riverbend", inpatient=False, known=True),
+            ]
+            panels["clinic"].append(id)
+            truth[id] = human
     for name, chart in charts.items():
         chart.append(group(panels[name]))
     return Population(charts["hospital"], charts["clinic"], truth)
 
 
-def _resources(line: bytes, number: int) -> list[Tree]:
-    try:
-        bundle = json.loads(line)
-        entries = [entry for entry in bundle["entry"] if entry["resource"]["resourceType"] in _KEPT]
-        known = {entry["fullUrl"]: f"{entry['resource']['resourceType']}/{entry['resource']['id']}" for entry in bundle["entry"]}
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"line {number} is not a Bundle of resources with ids") from None
-    return [
-        json.loads(rewrite_references(json.dumps(entry["resource"]).encode(), lambda old: known.get(old, old)))
-        for entry in entries
-    ]
+def _resources(path: Path) -> Iterator[Tree]:
+    """Each resource of a kept type once, with what it refers to by the names that it has here."""
+    found: dict[tuple[str, str], Tree] = {}
+    names: dict[str, str] = {}
+    opened: IO[bytes] = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[assignment]  # noqa: SIM115
+    with opened as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                for full_url, resource in _entries(json.loads(line)):
+                    type, id = resource["resourceType"], resource["id"]
+                    names[full_url] = f"{type}/{id}"
+                    if type in _KEPT:
+                        found.setdefault((type, id), resource)
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"line {number} is neither a Bundle of resources with ids nor such a resource") from None
+    for resource in found.values():
+        yield json.loads(rewrite_references(json.dumps(resource).encode(), lambda old: names.get(old, old)))
+
+
+def _entries(tree: Tree) -> Iterator[tuple[str, Tree]]:
+    if tree["resourceType"] != "Bundle":
+        yield "", tree
+    for entry in tree.get("entry", []):
+        yield entry["fullUrl"], entry["resource"]
 
 
 def _added(id: str, own: str, *, inpatient: bool, known: bool) -> list[Tree]:

@@ -9,9 +9,8 @@ import base64
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from fhircm.fhir.systems import REFERRAL
 from fhircm.sandbox.chart import Chart, Tree
-
-REFERRAL_NUMBER = "https://fhircm.example/referral"
 
 
 class NotPossible(Exception):
@@ -105,7 +104,7 @@ def _id(reference: Tree) -> str:
 
 
 def _number(value: str) -> Tree:
-    return {"system": REFERRAL_NUMBER, "value": value}
+    return {"system": REFERRAL, "value": value}
 
 
 def _now() -> str:

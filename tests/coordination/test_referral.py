@@ -5,16 +5,16 @@ from decimal import Decimal
 
 import pytest
 
-from fhircm.coordination.codes import REFERRAL_NUMBER
 from fhircm.coordination.referral import task_id
 from fhircm.fhir.json import splice
 from fhircm.fhir.outcome import IllegalTransition
+from fhircm.fhir.systems import REFERRAL
 from fhircm.fhir.validation import check
 from fhircm.store.operations import Put
 
 from .conftest import NPI, SCT
 
-REFERRAL = [{"coding": [{"system": SCT, "code": "3457005"}]}]
+ORDER = [{"coding": [{"system": SCT, "code": "3457005"}]}]
 NOTE = {"coding": [{"system": "http://loinc.org", "code": "11488-4"}]}
 
 
@@ -24,7 +24,7 @@ class Referral:
     def __init__(self, world):
         self.world, self.hospital, self.clinic = world, world.lakeside, world.riverbend
         self.id = task_id(self.hospital.id("ServiceRequest/s1"))
-        self.number = {"system": REFERRAL_NUMBER, "value": self.id}
+        self.number = {"system": REFERRAL, "value": self.id}
 
     async def patients(self, linked=True):
         ours, theirs = await self.hospital.patient("p1"), await self.clinic.patient("q1")
@@ -40,7 +40,7 @@ class Referral:
         tree = {
             "status": "active",
             "intent": "order",
-            "category": REFERRAL,
+            "category": ORDER,
             "code": {"text": "Cardiology"},
             "subject": self.hospital.ref("Patient/p1"),
             "authoredOn": "2026-03-02T08:00:00-06:00",

@@ -17,9 +17,9 @@ from fhircm.exchange.letter import attachment
 from fhircm.exchange.outbound import WAYS, check_deliver, codes, occasions, occurring
 from fhircm.exchange.partners import load_partners
 from fhircm.exchange.repoint import repoint
-from fhircm.exchange.shipped import shipped
 from fhircm.exchange.ways import WAYS as BUILT
 from fhircm.exchange.ways import adapt
+from fhircm.fhir.artefacts import folder
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.validation import check_tree
 
@@ -65,7 +65,7 @@ def test_every_way_that_may_be_named_is_built():
 @pytest.mark.parametrize("partner", load_partners(), ids=lambda partner: partner.name)
 def test_what_the_shipped_partners_want_can_be_followed(partner):
     assert check_deliver(partner.deliver) == partner.deliver
-    habits = shipped("mappings", partner.name) / "outbound.yaml"
+    habits = folder("mappings") / partner.name / "outbound.yaml"
     if habits.exists():
         for type, own in yaml.safe_load(habits.read_text()).items():
             assert type in definitions().resource_types

@@ -1,0 +1,9 @@
+"""The hub's own identifier and code systems, which every room must write alike.
+
+https://hl7.org/fhir/R4/identifier-registry.html
+"""
+
+HUB = "https://fhircm.example/"
+DELIVERY = f"{HUB}delivery"  # identifies what the hub sent, on everything that it sends
+REFERRAL = f"{HUB}referral"  # the number that a referral keeps on both sides
+COORDINATION = f"{HUB}CodeSystem/coordination"
