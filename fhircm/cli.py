@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,7 +81,7 @@ def _run(work: Callable[[Settings], Coroutine[Any, Any, int | None]], *, running
 
 def _bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=err, transient=True)
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
 
 
 @app.command()
@@ -186,12 +187,13 @@ def load(
 @app.command()
 def timeline(
     patient: Annotated[str, typer.Argument(help="The id of a Patient at this hub; records linked to it are told too.")],
+    since: Annotated[datetime | None, typer.Option(help="Only from this day on.", formats=["%Y-%m-%d"])] = None,
 ) -> None:
     """Tell what happened to a patient, in order, and who did it."""
 
     async def go(settings: Settings) -> None:
         async with wiring.open_store(settings) as store:
-            out.print(await wiring.told(settings, store, patient), highlight=False, soft_wrap=True)
+            out.print(await wiring.told(settings, store, patient, since), highlight=False, soft_wrap=True)
 
     _run(go)
 

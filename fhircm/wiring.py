@@ -191,9 +191,10 @@ def _parked(around: Context, where: str, what: str, error: Exception) -> Op:
     return build.for_a_human(id, "parked", reason, owner=around.coordinator, focus=versioned, patient=None, at=around.now())
 
 
-async def told(settings: Settings, store: Store, patient: str) -> str:
-    """The timeline of a patient as text."""
-    return rendered(await timeline(store, patient), ZoneInfo(settings.time_zone))
+async def told(settings: Settings, store: Store, patient: str, since: datetime | None) -> str:
+    """The timeline of a patient as text, from a day of the organisation's own time zone on. Raises NotFound."""
+    zone = ZoneInfo(settings.time_zone)
+    return rendered(await timeline(store, patient, since=since.replace(tzinfo=zone) if since else None), zone)
 
 
 async def add_client(

@@ -27,7 +27,7 @@ log = logging.getLogger("fhircm.worker")
 ATTEMPTS = 5  # of one change at one reaction, before it is parked for a human
 BATCH = 200
 RETRY = 0.2  # seconds before the second attempt; doubled each time
-IDLE = 5.0  # seconds; the longest time a due timer waits to be noticed
+IDLE = 1.0  # seconds; the longest time that a due timer, or a change whose signal was missed, waits to be noticed
 
 Park = Callable[[str, str, Exception], Op]
 

@@ -12,10 +12,15 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from hypothesis import settings
 
 from fhircm.store.database import open_database
 from fhircm.store.migrations import migrate
 from fhircm.store.resources import Store
+
+pytest.register_assert_rewrite("tests.flows.outcome", "tests.faults.stubborn")
+settings.register_profile("suite", derandomize=True, database=None, deadline=None)
+settings.load_profile("suite")
 
 _numbers = count()
 

@@ -50,9 +50,13 @@ async def deceased(record: Record, patients: list[str]) -> bool:
 
 
 async def in_role(context: Context, role: Tree, patients: list[str], organization: Stored | None) -> Tree | None:
-    """A Reference to who has a role for this human: from an active CareTeam, else by PractitionerRole at the organisation."""
+    """A Reference to who has a role for this human: from an active CareTeam, else by PractitionerRole at the organisation.
+
+    The first record's own team goes before those of the records that are linked to it.
+    """
     wanted = set(codings(role))
-    for team in await context.find("CareTeam", patients_value(patients), ("status", "active")):
+    teams = await context.find("CareTeam", patients_value(patients), ("status", "active"))
+    for team in sorted(teams, key=lambda team: (patient_of(team.tree) != patients[0], team.id)):
         for participant in team.tree.get("participant", []):
             if wanted & set(codings(participant.get("role", []))) and _current(participant, context.now()):
                 who = await context.follow(participant.get("member"))

@@ -58,12 +58,8 @@ async def _version(context: Context, change: Change, version: int) -> Tree | Non
 
 
 async def _targets(context: Context, change: Change, tree: Tree | None) -> list[Tree]:
-    """The version, and the Patients whom it is about. What is deleted meanwhile is named without a link."""
-    version = f"{change.type}/{change.id}/_history/{change.version}"
-    if await context.get(change.type, change.id) is not None:
-        targets = [reference(version)]
-    else:
-        targets = [{"type": change.type, "identifier": {"system": "urn:ietf:rfc:3986", "value": version}}]
+    """The version, and the Patients whom it is about."""
+    targets = [reference(f"{change.type}/{change.id}/_history/{change.version}")]
     patients = _patients(tree or {})
     known = await context.store.read_many([("Patient", id) for id in patients])
     return [*targets, *(reference(f"Patient/{id}") for id in patients if ("Patient", id) in known)]

@@ -60,12 +60,19 @@ def _facts(tree: Tree) -> dict[str, str]:
         "owner": _who(tree.get("owner")),
         "to": ", ".join(filter(None, map(_who, tree.get("recipient", [])))),
         "priority": tree.get("priority"),
-        "due": tree.get("restriction", {}).get("period", {}).get("end") if tree.get("resourceType") == "Task" else None,
-        "output": ", ".join(filter(None, (_who(one.get("valueReference")) for one in tree.get("output", [])))),
-        "records": ", ".join(sorted(filter(None, (_who(one.get("target")) for one in tree.get("link", []))))),
+        "due": _due(tree.get("restriction", {}).get("period", {}).get("end")),
+        "output": ", ".join(
+            filter(None, (text_of(one.get("type")) or _who(one.get("valueReference")) for one in tree.get("output", [])))
+        ),
+        "linked records": str(len(tree.get("link", [])) or "") if tree.get("resourceType") == "Person" else None,
         "risk": text_of([one.get("qualitativeRisk") for one in tree.get("prediction", [])]),
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def _due(end: str | None) -> str | None:
+    """Day and minute, on the clock on which it was written."""
+    return end and end[:16].replace("T", " ")
 
 
 def _who(element: Tree | None) -> str | None:

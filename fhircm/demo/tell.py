@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import httpx
 from rich.console import Console
-from rich.table import Table
 
 from fhircm.demo import steps
 from fhircm.demo.processes import DidNotStart
@@ -91,8 +91,10 @@ class Telling:
             self.say(f"the clock stands {escalated.moved.days} days ahead; '{escalated.task}' went from {escalated.before} to")
             self.say(f"{escalated.after}, {escalated.messages} message about it")
         with self.step("The patient's timeline, from resources alone"):
-            await story.command("timeline", transition.patient.partition("/")[2])
-            await story.command("timeline", referral.patient.partition("/")[2])
+            since = f"{datetime.now(UTC) - timedelta(days=30):%Y-%m-%d}"
+            for patient in dict.fromkeys((transition.patient, referral.patient)):
+                self.say(f"{patient}, since {since}")
+                await story.command("timeline", patient.partition("/")[2], "--since", since)
 
     async def stay(self) -> None:
         """Serve on until interrupted, with what one needs to look around."""
@@ -122,8 +124,6 @@ class Telling:
 
     def tasks(self, tasks: list[dict[str, Any]]) -> None:
         """Tasks with their owners and due times."""
-        table = Table("task", "owner", "due", box=None, padding=(0, 3, 0, 3))
-        for task in tasks:
-            due = task.get("restriction", {}).get("period", {}).get("end", "")
-            table.add_row(task["code"]["text"], task.get("owner", {}).get("display", ""), due)
-        self.out.print(table)
+        for task in sorted(tasks, key=lambda task: task["restriction"]["period"]["end"]):
+            due = datetime.fromisoformat(task["restriction"]["period"]["end"])
+            self.say(f"due {due:%a %Y-%m-%d %H:%M}  {task['owner']['display']}: {task['code']['text']}")

@@ -18,7 +18,8 @@ from fhircm.fhir.outcome import Invalid
 from fhircm.fhir.ranges import BOUNDLESS, EARLIEST, LATEST, clip, date_range, normalise
 from fhircm.fhir.references import parse_reference, references
 
-ANY_REFERENCE = "*"  # the parameter of the rows that hold every local reference, searchable or not
+# The parameter of the rows that hold every local reference, searchable or not; one to a version holds nobody, for versions stay for ever.
+ANY_REFERENCE = "*"
 START = 100  # characters of a normalised string that stand in the index
 OWN_COLUMNS = frozenset({"_id", "_lastUpdated"})  # the resource table itself answers these
 
@@ -354,7 +355,7 @@ def search_values(tree: dict[str, Any]) -> list[SearchValue]:
             text = f"The value that the search parameter '{code}' reads cannot be understood"
             raise Invalid(text, extractor.definition.expression) from None
     for reference in references(tree):
-        if reference.kind == "local" and reference.type and reference.id:
+        if reference.kind == "local" and reference.type and reference.id and not reference.version:
             values.append(Target(ANY_REFERENCE, reference.id, reference.type))
     seen = dict.fromkeys((type(value), value) for value in values)
     return [value for _, value in seen]

@@ -87,10 +87,10 @@ def _structure(tree: dict[str, Any], type: str, path: str) -> Iterator[Issue]:
             yield from _issues(error, type, path)
     for inner_path, inner in _inside(tree, path):
         named = inner.get("resourceType")
-        if named not in definitions().resource_types:
+        if not isinstance(named, str) or named not in definitions().resource_types:
             yield Issue("error", "structure", f"{inner_path}.resourceType is not a type of FHIR R4", f"{inner_path}.resourceType")
         else:
-            yield from _structure(inner, str(named), inner_path)
+            yield from _structure(inner, named, inner_path)
 
 
 def _inside(tree: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -7,6 +7,8 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -30,8 +32,9 @@ from fhircm.sandbox.staff import NotPossible, Staff, known_at_both
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until ended. Listens on loopback only."""
     options = _options(arguments)
+    today = date.today()
     try:
-        people = from_bundles(options.data) if options.data else population(options.seed, options.humans)
+        people = from_bundles(options.data, today) if options.data else population(options.seed, options.humans, today)
     except (OSError, ValueError) as error:
         sys.exit(f"{options.data}: {error}")
     habits = vendor(options.vendor)
@@ -89,11 +92,13 @@ def sandbox(ehr: Ehr, staff: Staff, server: str) -> Starlette:
     async def set_fault(request: Request) -> Response:
         if request.method == "DELETE":
             faults.clear()
-        elif (details := await request.json()).get("action") == "expire-tokens":
-            ehr.sign_in.expire_all()
-        else:
-            faults.append(Fault(**details))
-        return JSONResponse({"faults": len(faults)})
+        elif request.method == "POST":
+            details = await request.json()
+            if details.get("action") == "expire-tokens":
+                ehr.sign_in.expire_all()
+            else:
+                faults.append(Fault(**details))
+        return JSONResponse([asdict(fault) for fault in faults])
 
     async def received(_: Request) -> Response:
         return JSONResponse(ehr.received)
@@ -103,7 +108,7 @@ def sandbox(ehr: Ehr, staff: Staff, server: str) -> Starlette:
             Route("/oauth2/token", token, methods=["POST"]),
             Route(f"{base_path}/.well-known/smart-configuration", configuration),
             Route("/staff/received", received),
-            Route("/staff/faults", set_fault, methods=["POST", "DELETE"]),
+            Route("/staff/faults", set_fault, methods=["GET", "POST", "DELETE"]),
             Route("/staff/{act}", act, methods=["POST"]),
             Route(base_path + "/{path:path}", fhir, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
         ]

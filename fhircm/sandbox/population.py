@@ -98,11 +98,15 @@ _CONDITIONS = (
     ("38341003", "Hypertension"),
 )
 _ROLES = (
-    ("768832004", "Case manager", "Dana", "Ortiz"),
-    ("446050000", "Primary care provider", "Miriam", "Feld"),
-    ("46255001", "Pharmacist", "Teo", "Lam"),
-    ("768820003", "Care coordinator", "Ruth", "Baines"),
+    ("768832004", "Case manager"),
+    ("446050000", "Primary care provider"),
+    ("46255001", "Pharmacist"),
+    ("768820003", "Care coordinator"),
 )
+_STAFF = {
+    "lakeside": (("Dana", "Ortiz"), ("Miriam", "Feld"), ("Teo", "Lam"), ("Ruth", "Baines")),
+    "riverbend": (("Alex", "Okoye"), ("Helen", "Marsh"), ("Iris", "Novak"), ("Sam", "Whitford")),
+}
 
 
 @dataclass(frozen=True)
@@ -129,8 +133,8 @@ class Population:
     truth: dict[str, int]
 
 
-def population(seed: int, humans: int) -> Population:
-    """The humans of a seed: five in six go to the hospital, half to the clinic, a third to both."""
+def population(seed: int, humans: int, today: date) -> Population:
+    """The humans of a seed: five in six go to the hospital, half to the clinic, a third to both. Those in bed came five days ago."""
     random = Random(seed)  # noqa: S311 a story, not a secret
     people = _people(random, humans)
     hospital, clinic = organization_resources("hospital"), organization_resources("clinic")
@@ -143,7 +147,7 @@ def population(seed: int, humans: int) -> Population:
                 id = f"{name[0]}{human.number:04d}"
                 truth[id] = human.number
                 panels[name].append(id)
-                record += person_record(human, id, name, random, known_at_clinic=at_clinic)
+                record += person_record(human, id, name, today)
     hospital.append(group(panels["hospital"]))
     clinic.append(group(panels["clinic"]))
     return Population(hospital, clinic, truth)
@@ -191,7 +195,7 @@ def organization_resources(name: str) -> list[Tree]:
     if hospital:
         made.append(_organization("dir-riverbend", "Riverbend Clinic (directory)", CLINIC_NPI))
     made.append({"resourceType": "Location", "id": f"{own}-main", "status": "active", "name": title})
-    for index, (code, role, given, family) in enumerate(_ROLES):
+    for index, ((code, role), (given, family)) in enumerate(zip(_ROLES, _STAFF[own], strict=True)):
         made.append(
             {
                 "resourceType": "Practitioner",
@@ -214,19 +218,23 @@ def organization_resources(name: str) -> list[Tree]:
     return made
 
 
-def person_record(human: Human, id: str, at: str, random: Random, *, known_at_clinic: bool) -> list[Tree]:
+def person_record(human: Human, id: str, at: str, today: date) -> list[Tree]:
     """Everything that one EHR has about somebody."""
     own = "lakeside" if at == "hospital" else "riverbend"
     subject = {"reference": f"Patient/{id}"}
     code, display = _CONDITIONS[human.number % len(_CONDITIONS)]
     return [
         _patient(human, id, at),
-        *story(id, own, subject, (code, display), inpatient=human.number % 9 == 0, known=known_at_clinic),
+        *story(id, own, subject, (code, display), today, inpatient=human.number % 9 == 0),
     ]
 
 
-def story(id: str, own: str, subject: Tree, condition: tuple[str, str], *, inpatient: bool, known: bool) -> list[Tree]:
+def story(id: str, own: str, subject: Tree, condition: tuple[str, str], today: date, *, inpatient: bool) -> list[Tree]:
     """A condition, a visit or a stay, and the plan, team, goal and orders that follow from it."""
+
+    def ago(days: int) -> str:
+        return (today - timedelta(days=days)).isoformat()
+
     hospital = own == "lakeside"
     stay = inpatient and hospital
     member = [f"PractitionerRole/{own}-r{index}" if hospital else f"Practitioner/{own}-p{index}" for index in range(len(_ROLES))]
@@ -237,9 +245,9 @@ def story(id: str, own: str, subject: Tree, condition: tuple[str, str], *, inpat
         "class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "IMP" if stay else "AMB"},
         "type": [_concept("32485007", "Hospital admission") if stay else _concept("308335008", "Patient encounter procedure")],
         "subject": subject,
-        "period": {"start": "2026-11-19T09:30:00-06:00"}
+        "period": {"start": f"{ago(5)}T09:30:00-06:00"}
         if stay
-        else {"start": "2025-06-02T09:00:00-05:00", "end": "2025-06-02T09:30:00-05:00"},
+        else {"start": f"{ago(540)}T09:00:00-06:00", "end": f"{ago(540)}T09:30:00-06:00"},
         "location": [{"location": {"reference": f"Location/{own}-main"}}],
         "serviceProvider": {"reference": f"Organization/{own}"},
     }
@@ -272,7 +280,7 @@ def story(id: str, own: str, subject: Tree, condition: tuple[str, str], *, inpat
             "subject": subject,
             "participant": [
                 {"role": [_concept(code, role)], "member": {"reference": member[index]}}
-                for index, (code, role, _, _) in enumerate(_ROLES[:3])
+                for index, (code, role) in enumerate(_ROLES[:3])
             ],
         },
         {
@@ -281,8 +289,8 @@ def story(id: str, own: str, subject: Tree, condition: tuple[str, str], *, inpat
             "lifecycleStatus": "active",
             "description": {"text": "Walks 30 minutes on most days"},
             "subject": subject,
-            "startDate": "2026-01-10",
-            "target": [{"dueDate": "2026-12-31"}],
+            "startDate": ago(320),
+            "target": [{"dueDate": ago(-40)}],
         },
         {
             "resourceType": "RelatedPerson",
@@ -306,7 +314,7 @@ def story(id: str, own: str, subject: Tree, condition: tuple[str, str], *, inpat
             "category": [_concept("3457005", "Patient referral")],
             "code": _concept("183519002", "Referral to cardiology service"),
             "subject": subject,
-            "authoredOn": "2026-11-20",
+            "authoredOn": ago(4),
             "requester": {"reference": f"PractitionerRole/{own}-r1" if hospital else f"Practitioner/{own}-p1"},
             "performer": [{"reference": "Organization/dir-riverbend" if hospital else "Organization/riverbend"}],
         },
@@ -320,7 +328,7 @@ def story(id: str, own: str, subject: Tree, condition: tuple[str, str], *, inpat
                 "intent": "order",
                 "code": {"text": "Check home glucose readings"},
                 "for": subject,
-                "authoredOn": "2026-11-02T10:00:00-06:00",
+                "authoredOn": f"{ago(22)}T10:00:00-06:00",
             }
         )
     return made
@@ -342,22 +350,16 @@ def _patient(human: Human, id: str, at: str) -> Tree:
     name: Tree = {"use": "official", "family": human.family, "given": [human.given.upper() if clinic else human.given]}
     if human.suffix:
         name["suffix"] = [human.suffix]
+    identifiers = [_numbered("MR", f"https://{at}.example/mrn", id)]
+    if (
+        not clinic or human.number % 4
+    ):  # the clinic did not ask everybody for the card: those must be known by what they are called
+        identifiers.append(_numbered("MB", "https://plan.example/member", f"M{human.number:06d}"))
     digits = "".join(character for character in human.phone if character.isdigit())
     return {
         "resourceType": "Patient",
         "id": id,
-        "identifier": [
-            {
-                "type": _concept("MR", None, "http://terminology.hl7.org/CodeSystem/v2-0203"),
-                "system": f"https://{at}.example/mrn",
-                "value": id,
-            },
-            {
-                "type": _concept("MB", None, "http://terminology.hl7.org/CodeSystem/v2-0203"),
-                "system": "https://plan.example/member",
-                "value": f"M{human.number:06d}",
-            },
-        ],
+        "identifier": identifiers,
         "active": True,
         "name": [name],
         "telecom": [
@@ -380,6 +382,10 @@ def _patient(human: Human, id: str, at: str) -> Tree:
 def _concept(code: str, display: str | None, system: str = _SNOMED) -> Tree:
     coding = {"system": system, "code": code} | ({"display": display} if display else {})
     return {"coding": [coding]} | ({"text": display} if display else {})
+
+
+def _numbered(type: str, system: str, value: str) -> Tree:
+    return {"type": _concept(type, None, "http://terminology.hl7.org/CodeSystem/v2-0203"), "system": system, "value": value}
 
 
 def _organization(id: str, name: str, npi: str) -> Tree:

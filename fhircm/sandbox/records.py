@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +20,7 @@ Tree = dict[str, Any]
 _KEPT = {"Patient", "Encounter", "Condition", "CarePlan", "CareTeam", "Goal", "Practitioner", "Organization", "Location"}
 
 
-def from_bundles(path: Path) -> Population:
+def from_bundles(path: Path, today: date) -> Population:
     """The charts of a file. Raises ValueError, with the line, for one that is neither a Bundle nor a resource."""
     charts = {"hospital": organization_resources("hospital"), "clinic": organization_resources("clinic")}
     panels: dict[str, list[str]] = {"hospital": [], "clinic": []}
@@ -30,14 +31,14 @@ def from_bundles(path: Path) -> Population:
             continue
         human = len(panels["hospital"])
         both = human % 2 == 0
-        charts["hospital"] += _added(resource["id"], "lakeside", inpatient=human % 9 == 0, known=both)
+        charts["hospital"] += _added(resource["id"], "lakeside", today, inpatient=human % 9 == 0)
         panels["hospital"].append(resource["id"])
         truth[resource["id"]] = human
         if both:
             id = f"rb-{resource['id']}"[:64]
             charts["clinic"] += [
                 {**resource, "id": id, "identifier": _renumbered(resource, id)},
-                *_added(id, "riverbend", inpatient=False, known=True),
+                *_added(id, "riverbend", today, inpatient=False),
             ]
             panels["clinic"].append(id)
             truth[id] = human
@@ -72,9 +73,9 @@ def _entries(tree: Tree) -> Iterator[tuple[str, Tree]]:
         yield entry["fullUrl"], entry["resource"]
 
 
-def _added(id: str, own: str, *, inpatient: bool, known: bool) -> list[Tree]:
+def _added(id: str, own: str, today: date, *, inpatient: bool) -> list[Tree]:
     subject = {"reference": f"Patient/{id}"}
-    return story(id, own, subject, ("38341003", "Hypertension"), inpatient=inpatient, known=known)
+    return story(id, own, subject, ("38341003", "Hypertension"), today, inpatient=inpatient)
 
 
 def _renumbered(patient: Tree, id: str) -> list[Tree]:

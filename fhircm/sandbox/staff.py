@@ -22,6 +22,7 @@ class Staff:
 
     def __init__(self, chart: Chart, known_elsewhere: set[str]) -> None:
         self._chart, self._known = chart, known_elsewhere
+        self._own = next(id for id in ("lakeside", "riverbend") if chart.get("Organization", id))
         self._done: dict[str, Tree] = {}
 
     def act(self, name: str, details: Tree) -> Tree:
@@ -79,6 +80,7 @@ class Staff:
                 "class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "AMB"},
                 "subject": {"reference": f"Patient/{patient}"},
                 "period": {"start": at},
+                "serviceProvider": {"reference": f"Organization/{self._own}"},
             }
         )
         return {"encounter": f"Encounter/{visit['id']}"}
@@ -92,6 +94,8 @@ class Staff:
                 "type": {"coding": [{"system": "http://loinc.org", "code": "11488-4", "display": "Consult note"}]},
                 "subject": {"reference": f"Patient/{patient}"},
                 "date": _now(),
+                "author": [{"reference": f"Practitioner/{self._own}-p1"}],
+                "custodian": {"reference": f"Organization/{self._own}"},
                 "content": [{"attachment": {"contentType": "text/plain", "data": base64.b64encode(text.encode()).decode()}}],
                 "context": {"related": [{"identifier": _number(referral_number)}]},
             }

@@ -93,17 +93,17 @@ def _forward(builder: Builder, dialect: str, includes: Sequence[Include], fronti
     """The keys of what the frontier refers to, and the types that they can have."""
     ways, types = [], set[str]()
     for include in includes:
-        param = 0 if include.code == "*" else param_key(include.source, include.code)
         targets = [include.target] if include.target else _targets(include)
         types.update(targets)
         sources = {row["key"] for row in frontier if row["type"] == include.source or include.code != "*"}
         if not sources:
             continue
         of_target = f" AND s.target_type = {builder.argument(include.target)}" if include.target else ""
-        of_source = f" AND s.resource_key {_among(builder, dialect, sorted(sources), 'bigint')}"
+        of_param = "" if include.code == "*" else f" AND s.param = {builder.argument(param_key(include.source, include.code))}"
+        of_source = f"s.resource_key {_among(builder, dialect, sorted(sources), 'bigint')}"
         ways.append(
             f"SELECT t.key FROM search_reference s JOIN resource t ON t.type = s.target_type AND t.id = s.target_id "
-            f"WHERE s.param = {builder.argument(param)}{of_source}{of_target}"
+            f"WHERE {of_source}{of_param}{of_target}"
         )
     return " UNION ".join(ways), types
 

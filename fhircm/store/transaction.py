@@ -143,22 +143,24 @@ async def _check_references(
             if reference.kind == "local" and reference.type and reference.id:
                 wanted.setdefault((reference.type, reference.id), []).append((put, reference))
     outside = [identity for identity in wanted if identity not in written]
-    there = {identity: found.version for identity, found in (await _current(connection, outside)).items() if not found.deleted}
-    for delete in deletes:
-        there.pop(_identity(delete), None)
-    there |= {identity: versions[identity] for identity in written}
+    known = {identity: (found.version, not found.deleted) for identity, found in (await _current(connection, outside)).items()}
+    known |= {_identity(delete): (versions[_identity(delete)], False) for delete in deletes}
+    known |= {identity: (versions[identity], True) for identity in written}
     issues = [
         Issue("error", "not-found", f"{reference.path} refers to {_named(reference)}, which does not exist", reference.path)
         for identity, uses in wanted.items()
         for _, reference in uses
-        if identity not in there or (reference.version and not _has_version(reference.version, there[identity]))
+        if not _is_there(reference, *known.get(identity, (0, False)))
     ]
     if issues:
         raise Invalid(issues[0].text, issues=issues)
 
 
-def _has_version(version: str, newest: int) -> bool:
-    return version.isdigit() and 1 <= int(version) <= newest
+def _is_there(reference: Reference, newest: int, exists: bool) -> bool:
+    """A version stays when its resource is deleted; anything else must exist."""
+    if reference.version:
+        return reference.version.isdigit() and 1 <= int(reference.version) <= newest
+    return exists
 
 
 def _named(reference: Reference) -> str:

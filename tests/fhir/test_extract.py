@@ -210,7 +210,8 @@ def test_references_local_absolute_canonical_and_by_identifier():
         Target("instantiates-canonical", "http://example.org/plan|1.0", ""),
         Target("instantiates-canonical", "http://example.org/plan", ""),
     ]
-    assert values(tree, "*") == [Target("*", "1", "Patient")]
+    assert values(tree, "*") == [], "a version stays, whatever becomes of the resource"
+    assert values({**tree, "subject": {"reference": "Patient/1"}}, "*") == [Target("*", "1", "Patient")]
 
 
 def test_a_reference_is_a_patients_only_when_it_leads_to_one():

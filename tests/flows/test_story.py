@@ -4,6 +4,7 @@ import pytest
 
 from fhircm.demo import steps
 from fhircm.demo.story import CLINIC, HOSPITAL, Story
+from tests.flows.outcome import assert_nothing_is_doubled, assert_the_story_is_whole
 
 
 @pytest.fixture
@@ -51,5 +52,7 @@ async def test_a_discharge_and_a_referral_until_each_loop_is_closed(story):
     assert escalated.messages == 1
     assert due[0] < due[-1]
 
+    await assert_nothing_is_doubled(story)
+    await assert_the_story_is_whole(story)
     told = await story.find(f"Provenance?patient={referral.patient}&_sort=recorded")
     assert {"Task", "ServiceRequest"} <= {target["reference"].split("/")[0] for one in told for target in one["target"]}

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 JSON = {"Content-Type": "application/fhir+json"}
@@ -105,6 +105,24 @@ async def test_what_others_refer_to_cannot_be_deleted(http):
     assert answer.status_code == 409
 
 
+async def test_a_reference_to_a_version_holds_nobody_back(http):
+    condition = {"resourceType": "Condition", "subject": {"display": "x"}}
+    id = (await http.post("/fhir/Condition", json=condition, headers=JSON)).json()["id"]
+    told = {
+        "resourceType": "Provenance",
+        "target": [{"reference": f"Condition/{id}/_history/1"}],
+        "recorded": "2026-03-02T15:00:00Z",
+        "agent": [{"who": {"display": "x"}}],
+    }
+    made = (await http.post("/fhir/Provenance", json=told, headers=JSON)).json()
+    found = (await http.get(f"/fhir/Provenance?_id={made['id']}&_include=*")).json()
+    assert {entry["resource"]["id"] for entry in found["entry"]} == {id, made["id"]}
+    assert (await http.delete(f"/fhir/Condition/{id}")).status_code == 204
+    assert (await http.put(f"/fhir/Provenance/{made['id']}", json=made, headers=JSON)).status_code == 200, "its version is there"
+    told["target"][0]["reference"] = f"Condition/{id}/_history/9"
+    assert (await http.post("/fhir/Provenance", json=told, headers=JSON)).status_code == 422
+
+
 async def test_a_tampered_page_link_is_refused(http):
     for _ in range(2):
         await http.post("/fhir/Patient", json={"resourceType": "Patient"}, headers=JSON)
@@ -131,7 +149,8 @@ async def test_no_body_makes_a_500(http):
     )
     bodies = []
 
-    @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=120, suppress_health_check=list(HealthCheck))
+    @example(b'{"resourceType": "Patient", "contained": [{"resourceType": {"contained": "x"}}]}')
     @given(
         st.dictionaries(names, trees, max_size=5).map(lambda tree: json.dumps({"resourceType": "Patient"} | tree).encode())
         | st.binary(max_size=40)
