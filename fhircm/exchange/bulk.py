@@ -8,6 +8,7 @@ until the end of the file.
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,15 +151,25 @@ def _content(body: bytes) -> dict[str, object]:
 def _lines(path: Path, report: LoadReport) -> Iterator[_Line]:
     opened: IO[bytes] = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[assignment]  # noqa: SIM115
     with opened as file:
-        while line := file.readline(LINE_LIMIT + 1):
+        while line := _next(file, report):
             report.lines += 1
             if len(line) > LINE_LIMIT:
                 _reject(report, "", Issue("error", "too-long", f"longer than {LINE_LIMIT} bytes"))
                 while line and not line.endswith(b"\n"):
-                    line = file.readline(LINE_LIMIT)
+                    line = _next(file, report)
                 continue
             if line.strip():
                 yield from _resources(line.strip(), report)
+
+
+def _next(file: IO[bytes], report: LoadReport) -> bytes:
+    """A line; none at the end, or where a compressed file is damaged or cut off, which is reported."""
+    try:
+        return file.readline(LINE_LIMIT + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        report.lines += 1
+        _reject(report, "", Issue("error", "incomplete", "the file is damaged or cut off here; nothing behind it was read"))
+        return b""
 
 
 def _resources(line: bytes, report: LoadReport) -> Iterator[_Line]:
