@@ -74,8 +74,15 @@ def connect_sqlite(path: Path) -> sqlite3.Connection:
     """A connection with the settings that every one of this program has."""
     connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=512)
     connection.row_factory = sqlite3.Row
-    for pragma in ("busy_timeout=0", "synchronous=FULL", "foreign_keys=ON", "cache_size=-65536", "temp_store=MEMORY"):
-        connection.execute(f"PRAGMA {pragma}")
+    end = monotonic() + BUSY
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-65536", "temp_store=MEMORY"):
+        while True:  # another process may be switching the same new file to write-ahead mode, which no busy handler waits for
+            try:
+                connection.execute(f"PRAGMA {pragma}")
+                break
+            except sqlite3.OperationalError:
+                if monotonic() > end:
+                    raise
     return connection
 
 
@@ -110,25 +117,14 @@ class SQLite:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._writer = _SQLiteConnection(self._connect())
+        self._writer = _SQLiteConnection(connect_sqlite(self.path))
         self._turn = asyncio.Lock()
         self._idle: list[_SQLiteConnection] = []
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = connect_sqlite(self.path)
-        end = monotonic() + BUSY
-        while True:  # another process may be switching the same new file to write-ahead mode
-            try:
-                connection.execute("PRAGMA journal_mode=WAL")
-                return connection
-            except sqlite3.OperationalError:
-                if monotonic() > end:
-                    raise
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Connection]:
         """A connection that sees one snapshot for as long as it is held."""
-        connection = self._idle.pop() if self._idle else _SQLiteConnection(self._connect())
+        connection = self._idle.pop() if self._idle else _SQLiteConnection(connect_sqlite(self.path))
         try:
             connection.raw.execute("BEGIN")
             yield connection

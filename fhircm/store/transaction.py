@@ -54,8 +54,11 @@ async def write_resources(
     puts = [write for write in writes if isinstance(write, Put)]
     deletes = [write for write in writes if isinstance(write, Delete) and not current[_identity(write)].deleted]
     await _check_rules(connection, puts, current, rules, origin)
+    if deletes and dialect == "postgresql":  # before anything of them is written: waits for those who are about to refer to them
+        doomed = sorted(current[_identity(delete)].key for delete in deletes)
+        await connection.execute("SELECT key FROM resource WHERE key = ANY($1::bigint[]) ORDER BY key FOR UPDATE", doomed)
     versions = {_identity(one): (found.version if (found := current.get(_identity(one))) else 0) + 1 for one in (*puts, *deletes)}
-    await _check_references(connection, puts, deletes, versions)
+    await _check_references(connection, dialect, puts, deletes, versions)
     stored = {_identity(put): _version_of(put, versions[_identity(put)], current, now) for put in puts}
     stored |= {_identity(one): Stored(one.type, one.id, versions[_identity(one)], now, True, b"", "delete") for one in deletes}
     keys = await _write_heads(connection, dialect, list(stored.values()), current)
@@ -87,13 +90,13 @@ async def _lock(connection: Connection, dialect: str, identities: Sequence[Ident
     await connection.execute("SELECT pg_advisory_xact_lock(number) FROM unnest($1::bigint[]) AS number", numbers)
 
 
-async def _current(connection: Connection, identities: Sequence[Identity]) -> dict[Identity, _Current]:
+async def _current(connection: Connection, identities: Sequence[Identity], lock: str = "") -> dict[Identity, _Current]:
     found: dict[Identity, _Current] = {}
     for start in range(0, len(identities), _ASKED):
         chunk = identities[start : start + _ASKED]
         pairs = ", ".join(f"(${at}, ${at + 1})" for at in range(1, 2 * len(chunk), 2))
         rows = await connection.fetch(
-            f"SELECT key, type, id, version, deleted FROM resource WHERE (type, id) IN (VALUES {pairs})",
+            f"SELECT key, type, id, version, deleted FROM resource WHERE (type, id) IN (VALUES {pairs}){lock}",
             *[part for pair in chunk for part in pair],
         )
         found |= {(row["type"], row["id"]): _Current(row["key"], row["version"], bool(row["deleted"])) for row in rows}
@@ -133,9 +136,13 @@ async def _check_rules(
 
 
 async def _check_references(
-    connection: Connection, puts: Sequence[Put], deletes: Sequence[Delete], versions: Mapping[Identity, int]
+    connection: Connection, dialect: str, puts: Sequence[Put], deletes: Sequence[Delete], versions: Mapping[Identity, int]
 ) -> None:
-    """Local references must lead to a resource that exists, or to one of this transaction."""
+    """Local references must lead to a resource that exists, or to one of this transaction.
+
+    PostgreSQL keeps what is referred to from being deleted until the reference is committed; SQLite has one writer at a time.
+    """
+    lock = " FOR KEY SHARE OF resource" if dialect == "postgresql" else ""
     written = {_identity(put) for put in puts}
     wanted: dict[Identity, list[tuple[Put, Reference]]] = {}
     for put in puts:
@@ -143,7 +150,10 @@ async def _check_references(
             if reference.kind == "local" and reference.type and reference.id:
                 wanted.setdefault((reference.type, reference.id), []).append((put, reference))
     outside = [identity for identity in wanted if identity not in written]
-    known = {identity: (found.version, not found.deleted) for identity, found in (await _current(connection, outside)).items()}
+    known = {
+        identity: (found.version, not found.deleted)
+        for identity, found in (await _current(connection, sorted(outside), lock)).items()
+    }
     known |= {_identity(delete): (versions[_identity(delete)], False) for delete in deletes}
     known |= {identity: (versions[identity], True) for identity in written}
     issues = [

@@ -63,7 +63,6 @@ def _in_sqlite(path: Path, work: Any) -> None:
 
     with engine.connect() as connection:
         connection.connection.driver_connection.execute(f"PRAGMA busy_timeout={int(BUSY * 1000)}")  # type: ignore[union-attr]
-        connection.connection.driver_connection.execute("PRAGMA journal_mode=WAL")  # type: ignore[union-attr]
         with connection.begin():
             work(connection)
     engine.dispose()
