@@ -1,1 +1,13 @@
-"""FHIR operations, a file each, and the list that routes them."""
+"""The FHIR operations ($…): THE list that the router, batches and /metadata read.
+
+To add one: its OperationDefinition in `profiles/operation/`, a file here with one function, and a line in OPERATIONS.
+https://hl7.org/fhir/R4/operations.html
+"""
+
+from __future__ import annotations
+
+from fhircm.operations.definition import Operation, load
+from fhircm.operations.meta import meta
+
+# code: the function that carries it out
+OPERATIONS: dict[str, Operation] = {code: load(code, function) for code, function in {"meta": meta}.items()}

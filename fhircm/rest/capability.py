@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.extract import searchable
 from fhircm.fhir.profiles import profiles
+from fhircm.operations.definition import Operation
 
 
-def capability_statement(base_url: str, interactions: list[str]) -> dict[str, Any]:
+def capability_statement(base_url: str, interactions: list[str], operations: Iterable[Operation]) -> dict[str, Any]:
     """What this server does with each type."""
+    operations = sorted(operations, key=lambda one: one.code)
+    at_system = [{"name": one.code, "definition": one.url} for one in operations if "system" in one.levels]
     supported: dict[str, list[str]] = {}
     for profile in profiles().values():
         supported.setdefault(profile.type, []).append(profile.url)
@@ -38,17 +42,25 @@ def capability_statement(base_url: str, interactions: list[str]) -> dict[str, An
                         }
                     ]
                 },
-                "resource": [_type(type, interactions, supported.get(type)) for type in sorted(definitions().resource_types)],
+                "resource": [
+                    _type(type, interactions, operations, supported.get(type)) for type in sorted(definitions().resource_types)
+                ],
+                **({"operation": at_system} if at_system else {}),
             }
         ],
     }
 
 
-def _type(type: str, interactions: list[str], profiles: list[str] | None) -> dict[str, Any]:
+def _type(type: str, interactions: list[str], operations: list[Operation], profiles: list[str] | None) -> dict[str, Any]:
     parameters = [
         {"name": code, "definition": one.url, "type": one.type}
         for code, one in sorted(definitions().search_parameters[type].items())
         if code in searchable(type).extractors
+    ]
+    called = [
+        {"name": one.code, "definition": one.url}
+        for one in operations
+        if one.levels - {"system"} and (not one.types or type in one.types)
     ]
     return {
         "type": type,
@@ -60,4 +72,5 @@ def _type(type: str, interactions: list[str], profiles: list[str] | None) -> dic
         "conditionalCreate": False,
         "conditionalRead": "full-support",
         "searchParam": parameters,
+        **({"operation": called} if called else {}),
     }

@@ -19,6 +19,7 @@ from fhircm.access.principal import Principal
 from fhircm.fhir import json
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.outcome import MethodNotAllowed, NotFound
+from fhircm.operations import OPERATIONS
 from fhircm.rest import headers
 from fhircm.rest.capability import capability_statement
 from fhircm.rest.create import create
@@ -27,6 +28,7 @@ from fhircm.rest.errors import answer_to
 from fhircm.rest.exchange import Exchange
 from fhircm.rest.history import history
 from fhircm.rest.links import PageLinks
+from fhircm.rest.operation import operation
 from fhircm.rest.read import read
 from fhircm.rest.search import search
 from fhircm.rest.update import update
@@ -51,9 +53,11 @@ INTERACTIONS: tuple[tuple[str, str, str, Interaction], ...] = (
     ("type/id/_history", "GET", "history-instance", history),
     ("type/id/_history/version", "GET", "vread", vread),
 )
+
 _BY_SHAPE: dict[str, dict[str, Interaction]] = {}
 for _shape, _method, _code, _function in INTERACTIONS:
     _BY_SHAPE.setdefault(_shape, {})[_method] = _function
+_BY_SHAPE["$operation"] = {"GET": operation, "POST": operation}  # which there are, fhircm/operations lists
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Router:
 
     def _metadata(self) -> Response:
         codes = list(dict.fromkeys(code for _, _, code, _ in INTERACTIONS))
-        return Response(json.dumps(capability_statement(self.base_url, codes)), media_type=headers.FHIR_JSON)
+        return Response(json.dumps(capability_statement(self.base_url, codes, OPERATIONS.values())), media_type=headers.FHIR_JSON)
 
 
 def _route(method: str, path: str) -> tuple[Interaction, list[str]]:
@@ -109,6 +113,8 @@ def _route(method: str, path: str) -> tuple[Interaction, list[str]]:
 
 def _shape_of(steps: list[str]) -> tuple[str, list[str]]:
     match steps:
+        case [*where, called] if called.startswith("$") and len(where) < 3 and all(map(_ID.fullmatch, where)):
+            return "$operation", [called[1:], *where]
         case [type]:
             return "type", [type]
         case [type, "_search"]:

@@ -1,0 +1,67 @@
+"""What an operation is called with, and what it answers. https://hl7.org/fhir/R4/operations.html#request"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fhircm.access.guarded_store import GuardedStore
+from fhircm.fhir import json
+from fhircm.fhir.outcome import NotSupported
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One parameter of a call: a value (a string, number or flag, or the tree of a data type), a resource's tree, or parts."""
+
+    name: str
+    type: str  # the FHIR type of the value; the type of the resource; '' for parts
+    value: Any
+    parts: tuple[Argument, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call that has passed its OperationDefinition: every argument is one of its parameters, of the type that it says.
+
+    `type` and `id` say at what it was called: neither at the system, `type` alone at a type, both at an instance.
+    """
+
+    store: GuardedStore
+    base_url: str
+    type: str | None
+    id: str | None
+    arguments: Sequence[Argument] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)  # of the request, names in lower case
+    url: str = ""  # as it was requested, with its query
+
+    def all(self, name: str) -> list[Any]:
+        """The values of a parameter that may come again."""
+        return [argument.value for argument in self.arguments if argument.name == name]
+
+    def one(self, name: str, default: Any = None) -> Any:
+        """The value of a parameter, or the default."""
+        return next(iter(self.all(name)), default)
+
+    def required(self, name: str) -> Any:
+        """The value of a parameter that this use of the operation needs. Raises NotSupported."""
+        value = self.one(name)
+        if value is None:
+            raise NotSupported(f"The parameter '{name}' is needed here")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The result: the bytes of a resource (none: no body), the status, and headers besides."""
+
+    body: bytes = b""
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def parameters(*members: Mapping[str, Any]) -> Answer:
+    """An answer of a Parameters resource with these parameters, each as FHIR has it: name and value[x], resource or part."""
+    tree: dict[str, Any] = {"resourceType": "Parameters"}
+    return Answer(json.dumps(tree | ({"parameter": list(members)} if members else {})))

@@ -1,0 +1,156 @@
+"""An operation as its OperationDefinition says it is: where it may be called, and with what.
+
+https://hl7.org/fhir/R4/operationdefinition.html
+"""
+
+from __future__ import annotations
+
+import json as std_json
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from fhircm.fhir.artefacts import folder
+from fhircm.fhir.definitions import definitions
+from fhircm.fhir.outcome import Invalid, Issue, NotSupported
+from fhircm.operations.call import Answer, Argument, Call
+
+Function = Callable[[Call], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter that goes in; `max` None is `*`, `type` '' has parts."""
+
+    name: str
+    type: str
+    min: int
+    max: int | None
+    parts: tuple[Parameter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """An operation: `levels` are system, type and instance; `types` the resource types that have it (empty: all)."""
+
+    code: str
+    url: str
+    levels: frozenset[str]
+    types: frozenset[str]
+    affects_state: bool
+    parameters: tuple[Parameter, ...]
+    function: Function
+
+    def is_at(self, type: str | None, id: str | None) -> bool:
+        """Whether it may be called there."""
+        if type is None:
+            return "system" in self.levels
+        return ("type" if id is None else "instance") in self.levels and (not self.types or type in self.types)
+
+    def of_query(self, query: Iterable[tuple[str, str]]) -> list[Argument]:
+        """The arguments of a call by GET. Raises Invalid, NotSupported."""
+        given = [(self._parameter(name), text) for name, text in query if name not in ("_format", "_pretty")]
+        return self._complete([Argument(one.name, one.type, _from_text(one, text)) for one, text in given])
+
+    def of_body(self, tree: dict[str, Any] | None) -> list[Argument]:
+        """The arguments of a call by POST: a Parameters resource, or the one resource that the operation takes."""
+        if tree is None:
+            return self._complete([])
+        if tree["resourceType"] != "Parameters":
+            one = next((one for one in self.parameters if one.type in (tree["resourceType"], "Resource")), None)
+            if one is None:
+                raise NotSupported(f"${self.code} takes its parameters in a resource of the type Parameters")
+            return self._complete([Argument(one.name, tree["resourceType"], tree)])
+        return self._complete(_arguments(self.code, self.parameters, tree.get("parameter", ()), "Parameters"))
+
+    def _parameter(self, name: str) -> Parameter:
+        return _named(self.code, self.parameters, name)
+
+    def _complete(self, arguments: list[Argument]) -> list[Argument]:
+        issues = list(_counted(self.parameters, arguments, "Parameters"))
+        if issues:
+            raise Invalid(issues[0].text, issues=issues)
+        return arguments
+
+
+def load(code: str, function: Function) -> Operation:
+    """The operation that `profiles/operation/` defines under this code."""
+    tree = std_json.loads((folder("profiles") / "operation" / f"{code}.json").read_text())
+    levels = frozenset(level for level in ("system", "type", "instance") if tree[level])
+    types = frozenset(tree.get("resource", ())) - {"Resource"}
+    known = tuple(_defined(one) for one in tree.get("parameter", ()) if one["use"] == "in")
+    return Operation(code, tree["url"], levels, types, tree.get("affectsState", False), known, function)
+
+
+def _defined(tree: dict[str, Any]) -> Parameter:
+    most = tree["max"]
+    parts = tuple(_defined(part) for part in tree.get("part", ()))
+    return Parameter(tree["name"], tree.get("type", ""), tree["min"], None if most == "*" else int(most), parts)
+
+
+def _named(code: str, known: Sequence[Parameter], name: str) -> Parameter:
+    found = next((one for one in known if one.name == name), None)
+    if found is None:
+        names = ", ".join(one.name for one in known) or "none"
+        raise NotSupported(f"${code} has no parameter '{name[:64]}'; it has: {names}")
+    return found
+
+
+def _counted(known: Sequence[Parameter], arguments: Sequence[Argument], path: str) -> Iterable[Issue]:
+    for one in known:
+        count = sum(argument.name == one.name for argument in arguments)
+        if count < one.min:
+            yield Issue("error", "required", f"The parameter '{one.name}' is required", path)
+        if one.max is not None and count > one.max:
+            yield Issue("error", "structure", f"The parameter '{one.name}' may be given {one.max} time(s) only", path)
+
+
+def _arguments(code: str, known: Sequence[Parameter], given: Sequence[dict[str, Any]], path: str) -> list[Argument]:
+    found: list[Argument] = []
+    for index, tree in enumerate(given):
+        at = f"{path}.parameter[{index}]" if path == "Parameters" else f"{path}.part[{index}]"
+        one = _named(code, known, tree["name"])
+        if "resource" in tree:
+            found.append(Argument(one.name, tree["resource"]["resourceType"], tree["resource"]))
+        elif "part" in tree:
+            parts = _arguments(code, one.parts, tree["part"], at)
+            issues = list(_counted(one.parts, parts, at))
+            if issues:
+                raise Invalid(issues[0].text, issues=issues)
+            found.append(Argument(one.name, "", None, tuple(parts)))
+        else:
+            member = next((name for name in tree if name.startswith("value")), None)
+            if member is None:
+                raise Invalid(f"{at} has no value", f"{at}.value")
+            kind = member.removeprefix("value")
+            if one.type not in ("", "Element", "*") and kind.lower() not in _spellings(one.type):
+                raise Invalid(f"{at} must have a value of the type {one.type}", f"{at}.{member}")
+            found.append(Argument(one.name, one.type or kind, tree[member]))
+    return found
+
+
+# A caller that writes a code or a URL as a plain string is understood.
+_TEXTS = frozenset({"string", "code", "uri", "url", "canonical", "id", "markdown", "date", "datetime", "instant"})
+
+
+def _spellings(type: str) -> frozenset[str]:
+    lower = type.lower()
+    return _TEXTS if lower in _TEXTS else frozenset({lower})
+
+
+def _from_text(one: Parameter, text: str) -> Any:
+    """The value of a parameter that came in the URL: only primitives can."""
+    if one.type not in definitions().primitives:
+        raise NotSupported(f"The parameter '{one.name}' must be sent by POST in a Parameters resource")
+    try:
+        match one.type:
+            case "boolean":
+                return {"true": True, "false": False}[text]
+            case "integer" | "positiveInt" | "unsignedInt":
+                return int(text)
+            case "decimal":
+                return Decimal(text)
+    except (KeyError, ValueError, InvalidOperation):
+        raise Invalid(f"The parameter '{one.name}' must be of the type {one.type}", one.name) from None
+    return text
