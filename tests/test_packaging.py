@@ -66,3 +66,8 @@ def test_what_is_data_is_found_from_an_installed_wheel(installed):
     checked = subprocess.run([sys.executable, "-c", f"from fhircm.fhir.validation import check; check({body.encode()!r})"], **run)
     assert checked.returncode == 1
     assert "Invalid: Task." in checked.stderr, "the profile that it claims was found and applied"
+
+
+def test_the_index_of_decisions_names_every_page():
+    pages = {path.name for path in (ROOT / "docs/decisions").glob("*.md")} - {"README.md"}
+    assert pages == set(re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs/decisions/README.md").read_text()))
