@@ -23,7 +23,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from fhircm import wiring
 from fhircm.exchange.client import connect
 from fhircm.exchange.partners import PartnerWrong
-from fhircm.exchange.push import parked, replay
 from fhircm.fhir.outcome import FhirError
 from fhircm.settings import Settings, SettingsWrong
 from fhircm.settings import load as load_settings
@@ -199,6 +198,33 @@ def timeline(
 
 
 @app.command()
+def replay(
+    where: Annotated[
+        str | None, typer.Argument(help="A reaction, a kind of timer, or push:PARTNER; as the list names it.")
+    ] = None,
+    key: Annotated[str | None, typer.Argument(help="What to do again.")] = None,
+) -> None:
+    """List what was given up on after the last attempt, or do one of it again.
+
+    Without arguments everything that waits is listed: where, key and reason. Each has a Task that tells a human too.
+    """
+
+    async def go(settings: Settings) -> int:
+        if where and key:
+            out.print(await wiring.replay(settings, where, key))
+            return 0
+        async with wiring.open_store(settings) as store:
+            listed = [row for row in await wiring.waiting(settings, store) if where in (None, row[0])]
+        for row in listed:
+            out.print("\t".join(row), highlight=False, soft_wrap=True)
+        if not listed:
+            out.print("Nothing was given up on")
+        return 0
+
+    _run(go)
+
+
+@app.command()
 def sandbox(
     vendor: Annotated[str, typer.Option(help="The shape of EHR: epic or oracle.")],
     port: Annotated[int, typer.Option(help="Loopback port.")] = 8081,
@@ -251,30 +277,6 @@ def partner_check(name: Annotated[str, typer.Argument(help="The partner's folder
             report = await wiring.check_partner(settings, store, wiring.partners(settings, [name])[0])
         out.print(report.render(), highlight=False, soft_wrap=True)
         return 0 if report.ok else 1
-
-    _run(go)
-
-
-@partner_app.command("replay")
-def partner_replay(
-    name: Annotated[str, typer.Argument(help="The partner's folder name.")],
-    key: Annotated[str | None, typer.Argument(help="What to deliver again; without it, what waits is listed.")] = None,
-) -> None:
-    """List what was given up on for a partner, or deliver one of it again."""
-
-    async def go(settings: Settings) -> int:
-        async with wiring.open_store(settings) as store:
-            partner = wiring.partners(settings, [name])[0]
-            if key:
-                await replay(store, partner.name, key)
-                out.print("It is in line again; `fhircm work` delivers it")
-                return 0
-            given_up = await store.states(parked(partner.name))
-            for waiting, why in given_up.items():
-                out.print(f"{waiting}\t{why.get('reason', '')}", highlight=False)
-            if not given_up:
-                out.print("Nothing was given up on")
-        return 0
 
     _run(go)
 

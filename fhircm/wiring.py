@@ -27,14 +27,14 @@ from fhircm.exchange.check import CheckReport, check
 from fhircm.exchange.client import PartnerClient, connect
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable
 from fhircm.exchange.partners import Partner, load_partners
-from fhircm.fhir.outcome import FhirError, VersionConflict
-from fhircm.reactions import reactions, timer_handlers
+from fhircm.fhir.outcome import FhirError, NotFound, VersionConflict
+from fhircm.reactions import REACTIONS, TIMERS, reactions, timer_handlers
 from fhircm.settings import Settings
 from fhircm.store.credentials import Credentials
 from fhircm.store.database import open_database
 from fhircm.store.migrations import migrate
 from fhircm.store.resources import Clock, Op, Put, SetState, Store
-from fhircm.worker import Worker
+from fhircm.worker import Worker, parked_at
 
 log = logging.getLogger("fhircm.wiring")
 
@@ -126,8 +126,8 @@ async def worker(settings: Settings) -> AsyncIterator[Worker]:
         rounds: dict[str, Callable[[], Awaitable[int]]] = {
             client.partner.name: partial(_round, settings, store, client, clients, around) for client in clients
         }
-        park = partial(_parked, around)
-        yield Worker(store, reactions(around), timer_handlers(around), park, rounds, settings.lease)
+        park, unpark = partial(_parked, around), partial(_unparked, around)
+        yield Worker(store, reactions(around), timer_handlers(around), park, unpark, rounds, settings.lease)
 
 
 async def _round(settings: Settings, store: Store, client: PartnerClient, clients: list[PartnerClient], around: Context) -> int:
@@ -189,6 +189,37 @@ def _parked(around: Context, where: str, what: str, error: Exception) -> Op:
     reason = f"'{where}' failed at {what}: {why}"
     versioned = what if "/_history/" in what else f"Organization/{around.organization}"
     return build.for_a_human(id, "parked", reason, owner=around.coordinator, focus=versioned, patient=None, at=around.now())
+
+
+async def _unparked(around: Context, where: str, what: str) -> list[Op]:
+    """The end of that Task, unless a human ended it before."""
+    id = build.stable_id("parked", where, what)
+    task = (await around.store.read_many([("Task", id)])).get(("Task", id))
+    if task is None or not task_states.is_open(task.tree):
+        return []
+    done = {"text": "It was done again, and succeeded"}
+    return [build.edit(task, status="cancelled", statusReason=done, lastModified=build.instant(around.now()))]
+
+
+async def waiting(settings: Settings, store: Store) -> list[tuple[str, str, str]]:
+    """What was parked, everywhere: where, under which key, and why."""
+    places = [*REACTIONS, *TIMERS, *(f"push:{partner.name}" for partner in partners(settings, None))]
+    rows = [(place, key, row) for place in places for key, row in (await store.states(parked_at(place))).items()]
+    return [(place, key, row.get("reason", "")) for place, key, row in rows]
+
+
+async def replay(settings: Settings, where: str, key: str) -> str:
+    """Do again what was parked under a key; returns what becomes of it. Raises NotFound, Conflict, and what fails again."""
+    name = where.removeprefix("push:")
+    if name != where:
+        async with open_store(settings) as store:
+            await push.replay(store, partners(settings, [name])[0].name, key)
+        return "It is in line again; `fhircm work` delivers it"
+    if where not in {*REACTIONS, *TIMERS}:
+        raise NotFound(f"'{where}' is none of: {', '.join([*REACTIONS, *TIMERS])}, push:PARTNER")
+    async with worker(settings) as parked:
+        await parked.replay(where, key)
+    return "It is done"
 
 
 async def told(settings: Settings, store: Store, patient: str, since: datetime | None) -> str:

@@ -11,12 +11,13 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
-from fhircm.fhir.outcome import FhirError, VersionConflict
+from fhircm.fhir.outcome import FhirError, NotFound, VersionConflict
 from fhircm.reactions import Reaction, TimerHandler
 from fhircm.store.changes import Change, CursorMoved, Position
 from fhircm.store.resources import FinishTimer, MoveCursor, Op, SetState, Store
@@ -30,6 +31,12 @@ RETRY = 0.2  # seconds before the second attempt; doubled each time
 IDLE = 1.0  # seconds; the longest time that a due timer, or a change whose signal was missed, waits to be noticed
 
 Park = Callable[[str, str, Exception], Op]
+Unpark = Callable[[str, str], Awaitable[Sequence[Op]]]
+
+
+def parked_at(where: str) -> str:
+    """The namespace of what was parked at a reaction or a kind of timer: how to find it again, and the reason."""
+    return f"parked:{where}"
 
 
 @dataclass
@@ -40,6 +47,7 @@ class Worker:
     reactions: Sequence[Reaction]
     timers: Sequence[TimerHandler]
     park: Park  # makes the Task that tells a human what was parked
+    unpark: Unpark  # ends that Task
     partners: dict[str, Callable[[], Awaitable[int]]] = field(default_factory=dict)  # name: one round of work, how much was done
     lease: timedelta = timedelta(seconds=15)
     holder: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}")
@@ -115,7 +123,7 @@ class Worker:
         what = f"{change.type}/{change.id}/_history/{change.version}"
         log.error("%s: parked %s after %d attempts (%s)", reaction.name, what, ATTEMPTS, type(error).__name__)
         why = str(error) if isinstance(error, FhirError) else type(error).__name__
-        parked = SetState(f"parked:{reaction.name}", what, {"reason": why})
+        parked = SetState(parked_at(reaction.name), what, {"reason": why})
         cursor = MoveCursor(reaction.name, before, change.position)
         await self.store.transact([parked, self.park(reaction.name, what, error), cursor], origin="hub")
         return change.position
@@ -140,8 +148,33 @@ class Worker:
                 await self.store.retry_timer(timer, self.store.clock() + timedelta(seconds=RETRY * 2**timer.attempts))
                 return
             log.error("timer %s: parked after %d attempts (%s)", timer.key, timer.attempts, type(error).__name__)
-            parked = SetState(f"parked:{timer.kind}", timer.key, {"reason": type(error).__name__, "payload": timer.payload})
-            await self.store.transact([parked, self.park(timer.kind, timer.key, error), FinishTimer(timer)], origin="hub")
+            what = f"{timer.key} due {timer.due.isoformat()}"  # a timer of the same key may be set and parked again
+            row = {"reason": type(error).__name__, "key": timer.key, "due": timer.due.isoformat(), "payload": timer.payload}
+            parked = SetState(parked_at(timer.kind), what, row)
+            await self.store.transact([parked, self.park(timer.kind, what, error), FinishTimer(timer)], origin="hub")
+
+    # --- again, when a human asks ------------------------------------------------------------------------------------------------
+
+    async def replay(self, where: str, what: str) -> None:
+        """Do again what was parked at a reaction or a kind of timer; its outcome, and the end of its Task, commit once.
+
+        Raises NotFound when nothing waits there, Conflict when another process was first, and what the function itself raises again.
+        """
+        row = await self.store.state(parked_at(where), what)
+        if row is None:
+            raise NotFound(f"Nothing waits at {where} under {what}")
+        operations = await self._again(where, what, row)
+        done = SetState(parked_at(where), what, None, if_present=True)
+        await self.store.transact([*operations, done, *await self.unpark(where, what)], origin="hub")
+
+    async def _again(self, where: str, what: str, row: Mapping[str, Any]) -> Sequence[Op]:
+        reaction = next((one for one in self.reactions if one.name == where), None)
+        if reaction is not None:
+            type, id, _, version = what.split("/")
+            return await reaction.function(await self.store.change(type, id, int(version)))
+        handler = next(one for one in self.timers if one.kind == where)
+        due = datetime.fromisoformat(row["due"])
+        return await handler.function(Timer(row["key"], where, due, row["payload"], attempts=1, token=0))
 
     async def _leased(self, name: str, work: Callable[[], Awaitable[int]]) -> int:
         """One round under a lease; when another worker holds the lease, there is nothing to do."""

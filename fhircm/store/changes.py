@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fhircm.fhir.outcome import NotFound
 from fhircm.store.database import Connection
 from fhircm.store.operations import START, Change, MoveCursor, Position
 from fhircm.store.stored import moment
@@ -47,6 +48,20 @@ async def read_changes(
             found.append(_change(row))
         upto = Position(row["tx"], row["number"])
     return Changes(found, upto)
+
+
+async def read_change(connection: Connection, type: str, id: str, version: int) -> Change:
+    """The change that made one version. Raises NotFound."""
+    # There is no index by identity: only a human who replays what was parked asks, and may wait for a scan.
+    row = await connection.fetchrow(
+        "SELECT tx, number, type, id, version, method, origin, at FROM change WHERE type = $1 AND id = $2 AND version = $3",
+        type,
+        id,
+        version,
+    )
+    if row is None:
+        raise NotFound(f"{type}/{id} has no version {version}")
+    return _change(row)
 
 
 def _change(row: Mapping[str, Any]) -> Change:

@@ -99,12 +99,13 @@ class MoveCursor:
 
 @dataclass(frozen=True, slots=True)
 class SetState:
-    """Set a fact, or remove it with value None; with `if_absent`, Conflict when it is there already."""
+    """Set a fact, or remove it with value None. Conflict when it is there already and `if_absent`, or is not and `if_present`."""
 
     namespace: str
     key: str
     value: dict[str, Any] | None
     if_absent: bool = False
+    if_present: bool = False  # with value None only
 
 
 Op = Put | Delete | SetTimer | CancelTimer | FinishTimer | MoveCursor | SetState

@@ -173,6 +173,11 @@ class Store:
         async with self.database.reading() as connection:
             return await change_log.read_changes(connection, self.database.dialect, after, types, limit)
 
+    async def change(self, type: str, id: str, version: int) -> Change:
+        """The change that made one version. Raises NotFound."""
+        async with self.database.reading() as connection:
+            return await change_log.read_change(connection, type, id, version)
+
     async def wait(self, timeout: float) -> None:
         """Until something changed, or so many seconds."""
         await self.database.wait(timeout)

@@ -257,9 +257,13 @@ def _deleted_before(write: Put | Delete, current: Mapping[Identity, _Current], n
 
 
 async def set_state(connection: Connection, change: SetState) -> None:
-    """Set or remove a durable fact. Raises Conflict when it must be absent and is not."""
+    """Set or remove a durable fact. Raises Conflict when it must be absent and is not, or present and is not."""
     if change.value is None:
-        await connection.execute("DELETE FROM state WHERE namespace = $1 AND key = $2", change.namespace, change.key)
+        removed = await connection.fetchval(
+            "DELETE FROM state WHERE namespace = $1 AND key = $2 RETURNING key", change.namespace, change.key
+        )
+        if removed is None and change.if_present:
+            raise Conflict(f"{change.key} is not there any more")
         return
     otherwise = "NOTHING" if change.if_absent else "UPDATE SET value = excluded.value"
     written = await connection.fetchval(

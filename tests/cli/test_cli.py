@@ -66,7 +66,9 @@ def test_a_file_that_is_cut_off_in_its_compression(fhircm, tmp_path):
         (["load", "nowhere.ndjson"], 2, "does not exist"),
         (["client", "add", "app", "--scope", "system/*.rs"], 2, "--jwks-url"),
         (["client", "add", "app", "--scope", "everything", "--jwks-url", "https://app.example/jwks"], 1, "system/Type.cruds"),
-        (["partner", "replay", "lakeside-hospital", "nothing"], 1, "Nothing waits"),
+        (["replay", "push:lakeside-hospital", "nothing"], 1, "Nothing waits"),
+        (["replay", "referral", "Task/a/_history/1"], 1, "Nothing waits"),
+        (["replay", "nowhere", "nothing"], 1, "push:PARTNER"),
         (["nonsense"], 2, "No such command"),
     ],
 )
@@ -95,6 +97,6 @@ def test_a_database_that_does_not_answer_is_told(fhircm):
 
 def test_help_names_every_command(fhircm):
     told = " ".join(fhircm("--help").stdout.split())
-    for name in ("serve", "work", "migrate", "pull", "load", "timeline", "sandbox", "demo", "partner", "client"):
+    for name in ("serve", "work", "migrate", "pull", "load", "timeline", "replay", "sandbox", "demo", "partner", "client"):
         assert f" {name} " in told
     assert "Start with: fhircm demo" in told
