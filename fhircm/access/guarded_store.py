@@ -11,8 +11,9 @@ from fhircm.access.principal import Principal
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.query import Query
 from fhircm.fhir.validation import Checked
+from fhircm.store.operations import Narrowing
 from fhircm.store.resources import Delete, Put, Store, Stored
-from fhircm.store.search import Narrowing, Page
+from fhircm.store.search import Page
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,25 @@ docs/decisions/reactions-return-operations.md
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from fhircm.fhir.conditions import Condition
+from fhircm.fhir.query import Query
 from fhircm.fhir.validation import Checked
+from fhircm.store.stored import Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowing:
+    """What a caller may see: for each resource type the conditions that hold besides; a type that is not listed is not seen.
+
+    It holds wherever a search reaches: matches, included resources, and what chains and _has look into.
+    """
+
+    by_type: Mapping[str, Sequence[Condition]]
 
 
 class Position(NamedTuple):
@@ -106,6 +120,20 @@ class SetState:
     value: dict[str, Any] | None
     if_absent: bool = False
     if_present: bool = False  # with value None only
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to write depends on what is there: `make` is given what each search finds, and returns what to do.
+
+    The searches are asked inside the transaction, under a lock on their words: of equal plans at the same time one comes first, and
+    the others find what it wrote. Each finds at most as many matches as its query's `count`. `make` must do nothing but return or
+    raise: it is asked anew when somebody else wrote a match in between.
+    """
+
+    searches: Sequence[Query]
+    make: Callable[[list[list[Stored]]], Sequence[Op]]
+    within: Narrowing | None = None
 
 
 Op = Put | Delete | SetTimer | CancelTimer | FinishTimer | MoveCursor | SetState

@@ -16,7 +16,7 @@ from typing import Any
 
 import asyncpg
 
-from fhircm.fhir.outcome import Gone, NotFound
+from fhircm.fhir.outcome import Conflict, Gone, NotFound
 from fhircm.fhir.query import Query
 from fhircm.store import changes as change_log
 from fhircm.store import search as searching
@@ -28,7 +28,9 @@ from fhircm.store.operations import (
     Delete,
     FinishTimer,
     MoveCursor,
+    Narrowing,
     Op,
+    Plan,
     Position,
     Put,
     SetState,
@@ -36,7 +38,7 @@ from fhircm.store.operations import (
     Timer,
 )
 from fhircm.store.stored import Stored, moment
-from fhircm.store.transaction import WriteRule, set_state, write_resources
+from fhircm.store.transaction import WriteRule, lock_identities, lock_searches, set_state, versions_now, write_resources
 
 __all__ = [
     "CancelTimer",
@@ -44,7 +46,9 @@ __all__ = [
     "Delete",
     "FinishTimer",
     "MoveCursor",
+    "Narrowing",
     "Op",
+    "Plan",
     "Position",
     "Put",
     "SetState",
@@ -60,6 +64,10 @@ ATTEMPTS = 6  # of a transaction that PostgreSQL could not serialise
 _ASKED = 400  # identities in one statement
 
 _VERSION = "r.type, r.id, v.version, v.last_updated, v.method, v.body"
+
+
+class _WrittenMeanwhile(Exception):
+    """Somebody wrote what a plan had found before it could be locked: the plan is asked anew."""
 
 
 class Store:
@@ -122,28 +130,43 @@ class Store:
                 found |= {(row["type"], row["id"]): _stored(row) for row in rows}
         return found
 
-    async def search(self, query: Query, within: searching.Narrowing | None = None) -> searching.Page:
+    async def search(self, query: Query, within: Narrowing | None = None) -> searching.Page:
         """A page of what a query finds."""
         async with self.database.reading() as connection:
             return await searching.search(connection, self.database.dialect, query, within)
 
     # --- writing -------------------------------------------------------------------------------------------------------------
 
-    async def transact(self, operations: Sequence[Op], *, origin: str) -> list[Stored]:
+    async def transact(self, operations: Sequence[Op] | Plan, *, origin: str) -> list[Stored]:
         """Do all of it or nothing; returns what was stored for each Put and Delete, in order.
 
-        Raises VersionConflict, Invalid (a reference to nowhere, with its path), Conflict (a delete of what others refer to, a fact
+        A plan is asked what to do inside the transaction. Raises what it raises, VersionConflict, Invalid (a reference to nowhere, with its path), Conflict (a delete of what others refer to, a fact
         that is there already), NotFound (a delete of nothing), CursorMoved, StaleClaim, and what a write rule raises.
         """
         for attempt in range(ATTEMPTS):
             try:
                 async with self.database.writing() as connection:
-                    return await self._write(connection, operations, origin)
-            except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
+                    planned = operations
+                    if isinstance(operations, Plan):
+                        planned = await self._planned(connection, operations)
+                    return await self._write(connection, planned, origin)
+            except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, _WrittenMeanwhile) as error:
                 if attempt == ATTEMPTS - 1:
-                    raise
+                    raise Conflict("Too many others write the same resources at this moment; try again") from error
                 await asyncio.sleep(0.01 * 2**attempt * (0.5 + random.random()))  # noqa: S311 jitter, not a secret
         raise AssertionError("unreachable")
+
+    async def _planned(self, connection: Connection, plan: Plan) -> Sequence[Op]:
+        """What a plan comes to. What it found is locked, so that it still holds when it is written."""
+        dialect = self.database.dialect
+        await lock_searches(connection, dialect, plan.searches)
+        found = [(await searching.search(connection, dialect, query, plan.within)).matches for query in plan.searches]
+        versions = {(one.type, one.id): one.version for matches in found for one in matches}
+        if versions and dialect == "postgresql":
+            await lock_identities(connection, versions)
+            if await versions_now(connection, versions) != versions:
+                raise _WrittenMeanwhile
+        return plan.make(found)
 
     async def _write(self, connection: Connection, operations: Sequence[Op], origin: str) -> list[Stored]:
         writes = [one for one in operations if isinstance(one, Put | Delete)]

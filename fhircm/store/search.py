@@ -21,14 +21,14 @@ from fhircm.fhir.extract import OWN_COLUMNS, searchable
 from fhircm.fhir.outcome import Malformed
 from fhircm.fhir.query import Cursor, Query, Sort
 from fhircm.store.database import Connection
+from fhircm.store.operations import Narrowing
 from fhircm.store.search_include import COLUMNS, CURRENT, TooCostly, included, stored
 from fhircm.store.search_rows import SEARCH_TABLES, SearchRows, delete_search_rows, search_rows, write_search_rows
-from fhircm.store.search_sql import Builder, Narrowing
+from fhircm.store.search_sql import Builder
 from fhircm.store.stored import Stored
 
 __all__ = [
     "SEARCH_TABLES",
-    "Narrowing",
     "Page",
     "SearchRows",
     "TooCostly",

@@ -14,7 +14,8 @@ from fhircm.fhir.extract import searchable
 from fhircm.fhir.outcome import FhirError
 from fhircm.fhir.query import Include, Query
 from fhircm.store.database import Connection
-from fhircm.store.search_sql import Builder, Narrowing
+from fhircm.store.operations import Narrowing
+from fhircm.store.search_sql import Builder
 from fhircm.store.search_tests import one_of
 from fhircm.store.stored import Stored, moment
 

@@ -7,8 +7,7 @@ planner's statistics, and the same text runs on SQLite and PostgreSQL.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from fhircm.fhir.conditions import (
@@ -28,6 +27,7 @@ from fhircm.fhir.definitions import param_key
 from fhircm.fhir.extract import OWN_COLUMNS, searchable
 from fhircm.fhir.query import Sort
 from fhircm.fhir.ranges import BOUNDLESS, EARLIEST, LATEST
+from fhircm.store.operations import Narrowing
 from fhircm.store.search_tests import TABLES, merged, row_test, updated_test
 
 _TABLES_OF_KIND = {
@@ -57,16 +57,6 @@ _LAST_TEXT = (chr(0x10FFFF), "")
 _FEW_CODES = frozenset({"code", "boolean"})  # element types of which each value is in a large part of all resources
 _MANY = 50  # alternatives: more of them match too much to begin with
 _CANNOT_DRIVE = 9
-
-
-@dataclass(frozen=True, slots=True)
-class Narrowing:
-    """What a caller may see: for each resource type the conditions that hold besides; a type that is not listed is not seen.
-
-    It holds wherever a search reaches: matches, included resources, and what chains and _has look into.
-    """
-
-    by_type: Mapping[str, Sequence[Condition]]
 
 
 def _is_own(condition: Condition) -> bool:

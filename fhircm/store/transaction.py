@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json as std_json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from fhircm.fhir import json
 from fhircm.fhir.outcome import Conflict, Invalid, Issue, NotFound, VersionConflict
+from fhircm.fhir.query import Query
 from fhircm.fhir.references import Reference, references
 from fhircm.store.database import Connection
 from fhircm.store.operations import Delete, Put, SetState
@@ -47,7 +48,8 @@ async def write_resources(
     identities = [_identity(write) for write in writes]
     if len(set(identities)) != len(identities):
         raise ValueError("a resource stands twice in one transaction")
-    await _lock(connection, dialect, identities)
+    if dialect == "postgresql":
+        await lock_identities(connection, identities)
     current = await _current(connection, identities)
     for write in writes:
         _check_condition(write, current.get(_identity(write)))
@@ -80,14 +82,26 @@ def _identity(write: Put | Delete) -> Identity:
     return write.resource.type, write.resource.id
 
 
-async def _lock(connection: Connection, dialect: str, identities: Sequence[Identity]) -> None:
-    """Take the locks of all resources in one order, before the first write gives this transaction its number."""
-    if dialect == "sqlite":
-        return  # one writer at a time
-    numbers = sorted(
-        {int.from_bytes(hashlib.blake2b("/".join(one).encode(), digest_size=8).digest(), signed=True) for one in identities}
-    )
+async def lock_identities(connection: Connection, identities: Iterable[Identity]) -> None:
+    """Take the locks of all resources in one order, before the first write gives this transaction its number (PostgreSQL)."""
+    await _lock(connection, ["/".join(identity) for identity in identities])
+
+
+async def lock_searches(connection: Connection, dialect: str, queries: Sequence[Query]) -> None:
+    """Take the locks of the words of these searches, so that equal ones come one after the other. SQLite has one writer at a time."""
+    if queries and dialect == "postgresql":
+        await _lock(connection, [f"{query.type}?{sorted(query.used)}" for query in queries])
+
+
+async def _lock(connection: Connection, names: Sequence[str]) -> None:
+    numbers = sorted({int.from_bytes(hashlib.blake2b(one.encode(), digest_size=8).digest(), signed=True) for one in names})
     await connection.execute("SELECT pg_advisory_xact_lock(number) FROM unnest($1::bigint[]) AS number", numbers)
+
+
+async def versions_now(connection: Connection, identities: Collection[Identity]) -> dict[Identity, int]:
+    """The current versions of resources that exist."""
+    found = await _current(connection, sorted(identities))
+    return {identity: one.version for identity, one in found.items() if not one.deleted}
 
 
 async def _current(connection: Connection, identities: Sequence[Identity], lock: str = "") -> dict[Identity, _Current]:
