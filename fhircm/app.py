@@ -10,13 +10,15 @@ from urllib.parse import parse_qsl
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
+from starlette.datastructures import State
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fhircm.access.bearer import Bearer
 from fhircm.exchange.backend_auth import public_jwks
 from fhircm.fhir.outcome import FhirError
 from fhircm.rest.bodies import read_body
 from fhircm.rest.errors import answer_to
+from fhircm.rest.exchange import RestSettings
 from fhircm.rest.links import PageLinks
 from fhircm.rest.router import Router
 from fhircm.smart.discovery import smart_configuration
@@ -38,7 +40,7 @@ class AppConfig:
     database_url: str
     public_base_url: str  # without a slash at its end
     keys_dir: Path
-    body_limit: int
+    rest: RestSettings
     allow_private_jwks: bool
     clock: Clock
     rules: Sequence[WriteRule]
@@ -58,18 +60,29 @@ def create_app(config: AppConfig) -> FastAPI:
         app.state.tokens = TokenEndpoint(
             f"{config.public_base_url}/oauth/token", credentials, bearer, PublishedKeys(allow_private=config.allow_private_jwks)
         )
-        app.state.fhir = Router(store, bearer, await PageLinks.of(store), f"{config.public_base_url}/fhir", config.body_limit)
+        app.state.fhir = Router(store, bearer, await PageLinks.of(store), f"{config.public_base_url}/fhir", config.rest)
         yield
         await store.close()
 
     app = FastAPI(title="fhircm", lifespan=lifespan, docs_url=None, redoc_url=None)
     _public_routes(app, config)
 
-    async def fhir(scope: Scope, receive: Receive, send: Send) -> None:
-        await app.state.fhir(scope, receive, send)
-
-    app.mount("/fhir", fhir)
+    app.add_middleware(_FhirFirst, state=app.state)
     return app
+
+
+class _FhirFirst:
+    """Hands what is below /fhir to the FHIR router, ahead of FastAPI's own routing."""
+
+    def __init__(self, app: ASGIApp, state: State) -> None:
+        self._app, self._state = app, state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if scope["type"] == "http" and path.startswith("/fhir") and path[5:6] in ("", "/") and path[5:18] != "/.well-known/":
+            await self._state.fhir({**scope, "root_path": scope.get("root_path", "") + "/fhir"}, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 def _public_routes(app: FastAPI, config: AppConfig) -> None:

@@ -69,6 +69,16 @@ class Settings(BaseSettings):
         ),
     ] = timedelta(minutes=15)
     body_limit: Annotated[int, Field(ge=1024, description="The largest request body that is read, in bytes.")] = 5 * 1024 * 1024
+    bundle_limit: Annotated[
+        int, Field(ge=1024, description="The largest batch or transaction Bundle that is read, in bytes.")
+    ] = 50 * 1024 * 1024
+    update_create: Annotated[
+        bool, Field(description="Whether an update of what does not exist creates it, under the id that the client chose.")
+    ] = False
+    conditional_delete_limit: Annotated[
+        int,
+        Field(ge=1, description="How many resources one conditional delete may delete; at more it deletes none and answers 412."),
+    ] = 1
     push_attempts: Annotated[
         int, Field(ge=1, description="How often a delivery to a partner that does not answer is tried before a human is told.")
     ] = 8

@@ -29,6 +29,7 @@ from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerU
 from fhircm.exchange.partners import Partner, load_partners
 from fhircm.fhir.outcome import FhirError, NotFound, VersionConflict
 from fhircm.reactions import REACTIONS, TIMERS, reactions, timer_handlers
+from fhircm.rest.exchange import RestSettings
 from fhircm.settings import Settings
 from fhircm.store.credentials import Credentials
 from fhircm.store.database import open_database
@@ -77,7 +78,7 @@ def serve(settings: Settings) -> None:
         database_url=settings.database_url,
         public_base_url=base_url(settings),
         keys_dir=settings.keys_dir,
-        body_limit=settings.body_limit,
+        rest=RestSettings(settings.body_limit, settings.bundle_limit, settings.update_create, settings.conditional_delete_limit),
         allow_private_jwks=settings.allow_private_jwks,
         clock=clock(settings),
         rules=RULES,

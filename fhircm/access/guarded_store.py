@@ -5,14 +5,14 @@ https://hl7.org/fhir/smart-app-launch/scopes-and-launch-context.html#scopes-for-
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from fhircm.access.principal import Principal
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.query import Query
-from fhircm.fhir.validation import Checked
-from fhircm.store.operations import Narrowing
-from fhircm.store.resources import Delete, Put, Store, Stored
+from fhircm.store.history import HistoryPage, HistoryQuery
+from fhircm.store.resources import Delete, Narrowing, Plan, Put, Store, Stored
 from fhircm.store.search import Page
 
 
@@ -33,32 +33,30 @@ class GuardedStore:
         self.principal.require("r", type)
         return await self.store.vread(type, id, version)
 
-    async def history(self, type: str, id: str) -> list[Stored]:
-        """Raises Forbidden, NotFound."""
-        self.principal.require("r", type)
-        return await self.store.history(type, id)
+    async def history(self, query: HistoryQuery) -> HistoryPage:
+        """A page of versions. Raises Forbidden; for those of everything the caller must be allowed to read every type."""
+        for type in [query.type] if query.type else sorted(definitions().resource_types):
+            self.principal.require("r", type)
+        return await self.store.history_page(query)
 
     async def search(self, query: Query) -> Page:
         """Search; what is reached by chains, _has and includes is narrowed to the types that the caller may search."""
         self.principal.require("s", query.type)
-        seen = {type: () for type in definitions().resource_types if self.principal.may("s", type)}
-        return await self.store.search(query, Narrowing(seen))
+        return await self.store.search(query, self._narrowing())
 
-    async def create(self, resource: Checked) -> Stored:
-        """Create under an id that is new."""
-        self.principal.require("c", resource.type)
-        return await self._put(Put(resource, if_version=0))
+    async def transact(self, operations: Sequence[Put | Delete] | Plan, needs: Iterable[tuple[str, str]]) -> list[Stored]:
+        """Write, when the caller may do every verb that is needed with its type; the searches of a plan are narrowed like others.
 
-    async def update(self, resource: Checked, if_version: int | None) -> Stored:
-        """Update what exists. Raises Forbidden, NotFound, Gone, VersionConflict, and what the write rules raise."""
-        self.principal.require("u", resource.type)
-        await self.store.read(resource.type, resource.id or "")
-        return await self._put(Put(resource, if_version))
+        Raises Forbidden, and what Store.transact raises.
+        """
+        needed = list(needs)
+        for verb, type in needed:
+            self.principal.require(verb, type)
+        if isinstance(operations, Plan):
+            # What may be updated is found by its id, for a patch, also by one who may not search.
+            updated = {type: () for verb, type in needed if verb == "u"}
+            operations = replace(operations, within=Narrowing({**self._narrowing().by_type, **updated}))
+        return await self.store.transact(operations, origin=self.principal.origin)
 
-    async def delete(self, type: str, id: str, if_version: int | None) -> Stored:
-        """Raises Forbidden, NotFound, Conflict, VersionConflict."""
-        self.principal.require("d", type)
-        return (await self.store.transact([Delete(type, id, if_version)], origin=self.principal.origin))[0]
-
-    async def _put(self, put: Put) -> Stored:
-        return (await self.store.transact([put], origin=self.principal.origin))[0]
+    def _narrowing(self) -> Narrowing:
+        return Narrowing({type: () for type in definitions().resource_types if self.principal.may("s", type)})

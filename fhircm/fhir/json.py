@@ -53,6 +53,16 @@ def parse(body: bytes) -> dict[str, Any]:
     Raises Malformed, with line and column, for what is not UTF-8, not JSON, not an object, nested too deep,
     or has a member twice.
     """
+    tree = parse_any(body)
+    if not isinstance(tree, dict):
+        raise Malformed("The body is not a JSON object")
+    if b"\\" in body and any(found[2] and b"\\" in found[1] for found in _STRING.finditer(body)):
+        raise Malformed("A member name is written with escapes; no FHIR element needs any")
+    return tree
+
+
+def parse_any(body: bytes) -> Any:
+    """Read a body from outside that need not be an object. Raises Malformed as `parse` does."""
     try:
         tree = _strict.decode(body.decode())
     except UnicodeDecodeError as error:
@@ -63,12 +73,8 @@ def parse(body: bytes) -> dict[str, Any]:
         raise Malformed("The body is nested too deep") from None
     except ValueError as error:  # an integer of thousands of digits
         raise Malformed(f"The body is not JSON: {str(error)[:80]}") from None
-    if not isinstance(tree, dict):
-        raise Malformed("The body is not a JSON object")
     if _NUL.search(body):
         raise Malformed("A string holds the character U+0000, which no FHIR string may")
-    if b"\\" in body and any(found[2] and b"\\" in found[1] for found in _STRING.finditer(body)):
-        raise Malformed("A member name is written with escapes; no FHIR element needs any")
     return tree
 
 

@@ -9,24 +9,31 @@ from fhircm.fhir.definitions import definitions
 from fhircm.fhir.extract import searchable
 from fhircm.fhir.profiles import profiles
 from fhircm.operations.definition import Operation
+from fhircm.rest.exchange import RestSettings
+from fhircm.rest.patch import JSON_PATCH
+
+RELEASED = "2026-11-25"  # of this version of the software
 
 
-def capability_statement(base_url: str, interactions: list[str], operations: Iterable[Operation]) -> dict[str, Any]:
-    """What this server does with each type."""
+def capability_statement(
+    base_url: str, interactions: list[str], at_system: list[str], operations: Iterable[Operation], settings: RestSettings
+) -> dict[str, Any]:
+    """What this server does with each type (`interactions`) and as a whole (`at_system`)."""
     operations = sorted(operations, key=lambda one: one.code)
-    at_system = [{"name": one.code, "definition": one.url} for one in operations if "system" in one.levels]
+    called = [{"name": one.code, "definition": one.url} for one in operations if "system" in one.levels]
     supported: dict[str, list[str]] = {}
     for profile in profiles().values():
         supported.setdefault(profile.type, []).append(profile.url)
     return {
         "resourceType": "CapabilityStatement",
         "status": "active",
-        "date": "2026-11-24",
+        "date": RELEASED,
         "kind": "instance",
         "software": {"name": "fhircm"},
         "implementation": {"description": "fhircm, care coordination", "url": base_url},
         "fhirVersion": "4.0.1",
         "format": ["application/fhir+json"],
+        "patchFormat": [JSON_PATCH],
         "rest": [
             {
                 "mode": "server",
@@ -43,15 +50,19 @@ def capability_statement(base_url: str, interactions: list[str], operations: Ite
                     ]
                 },
                 "resource": [
-                    _type(type, interactions, operations, supported.get(type)) for type in sorted(definitions().resource_types)
+                    _type(type, interactions, operations, supported.get(type), settings)
+                    for type in sorted(definitions().resource_types)
                 ],
-                **({"operation": at_system} if at_system else {}),
+                "interaction": [{"code": code} for code in at_system],
+                **({"operation": called} if called else {}),
             }
         ],
     }
 
 
-def _type(type: str, interactions: list[str], operations: list[Operation], profiles: list[str] | None) -> dict[str, Any]:
+def _type(
+    type: str, interactions: list[str], operations: list[Operation], profiles: list[str] | None, settings: RestSettings
+) -> dict[str, Any]:
     parameters = [
         {"name": code, "definition": one.url, "type": one.type}
         for code, one in sorted(definitions().search_parameters[type].items())
@@ -68,9 +79,11 @@ def _type(type: str, interactions: list[str], operations: list[Operation], profi
         "interaction": [{"code": code} for code in interactions],
         "versioning": "versioned",
         "readHistory": True,
-        "updateCreate": False,
-        "conditionalCreate": False,
+        "updateCreate": settings.update_create,
+        "conditionalCreate": True,
         "conditionalRead": "full-support",
+        "conditionalUpdate": True,
+        "conditionalDelete": "single" if settings.conditional_delete_limit == 1 else "multiple",
         "searchParam": parameters,
         **({"operation": called} if called else {}),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -16,14 +17,32 @@ from fhircm.store.stored import Stored
 
 
 @dataclass(frozen=True, slots=True)
+class RestSettings:
+    """What an operator chooses of the API: limits in bytes, whether updates create, how much a conditional delete may delete."""
+
+    body_limit: int
+    bundle_limit: int
+    update_create: bool
+    conditional_delete_limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class Exchange:
-    """What an interaction works with. `base_url` is the FHIR base, without a slash at its end; `new_id` makes ids."""
+    """What an interaction works with. `base_url` is the FHIR base, without a slash at its end.
+
+    `dispatch` answers another request of the same caller, as the entries of a batch are.
+    """
 
     request: Request
     store: GuardedStore
     base_url: str
-    body_limit: int
+    settings: RestSettings
     links: PageLinks
+    dispatch: Callable[[Request], Awaitable[Response]]
+
+    def may_create(self, type: str) -> bool:
+        """Whether an update of what does not exist creates it: the operator's choice, and the caller's right."""
+        return self.settings.update_create and self.store.principal.may("c", type)
 
     def resource(self, stored: Stored, status: int = 200) -> Response:
         """A resource with its version."""

@@ -49,7 +49,11 @@ def require_json_body(request: Request) -> None:
 
 def if_match(request: Request) -> int | None:
     """The version that If-Match names. Raises NotSupported for what is no version of this server's."""
-    value = request.headers.get("if-match")
+    return version_of(request.headers.get("if-match"))
+
+
+def version_of(value: str | None) -> int | None:
+    """The version in the value of an If-Match, None for none or any. Raises NotSupported."""
     if value is None or value.strip() == "*":
         return None
     found = _VERSION.fullmatch(value.strip())
@@ -74,10 +78,3 @@ def preferences(request: Request) -> dict[str, str]:
         name, _, value = part.strip().partition("=")
         found[name.lower()] = value.strip('"')
     return found
-
-
-def require_handled(request: Request) -> None:
-    """Conditional headers change what a request means, so one that is not supported is refused, never ignored. Raises NotSupported."""
-    for name in ("if-none-exist",):
-        if name in request.headers:
-            raise NotSupported(f"The header {name} (a conditional interaction) is not supported")

@@ -12,10 +12,9 @@ import hmac
 import json
 import secrets
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fhircm.fhir.outcome import Conflict, Malformed
-from fhircm.fhir.query import Cursor
 from fhircm.store.operations import SetState
 
 if TYPE_CHECKING:
@@ -42,13 +41,13 @@ class PageLinks:
         assert kept is not None
         return cls(bytes.fromhex(kept["key"]))
 
-    def write(self, type: str, parameters: Parameters, cursor: Cursor) -> str:
-        """The token of a next page."""
-        text = json.dumps([type, parameters, cursor.as_json()], separators=(",", ":")).encode()
+    def write(self, place: str, parameters: Parameters, state: dict[str, Any]) -> str:
+        """The token of a next page at a place: a resource type, or the path of a history."""
+        text = json.dumps([place, parameters, state], separators=(",", ":")).encode()
         return base64.urlsafe_b64encode(self._sign(text) + text).decode().rstrip("=")
 
-    def read(self, type: str, token: str) -> tuple[Parameters, Cursor]:
-        """The query and cursor of a token. Raises Malformed for one that this installation did not make for this type."""
+    def read(self, place: str, token: str) -> tuple[Parameters, dict[str, Any]]:
+        """The query and the state of a token. Raises Malformed for one that this installation did not make for this place."""
         try:
             raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
         except (ValueError, binascii.Error):
@@ -56,10 +55,10 @@ class PageLinks:
         signature, text = raw[:16], raw[16:]
         if not hmac.compare_digest(signature, self._sign(text)):
             raise _foreign()
-        made_for, parameters, cursor = json.loads(text)
-        if made_for != type:
+        made_for, parameters, state = json.loads(text)
+        if made_for != place:
             raise _foreign()
-        return [(name, value) for name, value in parameters], Cursor.from_json(cursor)
+        return [(name, value) for name, value in parameters], state
 
     def _sign(self, text: bytes) -> bytes:
         return hmac.new(self._key, text, hashlib.sha256).digest()[:16]

@@ -37,7 +37,7 @@ async def _arguments(exchange: Exchange, found: Operation) -> list[Argument]:
     if request.method != "POST":
         return found.of_query(query)
     in_url = found.of_query(query) if query else []
-    body = await read_body(request, exchange.body_limit)
+    body = await read_body(request, exchange.settings.body_limit)
     if not body:
         return in_url or found.of_body(None)
     headers.require_json_body(request)

@@ -18,20 +18,22 @@ from fhircm.access.guarded_store import GuardedStore
 from fhircm.access.principal import Principal
 from fhircm.fhir import json
 from fhircm.fhir.definitions import definitions
-from fhircm.fhir.outcome import MethodNotAllowed, NotFound
+from fhircm.fhir.outcome import MethodNotAllowed, NotFound, NotSupported
 from fhircm.operations import OPERATIONS
 from fhircm.rest import headers
 from fhircm.rest.capability import capability_statement
 from fhircm.rest.create import create
-from fhircm.rest.delete import delete
+from fhircm.rest.delete import delete, delete_conditionally
 from fhircm.rest.errors import answer_to
-from fhircm.rest.exchange import Exchange
+from fhircm.rest.exchange import Exchange, RestSettings
 from fhircm.rest.history import history
 from fhircm.rest.links import PageLinks
 from fhircm.rest.operation import operation
+from fhircm.rest.patch import patch, patch_conditionally
 from fhircm.rest.read import read
 from fhircm.rest.search import search
-from fhircm.rest.update import update
+from fhircm.rest.transaction import transaction
+from fhircm.rest.update import update, update_conditionally
 from fhircm.rest.vread import vread
 
 if TYPE_CHECKING:
@@ -44,16 +46,23 @@ _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 
 # The list that routes and that /metadata reads: shape of the path, method, code of the interaction, function.
 INTERACTIONS: tuple[tuple[str, str, str, Interaction], ...] = (
+    ("", "POST", "transaction", transaction),
+    ("", "POST", "batch", transaction),
+    ("_history", "GET", "history-system", history),
     ("type", "GET", "search-type", search),
     ("type", "POST", "create", create),
+    ("type", "PUT", "update", update_conditionally),
+    ("type", "PATCH", "patch", patch_conditionally),
+    ("type", "DELETE", "delete", delete_conditionally),
     ("type/_search", "POST", "search-type", search),
+    ("type/_history", "GET", "history-type", history),
     ("type/id", "GET", "read", read),
     ("type/id", "PUT", "update", update),
+    ("type/id", "PATCH", "patch", patch),
     ("type/id", "DELETE", "delete", delete),
     ("type/id/_history", "GET", "history-instance", history),
     ("type/id/_history/version", "GET", "vread", vread),
 )
-
 _BY_SHAPE: dict[str, dict[str, Interaction]] = {}
 for _shape, _method, _code, _function in INTERACTIONS:
     _BY_SHAPE.setdefault(_shape, {})[_method] = _function
@@ -68,7 +77,7 @@ class Router:
     bearer: Bearer
     links: PageLinks
     base_url: str
-    body_limit: int
+    settings: RestSettings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -76,15 +85,12 @@ class Router:
         principal: Principal | None = None
         try:
             headers.require_acceptable(request)
-            path = scope["path"].removeprefix(scope.get("root_path", "")).strip("/")
-            if path == "metadata" and request.method in ("GET", "HEAD"):
+            if _path(request) == "metadata" and request.method in ("GET", "HEAD"):
                 response = self._metadata()
             else:
-                function, arguments = _route(request.method, path)
+                function, arguments = _route(request.method, _path(request))
                 principal = await self.bearer.principal(request.headers.get("authorization"))
-                headers.require_handled(request)
-                exchange = Exchange(request, GuardedStore(self.store, principal), self.base_url, self.body_limit, self.links)
-                response = await function(exchange, *arguments)
+                response = await function(self._exchange(request, principal), *arguments)
         except Exception as error:
             response = answer_to(error)
         if request.method == "HEAD":
@@ -92,9 +98,26 @@ class Router:
         _audit(request, principal, response.status_code, begun)
         await response(scope, receive, send)
 
+    def _exchange(self, request: Request, principal: Principal) -> Exchange:
+        async def dispatch(inner: Request) -> Response:
+            function, arguments = _route(inner.method, _path(inner))
+            if function is transaction:
+                raise NotSupported("A batch or transaction cannot stand in another")
+            answer = await function(self._exchange(inner, principal), *arguments)
+            return Response(b"", answer.status_code, dict(answer.headers)) if inner.method == "HEAD" else answer
+
+        return Exchange(request, GuardedStore(self.store, principal), self.base_url, self.settings, self.links, dispatch)
+
     def _metadata(self) -> Response:
-        codes = list(dict.fromkeys(code for _, _, code, _ in INTERACTIONS))
-        return Response(json.dumps(capability_statement(self.base_url, codes, OPERATIONS.values())), media_type=headers.FHIR_JSON)
+        codes: dict[bool, dict[str, None]] = {True: {}, False: {}}
+        for shape, _, code, _ in INTERACTIONS:
+            codes[shape.startswith("type")][code] = None
+        statement = capability_statement(self.base_url, list(codes[True]), list(codes[False]), OPERATIONS.values(), self.settings)
+        return Response(json.dumps(statement), media_type=headers.FHIR_JSON)
+
+
+def _path(request: Request) -> str:
+    return request.scope["path"].removeprefix(request.scope.get("root_path", "")).strip("/")
 
 
 def _route(method: str, path: str) -> tuple[Interaction, list[str]]:
@@ -113,19 +136,23 @@ def _route(method: str, path: str) -> tuple[Interaction, list[str]]:
 
 def _shape_of(steps: list[str]) -> tuple[str, list[str]]:
     match steps:
+        case [] | ["_history"]:
+            return "/".join(steps), []
         case [*where, called] if called.startswith("$") and len(where) < 3 and all(map(_ID.fullmatch, where)):
             return "$operation", [called[1:], *where]
         case [type]:
             return "type", [type]
         case [type, "_search"]:
             return "type/_search", [type]
+        case [type, "_history"]:
+            return "type/_history", [type]
         case [type, id] if _ID.fullmatch(id):
             return "type/id", [type, id]
         case [type, id, "_history"] if _ID.fullmatch(id):
             return "type/id/_history", [type, id]
         case [type, id, "_history", version] if _ID.fullmatch(id):
             return "type/id/_history/version", [type, id, version]
-    return "", []
+    return "nowhere", []
 
 
 def _audit(request: Request, principal: Principal | None, status: int, begun: float) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlencode
 from starlette.responses import Response
 
 from fhircm.fhir.outcome import Issue, Malformed, UnsupportedMediaType, outcome
-from fhircm.fhir.query import Query, parse_query
+from fhircm.fhir.query import Cursor, Query, parse_query
 from fhircm.rest.bodies import read_body
 from fhircm.rest.bundles import Entry, bundle
 from fhircm.rest.exchange import Exchange
@@ -30,7 +30,8 @@ async def search(exchange: Exchange, type: str) -> Response:
     lenient = preferences(exchange.request).get("handling") == "lenient"
     cursor = None
     if pages:
-        parameters, cursor = exchange.links.read(type, pages[0])
+        parameters, state = exchange.links.read(type, pages[0])
+        cursor = Cursor.from_json(state)
     query = parse_query(type, parameters, base_url=exchange.base_url, lenient=lenient)
     page = await exchange.store.search(replace(query, cursor=cursor))
     return Response(_bundle(exchange, query, page), media_type=FHIR_JSON)
@@ -43,7 +44,7 @@ async def _parameters(exchange: Exchange) -> Parameters:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
             raise UnsupportedMediaType(f"The parameters of _search must be sent as Content-Type: {_FORM}")
         try:
-            given += parse_qsl((await read_body(request, exchange.body_limit)).decode(), keep_blank_values=True)
+            given += parse_qsl((await read_body(request, exchange.settings.body_limit)).decode(), keep_blank_values=True)
         except ValueError:
             raise Malformed("The parameters cannot be read as a form in UTF-8") from None
     return given
@@ -53,7 +54,7 @@ def _bundle(exchange: Exchange, query: Query, page: Page) -> bytes:
     url = f"{exchange.base_url}/{query.type}"
     links = [("self", f"{url}?{urlencode(query.used)}" if query.used else url)]
     if page.next is not None:
-        links.append(("next", f"{url}?_page={exchange.links.write(query.type, list(query.used), page.next)}"))
+        links.append(("next", f"{url}?_page={exchange.links.write(query.type, list(query.used), page.next.as_json())}"))
     entries = [_entry(exchange, one, "match") for one in page.matches] + [
         _entry(exchange, one, "include") for one in page.included
     ]

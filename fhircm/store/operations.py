@@ -67,6 +67,7 @@ class Put:
 
     resource: Checked
     if_version: int | None = None
+    must_exist: bool = False
 
 
 @dataclass(frozen=True, slots=True)

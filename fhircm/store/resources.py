@@ -22,6 +22,7 @@ from fhircm.store import changes as change_log
 from fhircm.store import search as searching
 from fhircm.store import timers as timing
 from fhircm.store.database import Connection, Database
+from fhircm.store.history import HistoryPage, HistoryQuery, history_page
 from fhircm.store.operations import (
     CancelTimer,
     Change,
@@ -113,6 +114,11 @@ class Store:
         if not rows:
             raise NotFound(f"{type}/{id} is not known")
         return [_stored(row) for row in rows]
+
+    async def history_page(self, query: HistoryQuery) -> HistoryPage:
+        """A page of versions of a resource, of a type or of everything."""
+        async with self.database.reading() as connection:
+            return await history_page(connection, self.database.dialect, query)
 
     async def read_many(self, references: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Stored]:
         """The current versions of those that exist."""

@@ -52,7 +52,11 @@ class Version(SQLModel, table=True):
 class Change(SQLModel, table=True):
     """What happened, in order of (transaction, number): docs/decisions/change-numbers-in-order.md."""
 
-    __table_args__ = (Index("change_order", "tx", "number"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        Index("change_order", "tx", "number"),
+        Index("change_type", "type", "tx", "number"),
+        {"sqlite_autoincrement": True},
+    )
     number: int = _column(_Key, primary_key=True, autoincrement=True)
     tx: int = _column(BigInteger)
     type: str = _column(_Plain)

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from fhircm.fhir import json
-from fhircm.fhir.outcome import Conflict, Invalid, Issue, NotFound, VersionConflict
+from fhircm.fhir.outcome import Conflict, Gone, Invalid, Issue, NotFound, VersionConflict
 from fhircm.fhir.query import Query
 from fhircm.fhir.references import Reference, references
 from fhircm.store.database import Connection
@@ -122,6 +122,8 @@ def _check_condition(write: Put | Delete, current: _Current | None) -> None:
     exists = current is not None and not current.deleted
     if isinstance(write, Delete) and current is None:
         raise NotFound(f"{type}/{id} is not known")
+    if isinstance(write, Put) and write.must_exist and not exists:
+        raise Gone(f"{type}/{id} was deleted") if current else NotFound(f"{type}/{id} is not known")
     if write.if_version is None:
         return
     if write.if_version == 0:

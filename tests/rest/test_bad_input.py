@@ -66,12 +66,12 @@ async def test_addresses_that_lead_nowhere(http):
         ("Patient/a/b", 404),
         ("Patient/..%2F..%2Fetc", 404),
         ("Patient/none", 404),
-        ("", 404),
+        ("", 405),
     ):
         answer = await http.get(f"/fhir/{path}")
         assert answer.status_code == status, path
         assert answer.json()["resourceType"] == "OperationOutcome"
-    assert (await http.patch("/fhir/Patient/x", content=b"[]", headers=JSON)).status_code == 405
+    assert (await http.delete("/fhir/Patient/x/_history")).status_code == 405
     assert (await http.put("/fhir/Patient/none", json={"resourceType": "Patient", "id": "none"}, headers=JSON)).status_code == 404
 
 
@@ -134,7 +134,7 @@ async def test_a_tampered_page_link_is_refused(http):
 
 
 async def test_what_is_not_supported_is_refused_and_not_ignored(http):
-    answer = await http.post("/fhir/Patient", json={"resourceType": "Patient"}, headers=JSON | {"If-None-Exist": "name=a"})
+    answer = await http.post("/fhir/Patient", json={"resourceType": "Patient"}, headers=JSON | {"If-None-Exist": "colour=a"})
     assert answer.status_code == 400
     assert (await http.get("/fhir/Patient?_summary=count")).json()["total"] == 0
 

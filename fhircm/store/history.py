@@ -1,0 +1,106 @@
+"""The versions of a resource, of a type or of everything, the newest first, as they were when the first page was asked for.
+
+https://hl7.org/fhir/R4/http.html#history
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fhircm.store.database import Connection
+from fhircm.store.stored import Stored, moment
+
+Place = tuple[int, ...]  # of the last entry of a page: its version, or the position of its change
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryQuery:
+    """Whose versions: of one resource, of a type, or (neither) of all. Times are microseconds since the epoch.
+
+    `since`: written then or later. `at`: current at some time of [low, high). `snapshot` and `after` go on behind a page.
+    """
+
+    type: str | None
+    id: str | None
+    count: int
+    since: int | None = None
+    at: tuple[int, int] | None = None
+    snapshot: str | None = None
+    after: Place = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """One page; `after` is where the next one begins, and None when there is none."""
+
+    versions: list[Stored]
+    snapshot: str
+    after: Place | None
+
+
+_NOW = {
+    "sqlite": "SELECT CAST(COALESCE(MAX(number), 0) AS TEXT) FROM change",
+    "postgresql": "SELECT pg_current_snapshot()::text",
+}
+_VISIBLE = {
+    "sqlite": "c.number <= CAST({} AS INTEGER)",
+    "postgresql": "pg_visible_in_snapshot(c.tx::text::xid8, {}::text::pg_snapshot)",
+}
+
+
+async def snapshot_now(connection: Connection, dialect: str) -> str:
+    """What is committed at this moment, as text that tells it again later, in any process."""
+    return str(await connection.fetchval(_NOW[dialect]))
+
+
+async def history_page(connection: Connection, dialect: str, query: HistoryQuery) -> HistoryPage:
+    """A page of versions. A resource that never was has none."""
+    snapshot = query.snapshot or await snapshot_now(connection, dialect)
+    sql, arguments = _statement(dialect, query, snapshot)
+    rows = await connection.fetch(sql, *arguments)
+    shown = rows[: query.count]
+    after = None
+    if len(rows) > query.count:
+        after = (shown[-1]["version"],) if query.id else (shown[-1]["tx"], shown[-1]["number"])
+    return HistoryPage([_stored(row) for row in shown], snapshot, after)
+
+
+def _statement(dialect: str, query: HistoryQuery, snapshot: str) -> tuple[str, list[Any]]:
+    arguments: list[Any] = []
+
+    def argument(value: Any) -> str:
+        arguments.append(value)
+        return f"${len(arguments)}"
+
+    columns = "r.type, r.id, v.version, v.last_updated, v.method, v.body"
+    if query.id is not None:  # versions only grow, so the place of the last one is the whole snapshot
+        source = f"SELECT {columns} FROM resource r JOIN version v ON v.resource_key = r.key"
+        where = [f"r.type = {argument(query.type)}", f"r.id = {argument(query.id)}"]
+        where += [f"v.version < {argument(query.after[0])}"] if query.after else []
+        order = "v.version DESC"
+    else:
+        source = (
+            f"SELECT {columns}, c.tx, c.number FROM change c JOIN resource r ON r.type = c.type AND r.id = c.id"
+            " JOIN version v ON v.resource_key = r.key AND v.version = c.version"
+        )
+        where = [_VISIBLE[dialect].format(argument(snapshot))]
+        where += [f"c.type = {argument(query.type)}"] if query.type else []
+        where += [f"(c.tx, c.number) < ({argument(query.after[0])}, {argument(query.after[1])})"] if query.after else []
+        order = "c.tx DESC, c.number DESC"
+    if query.since is not None:
+        where.append(f"v.last_updated >= {argument(query.since)}")
+    if query.at is not None:
+        low, high = query.at
+        where.append(f"v.last_updated < {argument(high)}")
+        where.append(
+            "NOT EXISTS (SELECT 1 FROM version n WHERE n.resource_key = v.resource_key AND n.version = v.version + 1"
+            f" AND n.last_updated <= {argument(low)})"
+        )
+    return f"{source} WHERE {' AND '.join(where)} ORDER BY {order} LIMIT {argument(query.count + 1)}", arguments
+
+
+def _stored(row: Any) -> Stored:
+    method = row["method"]
+    at = moment(row["last_updated"])
+    return Stored(row["type"], row["id"], row["version"], at, method == "delete", bytes(row["body"]), method)
