@@ -75,31 +75,30 @@ class Include:
 class Cursor:
     """Where a page ended: `after` holds the sort values of its last entry, its key last.
 
-    `highest` and `updated` bound a sorted chain to what was there at its first page; `total` is carried on from there.
+    `snapshot` is the moment of the first page, as the database tells it; `total` is carried on from there.
     """
 
     after: tuple[int | float | str, ...]
-    highest: int | None = None
-    updated: int | None = None
+    snapshot: str
     total: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """A small object for an opaque token."""
-        return {"a": list(self.after), "h": self.highest, "u": self.updated, "t": self.total}
+        return {"a": list(self.after), "s": self.snapshot, "t": self.total}
 
     @classmethod
     def from_json(cls, tree: Any) -> Cursor:
         """Read it back. Raises Malformed for what `as_json` does not make."""
         try:
             after = tuple(float(value) if isinstance(value, Decimal) else value for value in tree["a"])
-            bounds = [tree[name] for name in "hut"]
-            if any(type(value) not in (int, float, str) for value in after):
+            snapshot, total = tree["s"], tree["t"]
+            if any(type(value) not in (int, float, str) for value in after) or type(snapshot) is not str:
                 raise TypeError
-            if any(bound is not None and type(bound) is not int for bound in bounds):
+            if total is not None and type(total) is not int:
                 raise TypeError
-            if any(abs(number) >= 2**63 for number in (*after, *bounds) if type(number) is int):
+            if any(not -(2**63) <= number < 2**63 for number in (*after, total or 0) if type(number) is int):
                 raise TypeError
-            return cls(after, *bounds)
+            return cls(after, snapshot, total)
         except (KeyError, TypeError):
             raise Malformed("This page link is not one that this server made") from None
 
@@ -109,7 +108,8 @@ class Query:
     """A search that can be carried out.
 
     `used` are the parameters as they were understood, for the self link; `ignored` those that a lenient search passed
-    over, each with the reason. `count_only`: the total is asked, no entries.
+    over, each with the reason. `count_only`: the total is asked, no entries. `others`: more types that are searched along with the
+    first, and what theirs fulfil.
     """
 
     type: str
@@ -121,8 +121,14 @@ class Query:
     includes: tuple[Include, ...] = ()
     revincludes: tuple[Include, ...] = ()
     cursor: Cursor | None = None
+    others: tuple[tuple[str, tuple[Condition, ...]], ...] = ()
     used: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     ignored: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+
+    @property
+    def branches(self) -> tuple[tuple[str, tuple[Condition, ...]], ...]:
+        """Every resource type that is searched, with what its matches fulfil."""
+        return ((self.type, self.conditions), *self.others)
 
 
 def parse_query(

@@ -46,7 +46,7 @@ class Database(Protocol):
 
     dialect: str
 
-    def reading(self) -> Any: ...
+    def reading(self, *, one_moment: bool = False) -> Any: ...
     def writing(self) -> Any: ...
     async def wait(self, seconds: float) -> None: ...
     async def close(self) -> None: ...
@@ -122,8 +122,8 @@ class SQLite:
         self._idle: list[_SQLiteConnection] = []
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[Connection]:
-        """A connection that sees one snapshot for as long as it is held."""
+    async def reading(self, *, one_moment: bool = False) -> AsyncIterator[Connection]:
+        """A connection that sees one snapshot for as long as it is held, asked for or not."""
         connection = self._idle.pop() if self._idle else _SQLiteConnection(connect_sqlite(self.path))
         try:
             connection.raw.execute("BEGIN")
@@ -208,10 +208,14 @@ class PostgreSQL:
             raise DatabaseUnavailable(f"PostgreSQL does not answer ({type(error).__name__})") from None
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[Connection]:
-        """A connection that reads what is committed, statement by statement."""
+    async def reading(self, *, one_moment: bool = False) -> AsyncIterator[Connection]:
+        """A connection that reads what is committed, statement by statement, or all of them as of one moment."""
         async with self._acquired() as connection:
-            yield cast("Connection", connection)
+            if not one_moment:
+                yield cast("Connection", connection)
+                return
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                yield cast("Connection", connection)
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[Connection]:

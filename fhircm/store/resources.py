@@ -138,7 +138,7 @@ class Store:
 
     async def search(self, query: Query, within: Narrowing | None = None) -> searching.Page:
         """A page of what a query finds."""
-        async with self.database.reading() as connection:
+        async with self.database.reading(one_moment=query.cursor is not None) as connection:
             return await searching.search(connection, self.database.dialect, query, within)
 
     # --- writing -------------------------------------------------------------------------------------------------------------

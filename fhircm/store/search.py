@@ -2,19 +2,18 @@
 
 https://hl7.org/fhir/R4/search.html and https://hl7.org/fhir/R4/http.html#paging
 
-**Order.** Without `_sort` the newest come first, by `resource.key`: the order in which resources were created here. A key never
-changes, so a chain of pages neither skips nor repeats an entry, whatever others write meanwhile; entries that are created later
-stand before its first page, and one that is changed until it no longer matches is left out.
+**Order.** Without `_sort` the newest come first, by `resource.key`: the order in which resources were created here.
 
-With `_sort` the values can move. Such a chain is bound to what its first page saw: a resource created later is not in it, and one
-that is updated after the first page falls out of the rest of the chain. So none is repeated, and what fell out is found by
-`_lastUpdated` at or after the time of the first page.
+**Pages are of one moment.** A page link carries the snapshot of its first page. On a later page, what has not changed since then comes
+from the database as it is; what has (the change log tells) comes from search_past.py, as it was. So whatever others write meanwhile, every
+match of the first moment is seen once, in its place, as it was; only what is *included* along with it is of now.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cmp_to_key, partial
 from typing import Any
 
 from fhircm.fhir.extract import OWN_COLUMNS, searchable
@@ -22,7 +21,8 @@ from fhircm.fhir.outcome import Malformed
 from fhircm.fhir.query import Cursor, Query, Sort
 from fhircm.store.database import Connection
 from fhircm.store.operations import Narrowing
-from fhircm.store.search_include import COLUMNS, CURRENT, TooCostly, included, stored
+from fhircm.store.search_include import COLUMNS, CURRENT, TooCostly, among, included, stored
+from fhircm.store.search_past import NOW, SNAPSHOT, Branch, changed_since
 from fhircm.store.search_rows import SEARCH_TABLES, SearchRows, delete_search_rows, search_rows, write_search_rows
 from fhircm.store.search_sql import Builder
 from fhircm.store.stored import Stored
@@ -55,77 +55,100 @@ class Page:
 
 
 async def search(connection: Connection, dialect: str, query: Query, within: Narrowing | None = None) -> Page:
-    """Carry out a query. Raises Malformed for a cursor of another query, TooCostly when too much would be included."""
+    """Carry out a query. Raises Malformed for a cursor of another query, TooCostly when too much would be included or has changed.
+
+    A query with a cursor needs a connection that sees one moment.
+    """
+    branches = [(type, Builder(within).narrowed(type, conditions)) for type, conditions in query.branches]
     if query.count_only:
-        return Page([], [], await _total(connection, query, within), None)
+        return Page([], [], await _total(connection, branches, within), None)
     cursor = _checked(query)
-    sql, arguments = _page_statement(query, cursor, within)
-    rows = await connection.fetch(sql, *arguments)
+    past = await changed_since(connection, dialect, branches, within, cursor.snapshot) if cursor else None
+    builder = Builder(within)
+    sql = _page_statement(builder, dialect, query, branches, cursor, past.keys if past else ())
+    rows = list(await connection.fetch(sql, *builder.arguments))
+    if past is not None and past.keys:
+        builder = Builder()
+        rows += past.fetch(_page_statement(builder, "sqlite", query, past.branches, cursor, ()), builder.arguments)
+        rows = sorted(rows, key=cmp_to_key(partial(_compared, query)))
     shown = rows[: query.count]
     total = cursor.total if cursor else None
     if cursor is None:
         if len(rows) <= query.count:
             total = len(rows)
         elif query.total:
-            total = await _total(connection, query, within)
+            total = await _total(connection, branches, within)
     following = _cursor(query, shown[-1], cursor, total) if len(rows) > query.count else None
     more = await included(connection, dialect, query, within, shown)
     return Page([stored(row) for row in shown], [stored(row) for row in more], total, following)
 
 
-async def _total(connection: Connection, query: Query, within: Narrowing | None) -> int:
-    builder = Builder(within)
-    source, where, key = builder.candidates(query.type, builder.narrowed(query.type, query.conditions), "d")
-    counted = "*" if key == "d.key" else f"DISTINCT {key}"
-    return int(await connection.fetchval(f"SELECT COUNT({counted}) FROM {source} WHERE {where}", *builder.arguments))
+async def _total(connection: Connection, branches: Sequence[Branch], within: Narrowing | None) -> int:
+    total = 0
+    for type, conditions in branches:
+        builder = Builder(within)
+        source, where, key = builder.candidates(type, conditions, "d")
+        counted = "*" if key == "d.key" else f"DISTINCT {key}"
+        total += int(await connection.fetchval(f"SELECT COUNT({counted}) FROM {source} WHERE {where}", *builder.arguments))
+    return total
 
 
 # --- pages
 
 
-def _page_statement(query: Query, cursor: Cursor | None, within: Narrowing | None) -> tuple[str, list[Any]]:
-    builder = Builder(within)
-    source, where, key = builder.candidates(query.type, builder.narrowed(query.type, query.conditions), "d")
+def _page_statement(
+    builder: Builder, dialect: str, query: Query, branches: Sequence[Branch], cursor: Cursor | None, without: Sequence[int]
+) -> str:
+    """One page: for each type its first matches behind the cursor, of all these the first, and their bodies."""
+    columns = [(f"s{at}", sort.descending) for at, sort in enumerate(query.sort)]
+    columns.append(("key", query.sort[-1].descending if query.sort else True))
+    order = ", ".join(f"q.{column} {'DESC' if descending else 'ASC'}" for column, descending in columns)
+    limit = builder.argument(query.count + 1)
+    parts = [_candidates(builder, dialect, query, branch, cursor, without, columns, limit) for branch in branches]
+    page = parts[0]
+    if len(parts) > 1:
+        either = " UNION ALL ".join(f"SELECT * FROM ({part}) u{at}" for at, part in enumerate(parts))
+        page = f"SELECT q.* FROM ({either}) q ORDER BY {order} LIMIT {limit}"
+    carried = "".join(f", p.{column}" for column, _ in columns[:-1])
+    return (
+        f"WITH page AS ({page}) SELECT {COLUMNS}{carried}, {NOW[dialect]} AS snapshot FROM page p"
+        f" JOIN resource r ON r.key = p.key {CURRENT} ORDER BY {order.replace('q.', 'p.')}"
+    )
+
+
+def _candidates(
+    builder: Builder,
+    dialect: str,
+    query: Query,
+    branch: Branch,
+    cursor: Cursor | None,
+    without: Sequence[int],
+    columns: Sequence[tuple[str, bool]],
+    limit: str,
+) -> str:
+    """The keys of one type, and what they are sorted by, behind the cursor."""
+    type, conditions = branch
+    source, where, key = builder.candidates(type, conditions, "d")
     distinct = "" if key == "d.key" else "DISTINCT "
-    limit = query.count + 1
+    if without:
+        where += f" AND NOT {key} {among(builder, dialect, without, 'bigint')}"
     if not query.sort:
         after = f" AND {key} < {builder.argument(cursor.after[0])}" if cursor else ""
-        page = (
-            f"SELECT {distinct}{key} AS key FROM {source} WHERE {where}{after} ORDER BY key DESC LIMIT {builder.argument(limit)}"
-        )
-        return f"WITH page AS ({page}) SELECT {COLUMNS} FROM page p {_bodies()} ORDER BY p.key DESC", builder.arguments
+        return f"SELECT {distinct}{key} AS key FROM {source} WHERE {where}{after} ORDER BY key DESC LIMIT {limit}"
     own = "d" if key == "d.key" else None
-    values = [builder.sort_value(query.type, sort, key, own) for sort in query.sort]
-    named = ", ".join(f"{value} AS s{at}" for at, value in enumerate(values))
-    columns = [(f"s{at}", sort.descending) for at, sort in enumerate(query.sort)] + [("key", query.sort[-1].descending)]
-    bounds = _bounds(builder, query.type, cursor, key)
+    values = "".join(f", {builder.sort_value(type, sort, key, own)} AS s{at}" for at, sort in enumerate(query.sort))
     after = f"WHERE {_after(builder, columns, cursor)}" if cursor else ""
     order = ", ".join(f"q.{column} {'DESC' if descending else 'ASC'}" for column, descending in columns)
-    page = (
-        f"SELECT q.* FROM (SELECT {distinct}{key} AS key, {named} FROM {source} WHERE {where}{bounds}) q "
-        f"{after} ORDER BY {order} LIMIT {builder.argument(limit)}"
-    )
-    carried = ", ".join(f"p.s{at}" for at in range(len(values)))
-    highest = "(SELECT MAX(key) FROM resource) AS highest"
-    updated = f"(SELECT MAX(last_updated) FROM resource WHERE type = {builder.argument(query.type)}) AS updated"
-    sql = f"WITH page AS ({page}) SELECT {COLUMNS}, {carried}, {highest}, {updated} FROM page p {_bodies()} ORDER BY "
-    return sql + order.replace("q.", "p."), builder.arguments
+    return f"SELECT q.* FROM (SELECT {distinct}{key} AS key{values} FROM {source} WHERE {where}) q {after} ORDER BY {order} LIMIT {limit}"
 
 
-def _bodies() -> str:
-    return f"JOIN resource r ON r.key = p.key {CURRENT}"
-
-
-def _bounds(builder: Builder, type: str, cursor: Cursor | None, key: str) -> str:
-    """What keeps a sorted chain to the resources, and the versions, of its first page."""
-    if cursor is None:
-        return ""
-    until = builder.argument(cursor.updated)
-    if key == "d.key":
-        updated = f"d.last_updated <= {until}"
-    else:
-        updated = f"EXISTS (SELECT 1 FROM resource u WHERE u.key = {key} AND u.last_updated <= {until})"
-    return f" AND {key} <= {builder.argument(cursor.highest)} AND {updated}"
+def _compared(query: Query, one: Mapping[str, Any], other: Mapping[str, Any]) -> int:
+    """Which of two rows comes first."""
+    for at, sort in enumerate(query.sort):
+        if one[f"s{at}"] != other[f"s{at}"]:
+            return -1 if (one[f"s{at}"] < other[f"s{at}"]) != sort.descending else 1
+    descending = query.sort[-1].descending if query.sort else True
+    return -1 if (one["key"] < other["key"]) != descending else 1
 
 
 def _after(builder: Builder, columns: Sequence[tuple[str, bool]], cursor: Cursor) -> str:
@@ -139,11 +162,8 @@ def _after(builder: Builder, columns: Sequence[tuple[str, bool]], cursor: Cursor
 
 
 def _cursor(query: Query, last: Mapping[str, Any], before: Cursor | None, total: int | None) -> Cursor:
-    if not query.sort:
-        return Cursor((last["key"],), total=total)
     after = (*(last[f"s{at}"] for at in range(len(query.sort))), last["key"])
-    bounds = before or Cursor((), last["highest"], last["updated"])
-    return Cursor(after, bounds.highest, bounds.updated, total)
+    return Cursor(after, before.snapshot if before else last["snapshot"], total)
 
 
 def _checked(query: Query) -> Cursor | None:
@@ -152,8 +172,7 @@ def _checked(query: Query) -> Cursor | None:
     if cursor is None:
         return None
     kinds = [_kind(query.type, sort) for sort in query.sort] + [int]
-    bounds = (cursor.highest, cursor.updated) if query.sort else ()
-    if len(cursor.after) != len(kinds) or None in bounds:
+    if len(cursor.after) != len(kinds) or not SNAPSHOT.fullmatch(cursor.snapshot):
         raise Malformed("This page link belongs to another search")
     return replace(cursor, after=tuple(_value(value, kind) for value, kind in zip(cursor.after, kinds, strict=True)))
 

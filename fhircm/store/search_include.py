@@ -101,7 +101,7 @@ def _forward(builder: Builder, dialect: str, includes: Sequence[Include], fronti
             continue
         of_target = f" AND s.target_type = {builder.argument(include.target)}" if include.target else ""
         of_param = "" if include.code == "*" else f" AND s.param = {builder.argument(param_key(include.source, include.code))}"
-        of_source = f"s.resource_key {_among(builder, dialect, sorted(sources), 'bigint')}"
+        of_source = f"s.resource_key {among(builder, dialect, sorted(sources), 'bigint')}"
         ways.append(
             f"SELECT t.key FROM search_reference s JOIN resource t ON t.type = s.target_type AND t.id = s.target_id "
             f"WHERE {of_source}{of_param}{of_target}"
@@ -126,12 +126,12 @@ def _backward(builder: Builder, dialect: str, revincludes: Sequence[Include], fr
             ids = sorted(row["id"] for row in frontier if row["type"] == type)
             ways.append(
                 f"SELECT s.resource_key FROM search_reference s WHERE s.param = {builder.parameter(include.source, include.code)} "
-                f"AND s.target_type = {builder.argument(type)} AND s.target_id {_among(builder, dialect, ids, 'text')}"
+                f"AND s.target_type = {builder.argument(type)} AND s.target_id {among(builder, dialect, ids, 'text')}"
             )
     return " UNION ".join(ways), types
 
 
-def _among(builder: Builder, dialect: str, values: Sequence[Any], type: str) -> str:
+def among(builder: Builder, dialect: str, values: Sequence[Any], type: str) -> str:
     """Membership in a list of any length with one argument."""
     if dialect == "postgresql":
         return f"= ANY({builder.argument(list(values))}::{type}[])"

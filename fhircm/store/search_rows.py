@@ -45,6 +45,13 @@ def search_rows(resource_key: int, type: str, tree: dict[str, Any]) -> SearchRow
     return SearchRows(dict(by_table))
 
 
+def insert_statement(table: str) -> str:
+    """How SQLite writes one row of a search table."""
+    columns = next(columns for name, columns, _ in _LAYOUT.values() if name == table)
+    placeholders = ", ".join(f"?{at}" for at in range(1, len(columns) + 3))
+    return f"INSERT INTO {table} ({', '.join(('resource_key', 'param', *columns))}) VALUES ({placeholders})"
+
+
 async def write_search_rows(connection: Connection, dialect: str, rows: Sequence[SearchRows]) -> None:
     """Write the rows of any number of resources: one statement a table."""
     for table, columns, types in _LAYOUT.values():
@@ -58,8 +65,7 @@ async def write_search_rows(connection: Connection, dialect: str, rows: Sequence
                 f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays})", *map(list, zip(*batch, strict=True))
             )
         else:
-            placeholders = ", ".join(f"${at}" for at in range(1, len(columns) + 3))
-            await connection.executemany(f"INSERT INTO {table} ({names}) VALUES ({placeholders})", batch)
+            await connection.executemany(insert_statement(table), batch)
 
 
 async def delete_search_rows(connection: Connection, dialect: str, resource_keys: Sequence[int]) -> None:
