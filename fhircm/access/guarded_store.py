@@ -41,7 +41,8 @@ class GuardedStore:
 
     async def search(self, query: Query) -> Page:
         """Search; what is reached by chains, _has and includes is narrowed to the types that the caller may search."""
-        self.principal.require("s", query.type)
+        for type, _ in query.branches:
+            self.principal.require("s", type)
         return await self.store.search(query, self._narrowing())
 
     async def transact(self, operations: Sequence[Put | Delete] | Plan, needs: Iterable[tuple[str, str]]) -> list[Stored]:

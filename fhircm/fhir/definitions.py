@@ -56,6 +56,8 @@ class Definitions:
     primitives: Mapping[str, str | None]  # name: regular expression of its value
     search_parameters: Mapping[str, Mapping[str, SearchParameter]]
     compartments: Mapping[str, Mapping[str, tuple[str, ...]]]
+    summary: frozenset[str]  # paths of elements that belong to a summary
+    modifiers: frozenset[str]  # paths of elements that change what the others mean
 
 
 @cache
@@ -71,6 +73,8 @@ def definitions() -> Definitions:
         compartments={
             name: {type: tuple(codes) for type, codes in linked.items()} for name, linked in tables["compartments"].items()
         },
+        summary=frozenset(tables["summary"]),
+        modifiers=frozenset(tables["modifiers"]),
     )
 
 

@@ -6,7 +6,7 @@ https://hl7.org/fhir/R4/search.html
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -45,8 +45,8 @@ DEFAULT_COUNT = 50
 MAX_COUNT = 1000
 DEPTH_LIMIT = 4  # links of a chain; deeper ones are joins that no index can serve well
 
-_ONLY_ONCE = frozenset({"_count", "_sort", "_total", "_summary"})
-_CONTROLS = ("_count", "_include", "_revinclude", "_sort", "_summary", "_total")
+_ONLY_ONCE = frozenset({"_count", "_sort", "_total", "_summary", "_elements"})
+_CONTROLS = ("_count", "_elements", "_include", "_revinclude", "_sort", "_summary", "_total")
 _ABOUT_THE_ANSWER = frozenset({"_format", "_pretty"})  # how the answer is written: not a matter of what is found
 
 
@@ -162,6 +162,14 @@ def parse_query(
     return parser.query(tuple(used), tuple(ignored))
 
 
+def parse_types(types: Sequence[str], parameters: Sequence[tuple[str, str]], **options: Any) -> Query:
+    """Understand a search over several types: every parameter must be one of each. Raises as `parse_query` does."""
+    first, *others = [parse_query(type, parameters, **options) for type in types]
+    if others and (first.includes or first.revincludes):
+        raise NotSupported("A search over several types includes nothing besides; search one type to use _include or _revinclude")
+    return replace(first, others=tuple((one.type, one.conditions) for one in others))
+
+
 class _QueryParser:
     def __init__(self, type: str, base_url: str | None, default_count: int, max_count: int) -> None:
         if type not in definitions().resource_types:
@@ -203,6 +211,8 @@ class _QueryParser:
                 self.sort = tuple(self._sort_key(key) for key in value.split(","))
             case ["_total"]:
                 self.total = self._one_of(name, value, ("none", "estimate", "accurate")) != "none"
+            case ["_elements"]:
+                pass  # subset.py reads it: it is about the answer, and goes along with the page links
             case ["_summary"]:
                 self._summary(value)
             case ["_include"] | ["_include", "iterate"]:
@@ -225,8 +235,7 @@ class _QueryParser:
         return value
 
     def _summary(self, value: str) -> None:
-        if self._one_of("_summary", value, ("count", "false", "true", "text", "data")) in ("true", "text", "data"):
-            raise NotSupported("'_summary' is supported as count or false only")
+        self._one_of("_summary", value, ("count", "false", "true", "text", "data"))
         self.count_only = self.count_only or value == "count"
 
     def _sort_key(self, key: str) -> Sort:

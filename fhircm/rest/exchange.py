@@ -11,6 +11,7 @@ from starlette.responses import Response
 from fhircm.access.guarded_store import GuardedStore
 from fhircm.fhir import json
 from fhircm.fhir.outcome import outcome
+from fhircm.fhir.subset import read_subset
 from fhircm.rest import headers
 from fhircm.rest.links import PageLinks
 from fhircm.store.stored import Stored
@@ -45,8 +46,15 @@ class Exchange:
         return self.settings.update_create and self.store.principal.may("c", type)
 
     def resource(self, stored: Stored, status: int = 200) -> Response:
-        """A resource with its version."""
-        return Response(stored.body, status, headers.of_version(stored), headers.FHIR_JSON)
+        """A resource with its version; of a read, the part that the caller asks for."""
+        body = stored.body
+        if (
+            self.request.method in ("GET", "HEAD")
+            and self.request.url.query
+            and (subset := read_subset(self.request.query_params.items()))
+        ):
+            body = subset.of(body)
+        return Response(body, status, headers.of_version(stored), headers.FHIR_JSON)
 
     def written(self, stored: Stored, status: int) -> Response:
         """The answer to a write, as the caller prefers it."""

@@ -9,7 +9,9 @@ import re
 from datetime import datetime
 from email.utils import format_datetime
 
+import msgspec
 from starlette.requests import Request
+from starlette.responses import Response
 
 from fhircm.fhir.outcome import NotAcceptable, NotSupported, UnsupportedMediaType
 from fhircm.store.stored import Stored
@@ -65,6 +67,12 @@ def version_of(value: str | None) -> int | None:
 def of_version(stored: Stored) -> dict[str, str]:
     """ETag and Last-Modified."""
     return {"ETag": f'W/"{stored.version}"', "Last-Modified": http_date(stored.last_updated)}
+
+
+def formatted(response: Response) -> Response:
+    """The answer with its JSON laid out for people; every value stays as it is written."""
+    kept = {name: value for name, value in response.headers.items() if name != "content-length"}
+    return Response(msgspec.json.format(bytes(response.body), indent=2), response.status_code, kept)
 
 
 def http_date(at: datetime) -> str:

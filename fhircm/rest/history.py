@@ -10,6 +10,7 @@ from starlette.responses import Response
 from fhircm.fhir.outcome import Malformed, NotFound, NotSupported
 from fhircm.fhir.query import DEFAULT_COUNT, MAX_COUNT, InvalidValue
 from fhircm.fhir.ranges import date_range
+from fhircm.fhir.subset import Subset, read_subset
 from fhircm.rest.bundles import Entry, bundle
 from fhircm.rest.exchange import Exchange
 from fhircm.rest.headers import FHIR_JSON
@@ -36,7 +37,8 @@ async def history(exchange: Exchange, type: str | None = None, id: str | None = 
     links = [("self", f"{url}?{urlencode(given)}" if given else url)]
     if page.after is not None:
         links.append(("next", f"{url}?_page={exchange.links.write(place, given, {'s': page.snapshot, 'a': page.after})}"))
-    entries = [_entry(exchange, one) for one in page.versions]
+    subset = read_subset(given)
+    entries = [_entry(exchange, one, subset) for one in page.versions]
     whole = len(entries) if page.after is None and query.snapshot is None else None
     return Response(bundle("history", entries, links, whole), media_type=FHIR_JSON)
 
@@ -54,6 +56,8 @@ def _understood(query: HistoryQuery, given: list[tuple[str, str]]) -> HistoryQue
                 query = replace(query, since=_times(name, value)[0])
             case "_at":
                 query = replace(query, at=_times(name, value))
+            case "_summary" | "_elements":
+                pass  # about the answer: subset.py reads them
             case _:
                 raise NotSupported(f"A history has no parameter '{name[:64]}'; it has: _at, _count, _since")
     return query
@@ -66,9 +70,10 @@ def _times(name: str, value: str) -> tuple[int, int]:
         raise InvalidValue(f"'{name}' takes a date or time; this is {error}") from None
 
 
-def _entry(exchange: Exchange, stored: Stored) -> Entry:
+def _entry(exchange: Exchange, stored: Stored, subset: Subset | None) -> Entry:
     method, status = _METHODS[stored.method]
     url = stored.type if method == "POST" else f"{stored.type}/{stored.id}"
     response = {"status": status, "etag": f'W/"{stored.version}"', "lastModified": instant(stored.last_updated)}
+    body = subset.of(stored.body) if subset and stored.body else stored.body
     more = {"request": {"method": method, "url": url}, "response": response}
-    return Entry(f"{exchange.base_url}/{stored.type}/{stored.id}", stored.body or None, more)
+    return Entry(f"{exchange.base_url}/{stored.type}/{stored.id}", body or None, more)

@@ -31,7 +31,7 @@ from fhircm.rest.links import PageLinks
 from fhircm.rest.operation import operation
 from fhircm.rest.patch import patch, patch_conditionally
 from fhircm.rest.read import read
-from fhircm.rest.search import search
+from fhircm.rest.search import search, search_compartment, search_system
 from fhircm.rest.transaction import transaction
 from fhircm.rest.update import update, update_conditionally
 from fhircm.rest.vread import vread
@@ -46,9 +46,11 @@ _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 
 # The list that routes and that /metadata reads: shape of the path, method, code of the interaction, function.
 INTERACTIONS: tuple[tuple[str, str, str, Interaction], ...] = (
+    ("", "GET", "search-system", search_system),
     ("", "POST", "transaction", transaction),
     ("", "POST", "batch", transaction),
     ("_history", "GET", "history-system", history),
+    ("_search", "POST", "search-system", search_system),
     ("type", "GET", "search-type", search),
     ("type", "POST", "create", create),
     ("type", "PUT", "update", update_conditionally),
@@ -56,6 +58,8 @@ INTERACTIONS: tuple[tuple[str, str, str, Interaction], ...] = (
     ("type", "DELETE", "delete", delete_conditionally),
     ("type/_search", "POST", "search-type", search),
     ("type/_history", "GET", "history-type", history),
+    ("type/id/type", "GET", "search-type", search_compartment),
+    ("type/id/type/_search", "POST", "search-type", search_compartment),
     ("type/id", "GET", "read", read),
     ("type/id", "PUT", "update", update),
     ("type/id", "PATCH", "patch", patch),
@@ -93,6 +97,8 @@ class Router:
                 response = await function(self._exchange(request, principal), *arguments)
         except Exception as error:
             response = answer_to(error)
+        if request.query_params.get("_pretty") == "true" and response.media_type == headers.FHIR_JSON:
+            response = headers.formatted(response)
         if request.method == "HEAD":
             response = Response(status_code=response.status_code, headers=dict(response.headers))
         _audit(request, principal, response.status_code, begun)
@@ -136,7 +142,7 @@ def _route(method: str, path: str) -> tuple[Interaction, list[str]]:
 
 def _shape_of(steps: list[str]) -> tuple[str, list[str]]:
     match steps:
-        case [] | ["_history"]:
+        case [] | ["_history"] | ["_search"]:
             return "/".join(steps), []
         case [*where, called] if called.startswith("$") and len(where) < 3 and all(map(_ID.fullmatch, where)):
             return "$operation", [called[1:], *where]
@@ -150,6 +156,10 @@ def _shape_of(steps: list[str]) -> tuple[str, list[str]]:
             return "type/id", [type, id]
         case [type, id, "_history"] if _ID.fullmatch(id):
             return "type/id/_history", [type, id]
+        case [type, id, inner] if _ID.fullmatch(id) and (inner == "*" or inner in definitions().resource_types):
+            return "type/id/type", [type, id, inner]
+        case [type, id, inner, "_search"] if _ID.fullmatch(id) and (inner == "*" or inner in definitions().resource_types):
+            return "type/id/type/_search", [type, id, inner]
         case [type, id, "_history", version] if _ID.fullmatch(id):
             return "type/id/_history/version", [type, id, version]
     return "nowhere", []

@@ -190,9 +190,7 @@ def test_counts():
     [
         ("Patient", "nickname", "x", "'nickname' is not a search parameter of Patient. There are: _id, _lastUpdated"),
         ("Patient", "name:fuzzy", "x", "exact, contains, missing"),
-        ("Patient", "_elements", "id", "_elements"),
         ("Patient", "_text", "x", "_text"),
-        ("Patient", "_summary", "text", "_summary"),
         ("Patient", "_contained", "true", "_contained"),
         ("Patient", "_id:missing", "true", "_id"),
         ("Patient", "_lastUpdated:missing", "true", "_lastUpdated"),

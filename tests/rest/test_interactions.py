@@ -84,7 +84,12 @@ async def test_an_unknown_parameter_is_refused_or_named(http):
 async def test_metadata_tells_what_routes_and_needs_no_token(anonymous):
     statement = (await anonymous.get("/fhir/metadata")).json()
     task = next(one for one in statement["rest"][0]["resource"] if one["type"] == "Task")
-    assert {one["code"] for one in statement["rest"][0]["interaction"]} == {"transaction", "batch", "history-system"}
+    assert {one["code"] for one in statement["rest"][0]["interaction"]} == {
+        "transaction",
+        "batch",
+        "history-system",
+        "search-system",
+    }
     assert {one["code"] for one in task["interaction"]} == {
         "patch",
         "history-type",
