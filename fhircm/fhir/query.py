@@ -5,15 +5,18 @@ https://hl7.org/fhir/R4/search.html
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
 from fhircm.fhir.conditions import (
+    VALUES_LIMIT,
     AnyOf,
     Chained,
     Condition,
+    IdTest,
     InvalidValue,
     Linked,
     Matches,
@@ -45,6 +48,7 @@ DEFAULT_COUNT = 50
 MAX_COUNT = 1000
 DEPTH_LIMIT = 4  # links of a chain; deeper ones are joins that no index can serve well
 
+_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 _ONLY_ONCE = frozenset({"_count", "_sort", "_total", "_summary", "_elements"})
 _CONTROLS = ("_count", "_elements", "_include", "_revinclude", "_sort", "_summary", "_total")
 _ABOUT_THE_ANSWER = frozenset({"_format", "_pretty"})  # how the answer is written: not a matter of what is found
@@ -62,7 +66,7 @@ class Sort:
 class Include:
     """Follow references of `source` by parameter `code` ("*": all of them) to `target` (None: to any type).
 
-    For _include from what was found; for _revinclude against the direction. `iterate`: again from what was included.
+    For _include from what was found; for _revinclude against the direction, where `source` "*" is every type. `iterate`: again from what was included.
     """
 
     source: str
@@ -254,6 +258,8 @@ class _QueryParser:
         return Include(source, code, target, iterate)
 
     def _revinclude(self, name: str, value: str, *, iterate: bool) -> Include:
+        if value == "*":
+            return Include("*", "*", None, iterate)
         source, code, target = self._path(name, value)
         self._link(source, code, target or (None if iterate else self.type), name)
         if target not in (None, self.type) and not iterate:
@@ -277,7 +283,7 @@ class _QueryParser:
         if code in known.refused:
             raise NotSupported(f"The search parameter '{code}'{place} is not supported for {type}: {known.refused[code]}")
         names = ", ".join(sorted(known.extractors))
-        controls = f"; besides: {', '.join(_CONTROLS)}, _has" if where is None else ""
+        controls = f"; besides: {', '.join(_CONTROLS)}, _has, _list" if where is None else ""
         raise NotSupported(f"'{code[:64]}'{place} is not a search parameter of {type}. There are: {names}{controls}")
 
     def _link(self, source: str, code: str, target: str | None, where: str) -> tuple[str, ...]:
@@ -295,12 +301,25 @@ class _QueryParser:
             raise NotSupported(f"Chains are followed over at most {DEPTH_LIMIT - 1} links")
         if name.startswith("_has:"):
             return self._has(type, name, value, depth)
+        if name == "_list":
+            return self._list(type, value)
         head, dot, rest = name.partition(".")
         code, _, modifier = head.partition(":")
         if dot:
             return self._chain(type, code, modifier, rest, value, depth)
         extractor = self._extractor(type, code)
         return value_condition(type, code, modifier, extractor, value, self.base_url)
+
+    def _list(self, type: str, value: str) -> Condition:
+        """What one of the lists holds: the same as _has:List:item:_id."""
+        ids = value.split(",")
+        if any(id.startswith("$") for id in ids):
+            raise NotSupported(
+                "'_list' takes ids of List resources; functional lists such as $current-problems are not kept here"
+            )
+        if len(ids) > VALUES_LIMIT or not all(map(_ID.fullmatch, ids)):
+            raise InvalidValue(f"'_list' takes at most {VALUES_LIMIT} ids of List resources")
+        return Linked(type, "List", "item", Matches("List", "_id", tuple(map(IdTest, ids))))
 
     def _has(self, type: str, name: str, value: str, depth: int) -> Condition:
         parts = name.split(":", 3)

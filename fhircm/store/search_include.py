@@ -15,6 +15,7 @@ from fhircm.fhir.outcome import FhirError
 from fhircm.fhir.query import Include, Query
 from fhircm.store.database import Connection
 from fhircm.store.operations import Narrowing
+from fhircm.store.search_rows import ANY_PARAM
 from fhircm.store.search_sql import Builder
 from fhircm.store.search_tests import one_of
 from fhircm.store.stored import Stored, moment
@@ -119,16 +120,21 @@ def _backward(builder: Builder, dialect: str, revincludes: Sequence[Include], fr
     """The keys of what refers to the frontier, and the types that they have."""
     ways, types = [], set[str]()
     for include in revincludes:
-        types.add(include.source)
+        types |= definitions().resource_types if include.source == "*" else {include.source}
         for type in sorted({row["type"] for row in frontier}):
             if include.target not in (None, type):
                 continue
             ids = sorted(row["id"] for row in frontier if row["type"] == type)
             ways.append(
-                f"SELECT s.resource_key FROM search_reference s WHERE s.param = {builder.parameter(include.source, include.code)} "
+                f"SELECT s.resource_key FROM search_reference s WHERE s.param = {_followed(builder, include)} "
                 f"AND s.target_type = {builder.argument(type)} AND s.target_id {among(builder, dialect, ids, 'text')}"
             )
     return " UNION ".join(ways), types
+
+
+def _followed(builder: Builder, include: Include) -> str:
+    """The parameter of the rows to follow; for every parameter of every type: the rows that hold every local reference."""
+    return builder.argument(ANY_PARAM) if include.source == "*" else builder.parameter(include.source, include.code)
 
 
 def among(builder: Builder, dialect: str, values: Sequence[Any], type: str) -> str:

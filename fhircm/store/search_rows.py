@@ -14,7 +14,7 @@ from fhircm.fhir.definitions import param_key
 from fhircm.fhir.extract import ANY_REFERENCE, Amount, Span, Target, Text, Token, Uri, search_values
 from fhircm.store.database import Connection
 
-_ANY = 0  # the param of the rows that hold every local reference
+ANY_PARAM = 0  # the param of the rows that hold every local reference
 
 # For each kind of value: the table, its columns in the order of the value's fields behind the parameter, PostgreSQL's types of them.
 _LAYOUT: dict[type, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
@@ -40,7 +40,7 @@ def search_rows(resource_key: int, type: str, tree: dict[str, Any]) -> SearchRow
     by_table: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
     for value in search_values(tree):
         table = _LAYOUT[value.__class__][0]
-        param = _ANY if value.parameter == ANY_REFERENCE else param_key(type, value.parameter)
+        param = ANY_PARAM if value.parameter == ANY_REFERENCE else param_key(type, value.parameter)
         by_table[table].append((resource_key, param, *value[1:]))
     return SearchRows(dict(by_table))
 

@@ -158,3 +158,43 @@ async def test_pages_keep_the_part_and_pretty_is_laid_out(http):
     assert '\n  "status": "final"' in pretty.text
     assert '"value": 2.50' in pretty.text
     assert pretty.headers["ETag"] == 'W/"1"'
+
+
+async def named(http, type, **members):
+    return f"{type}/{(await made(http, type, **members))['id']}"
+
+
+async def listed(http, path):
+    bundle = await found(http, f"/fhir/{path}")
+    return {f"{one['resource']['resourceType']}/{one['resource']['id']}" for one in bundle.get("entry", ())}
+
+
+def observation(patient, code="a"):
+    return {"status": "final", "code": {"coding": [{"system": "urn:s", "code": code}]}, "subject": {"reference": patient}}
+
+
+@pytest.fixture
+async def two_charts(http):
+    one, other = [await named(http, "Patient") for _ in range(2)]
+    mine = [await named(http, "Observation", **observation(one, code)) for code in "aab"]
+    theirs = await named(http, "Observation", **observation(other))
+    return one, other, mine, theirs
+
+
+async def test_a_list_finds_what_it_holds(http, two_charts):
+    one, _, mine, _ = two_charts
+    items = [{"item": {"reference": held}} for held in (one, mine[1])]
+    list = await named(http, "List", status="current", mode="working", entry=items)
+    id = list.partition("/")[2]
+    assert await listed(http, f"Patient?_list={id}") == {one}
+    assert await listed(http, f"Observation?_list={id}&code=a") == {mine[1]}
+    assert await listed(http, f"Patient?_list=none,{id}") == {one}
+    assert await listed(http, "Patient?_list=none") == set()
+    for refused in ("$current-problems", "", "a/b", f"{id},"):
+        assert (await http.get(f"/fhir/Patient?_list={refused}")).status_code == 400, refused
+
+
+async def test_revinclude_of_everything(http, two_charts):
+    one, other, mine, theirs = two_charts
+    assert await listed(http, f"Patient?_id={one[8:]}&_revinclude=*") == {one, *mine}
+    assert await listed(http, f"Patient?_id={other[8:]}&_revinclude=*") == {other, theirs}
