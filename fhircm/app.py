@@ -10,8 +10,7 @@ from urllib.parse import parse_qsl
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from starlette.datastructures import State
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from fhircm.access.bearer import Bearer
 from fhircm.exchange.backend_auth import public_jwks
@@ -64,25 +63,21 @@ def create_app(config: AppConfig) -> FastAPI:
         yield
         await store.close()
 
-    app = FastAPI(title="fhircm", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = _Hub(title="fhircm", lifespan=lifespan, docs_url=None, redoc_url=None)
     _public_routes(app, config)
 
-    app.add_middleware(_FhirFirst, state=app.state)
     return app
 
 
-class _FhirFirst:
-    """Hands what is below /fhir to the FHIR router, ahead of FastAPI's own routing."""
-
-    def __init__(self, app: ASGIApp, state: State) -> None:
-        self._app, self._state = app, state
+class _Hub(FastAPI):
+    """FastAPI for everything but what is below /fhir: that goes straight to the FHIR router, past FastAPI's layers."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
         if scope["type"] == "http" and path.startswith("/fhir") and path[5:6] in ("", "/") and path[5:18] != "/.well-known/":
-            await self._state.fhir({**scope, "root_path": scope.get("root_path", "") + "/fhir"}, receive, send)
+            await self.state.fhir({**scope, "root_path": scope.get("root_path", "") + "/fhir"}, receive, send)
         else:
-            await self._app(scope, receive, send)
+            await super().__call__(scope, receive, send)
 
 
 def _public_routes(app: FastAPI, config: AppConfig) -> None:

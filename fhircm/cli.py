@@ -66,6 +66,9 @@ def _log(settings: Settings, *, running: bool) -> None:
     level = logging.getLevelNamesMapping()[settings.log_level]
     level = level if running else max(level, logging.WARNING)
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    # What a line does not show is not to be found out: https://docs.python.org/3/howto/logging.html#optimization
+    logging._srcfile = None  # type: ignore[attr-defined]
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines hold whole URLs, and those hold search values
 

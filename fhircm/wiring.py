@@ -83,7 +83,9 @@ def serve(settings: Settings) -> None:
         clock=clock(settings),
         rules=RULES,
     )
-    uvicorn.run(create_app(config), host=settings.host, port=settings.port, access_log=False, log_level="warning")
+    uvicorn.run(
+        create_app(config), host=settings.host, port=settings.port, access_log=False, log_level="warning", proxy_headers=False
+    )
 
 
 def partners(settings: Settings, names: list[str] | None) -> list[Partner]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from fhircm.access.principal import Principal
+from fhircm.access.scopes import Scope, allows
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.query import Query
 from fhircm.store.history import HistoryPage, HistoryQuery
@@ -60,4 +62,10 @@ class GuardedStore:
         return await self.store.transact(operations, origin=self.principal.origin)
 
     def _narrowing(self) -> Narrowing:
-        return Narrowing({type: () for type in definitions().resource_types if self.principal.may("s", type)})
+        return _searchable(self.principal.scopes)
+
+
+@lru_cache(maxsize=1024)
+def _searchable(scopes: tuple[Scope, ...]) -> Narrowing:
+    """The types that these scopes let a caller search."""
+    return Narrowing({type: () for type in definitions().resource_types if allows(scopes, "s", type)})

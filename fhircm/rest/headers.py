@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 from email.utils import format_datetime
+from functools import lru_cache
 
 import msgspec
 from starlette.requests import Request
@@ -76,7 +77,13 @@ def formatted(response: Response) -> Response:
 
 
 def http_date(at: datetime) -> str:
-    return format_datetime(at.replace(microsecond=0), usegmt=True)
+    """The time as HTTP writes it."""
+    return _http_date(at.replace(microsecond=0))
+
+
+@lru_cache(maxsize=4096)
+def _http_date(at: datetime) -> str:
+    return format_datetime(at, usegmt=True)
 
 
 def preferences(request: Request) -> dict[str, str]:

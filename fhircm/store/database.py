@@ -182,6 +182,12 @@ class SQLite:
 RETRIED = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 
 
+async def _reset(connection: Any) -> None:
+    """Nothing here changes a session (locks are those of transactions), so a connection goes back without a round trip."""
+    if connection.is_in_transaction():
+        await connection.execute("ROLLBACK")
+
+
 class PostgreSQL:
     """The production database; any number of processes and machines."""
 
@@ -195,7 +201,7 @@ class PostgreSQL:
 
     @classmethod
     async def open(cls, url: str) -> PostgreSQL:
-        pool = await asyncpg.create_pool(url, min_size=1, max_size=16, command_timeout=60)
+        pool = await asyncpg.create_pool(url, min_size=1, max_size=16, command_timeout=60, reset=_reset)
         assert pool is not None
         return cls(url, pool)
 

@@ -6,7 +6,7 @@ https://hl7.org/fhir/R4/search.html#ptypes
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,19 +52,23 @@ def insert_statement(table: str) -> str:
     return f"INSERT INTO {table} ({', '.join(('resource_key', 'param', *columns))}) VALUES ({placeholders})"
 
 
-async def write_search_rows(connection: Connection, dialect: str, rows: Sequence[SearchRows]) -> None:
-    """Write the rows of any number of resources: one statement a table."""
+def insert_statements(rows: Sequence[SearchRows], first: int) -> Iterator[tuple[str, list[list[Any]]]]:
+    """How PostgreSQL writes the rows of any number of resources: a statement a table with one array a column, from argument `first` on."""
     for table, columns, types in _LAYOUT.values():
         batch = [row for one in rows for row in one.by_table.get(table, ())]
         if not batch:
             continue
+        arrays = ", ".join(f"${at}::{type}[]" for at, type in enumerate(("bigint", "integer", *types), start=first))
+        first += len(columns) + 2
         names = ", ".join(("resource_key", "param", *columns))
-        if dialect == "postgresql":
-            arrays = ", ".join(f"${at}::{type}[]" for at, type in enumerate(("bigint", "integer", *types), start=1))
-            await connection.execute(
-                f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays})", *map(list, zip(*batch, strict=True))
-            )
-        else:
+        yield f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays})", list(map(list, zip(*batch, strict=True)))
+
+
+async def write_search_rows(connection: Connection, rows: Sequence[SearchRows]) -> None:
+    """Write the rows of any number of resources, a table after the other (SQLite)."""
+    for table in SEARCH_TABLES:
+        batch = [row for one in rows for row in one.by_table.get(table, ())]
+        if batch:
             await connection.executemany(insert_statement(table), batch)
 
 

@@ -18,7 +18,7 @@ from fhircm.fhir.query import Query
 from fhircm.fhir.references import Reference, references
 from fhircm.store.database import Connection
 from fhircm.store.operations import Delete, Put, SetState
-from fhircm.store.search_rows import delete_search_rows, search_rows, write_search_rows
+from fhircm.store.search_rows import SearchRows, delete_search_rows, insert_statements, search_rows, write_search_rows
 from fhircm.store.stored import Stored, instant, micros
 
 WriteRule = Callable[[dict[str, Any] | None, dict[str, Any], str], None]
@@ -65,12 +65,15 @@ async def write_resources(
     stored |= {_identity(one): Stored(one.type, one.id, versions[_identity(one)], now, True, b"", "delete") for one in deletes}
     keys = await _write_heads(connection, dialect, list(stored.values()), current)
     await _check_not_referred_to(connection, deletes, keys, set(identities))
-    await _write_versions(connection, dialect, list(stored.values()), keys, origin)
     old = [keys[identity] for identity in stored if identity in current]
     if old:
         await delete_search_rows(connection, dialect, old)
     rows = [search_rows(keys[_identity(put)], put.resource.type, _with_meta(put, stored[_identity(put)])) for put in puts]
-    await write_search_rows(connection, dialect, rows)
+    if dialect == "postgresql":
+        await _write_at_once(connection, list(stored.values()), keys, origin, rows)
+    else:
+        await _write_versions(connection, list(stored.values()), keys, origin)
+        await write_search_rows(connection, rows)
     return [stored.get(_identity(write)) or _deleted_before(write, current, now) for write in writes]
 
 
@@ -234,7 +237,14 @@ async def _write_heads(
         for one in stored
         if (one.type, one.id) in keys
     ]
-    if changed:
+    if changed and dialect == "postgresql":
+        await connection.execute(
+            "UPDATE resource SET version = n.version, last_updated = n.at, deleted = n.deleted FROM"
+            " unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::boolean[]) AS n (key, version, at, deleted)"
+            " WHERE resource.key = n.key",
+            *map(list, zip(*changed, strict=True)),
+        )
+    elif changed:
         await connection.executemany("UPDATE resource SET version = $2, last_updated = $3, deleted = $4 WHERE key = $1", changed)
     fresh = [(one.type, one.id, one.version, micros(one.last_updated)) for one in stored if (one.type, one.id) not in keys]
     if not fresh:
@@ -253,17 +263,44 @@ async def _write_heads(
     return keys
 
 
-async def _write_versions(
-    connection: Connection, dialect: str, stored: Sequence[Stored], keys: Mapping[Identity, int], origin: str
+async def _write_at_once(
+    connection: Connection, stored: Sequence[Stored], keys: Mapping[Identity, int], origin: str, rows: Sequence[SearchRows]
 ) -> None:
+    """Versions, changes and search rows in one statement: each round trip costs as much as writing many rows (PostgreSQL)."""
+    columns = [
+        [keys[one.type, one.id] for one in stored],
+        [one.type for one in stored],
+        [one.id for one in stored],
+        [one.version for one in stored],
+        [one.method for one in stored],
+        [micros(one.last_updated) for one in stored],
+        [one.body for one in stored],
+    ]
+    parts = [
+        "given AS (SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::bigint[], $7::bytea[])"
+        " WITH ORDINALITY AS given (key, type, id, version, method, at, body, place))",
+        "versions AS (INSERT INTO version (resource_key, version, method, last_updated, body)"
+        " SELECT key, version, method, at, body FROM given)",
+    ]
+    arguments: list[Any] = [*columns, origin]
+    for number, (insert, arrays) in enumerate(insert_statements(rows, len(arguments) + 1)):
+        parts.append(f"rows{number} AS ({insert})")
+        arguments += arrays
+    await connection.execute(
+        f"WITH {', '.join(parts)} INSERT INTO change (tx, type, id, version, method, origin, at)"
+        " SELECT pg_current_xact_id()::text::bigint, type, id, version, method, $8::text, at FROM given ORDER BY place",
+        *arguments,
+    )
+
+
+async def _write_versions(connection: Connection, stored: Sequence[Stored], keys: Mapping[Identity, int], origin: str) -> None:
     await connection.executemany(
         "INSERT INTO version (resource_key, version, method, last_updated, body) VALUES ($1, $2, $3, $4, $5)",
         [(keys[one.type, one.id], one.version, one.method, micros(one.last_updated), one.body) for one in stored],
     )
-    transaction = await connection.fetchval("SELECT pg_current_xact_id()::text::bigint") if dialect == "postgresql" else 0
     await connection.executemany(
         "INSERT INTO change (tx, type, id, version, method, origin, at) VALUES ($1, $2, $3, $4, $5, $6, $7)",
-        [(transaction, one.type, one.id, one.version, one.method, origin, micros(one.last_updated)) for one in stored],
+        [(0, one.type, one.id, one.version, one.method, origin, micros(one.last_updated)) for one in stored],
     )
 
 
