@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.http import Connection
 from benchmarks.population import STAFF, Records
-from benchmarks.workloads import JSON, WORKLOADS, Known
+from benchmarks.workloads import JSON, WORKLOADS, Known, Request
 
 Authorization = Callable[[], str]  # the header line, good for now
 ALLOWED = frozenset({200, 201, 204})
@@ -58,10 +58,16 @@ async def _sent(connection: Connection, authorization: Authorization, body: byte
 
 
 async def measure(
-    base_url: str, authorization: Authorization, known: Known, name: str, clients: int, seconds: float
+    base_url: str,
+    authorization: Authorization,
+    known: Known,
+    name: str,
+    clients: int,
+    seconds: float,
+    make: Callable[[Known], Request] | None = None,
 ) -> dict[str, Any]:
-    """One workload at one number of clients."""
-    make, times, statuses, size = WORKLOADS[name], list[float](), Counter[int](), 0
+    """One workload at one number of clients; `make` makes its requests, when they are not those of its name."""
+    make, times, statuses, size = make or WORKLOADS[name], list[float](), Counter[int](), 0
     end = perf_counter() + seconds
 
     async def client() -> None:
