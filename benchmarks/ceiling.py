@@ -46,7 +46,9 @@ class Ceiling:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
         what, _, name = scope["path"].strip("/").partition("/")
-        answer = b"[%s]" % b",".join(await self._read(int(name))) if what == "read" else b"" if what == "" else await self._write(name)
+        answer = (
+            b"[%s]" % b",".join(await self._read(int(name))) if what == "read" else b"" if what == "" else await self._write(name)
+        )
         length = (b"content-length", str(len(answer)).encode())
         await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS, length]})
         await send({"type": "http.response.body", "body": answer})
@@ -121,7 +123,9 @@ class Ceiling:
         for number, (insert, arrays) in enumerate(insert_statements(rows, 8)):
             parts.append(f"rows{number} AS ({insert})")
             arguments += arrays
-        change = "INSERT INTO change (tx, type, id, version, method, origin, at) SELECT 0, type, id, version, method, 'ceiling', at"
+        change = (
+            "INSERT INTO change (tx, type, id, version, method, origin, at) SELECT 0, type, id, version, method, 'ceiling', at"
+        )
         assert self.pool is not None
         async with self.pool.acquire() as connection:
             await connection.execute(f"WITH {', '.join(parts)} {change} FROM given", *arguments)

@@ -36,7 +36,9 @@ PORT, CEILING_PORT = 58190, 58191
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), platform.processor())
+    model = next(
+        (line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), platform.processor()
+    )
     return {
         "processor": model,
         "cores": os.cpu_count(),
@@ -148,7 +150,9 @@ def _say(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--database", action="append", help="sqlite, postgresql (from pip), or the URL of an empty database; may be given again")
+    parser.add_argument(
+        "--database", action="append", help="sqlite, postgresql (from pip), or the URL of an empty database; may be given again"
+    )
     parser.add_argument("--patients", type=int, default=500)
     parser.add_argument("--workload", action="append", choices=[*WORKLOADS], help="may be given again; all without it")
     parser.add_argument("--clients", default="1,8,64")

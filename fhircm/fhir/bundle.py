@@ -17,10 +17,10 @@ import msgspec
 from fhircm.fhir import json
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.outcome import Invalid, Issue, Malformed
-from fhircm.fhir.validation import check, check_tree
+from fhircm.fhir.validation import check, require_valid
 
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
-_URL_MEMBER = re.compile(rb'(?<=[{,\s])("(?:reference|url)"\s*:\s*)"((?:[^"\\]|\\.)*)"')
+_URL_MEMBERS = tuple(re.compile(rb'("%b"\s*:\s*)"((?:[^"\\]|\\.)*)"' % name) for name in (b"reference", b"url"))
 
 
 class _Entry(msgspec.Struct):
@@ -71,7 +71,7 @@ def read_bundle(body: bytes, base_url: str) -> tuple[str, list[Entry]]:
         text = f"{missing[0]} is required in a batch or transaction"
         raise Invalid(text, issues=[Issue("error", "required", f"{place} is required here", place) for place in missing])
     envelope = [{name: value for name, value in entry.items() if name != "resource"} for entry in listed]
-    check_tree({**tree, **({"entry": envelope} if "entry" in tree else {})})
+    require_valid({**tree, **({"entry": envelope} if "entry" in tree else {})})
     bodies = [bytes(entry.resource) for entry in _decoder.decode(body).entry]
     issues: list[Issue] = []
     entries = [_entry(number, entry, bodies[number], base_url, issues) for number, entry in enumerate(listed)]
@@ -127,7 +127,9 @@ def rewrite_urls(body: bytes, targets: Mapping[str, str]) -> bytes:
         new = targets.get(plain)
         return match[0] if new is None else match[1] + json.dumps(new + hash + fragment)
 
-    return _URL_MEMBER.sub(one, body)
+    for member in _URL_MEMBERS:
+        body = member.sub(one, body)
+    return body
 
 
 def carried_patch(entry: Entry) -> tuple[str, bytes]:

@@ -6,36 +6,42 @@ write costs microseconds; the keys are HL7's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
 from fhircm.fhir.outcome import Issue
 from fhircm.fhir.references import parse_reference
-from fhircm.fhir.walk import walk
+from fhircm.fhir.walk import Node, walk
 
 Tree = dict[str, Any]
+_REFERENCES = frozenset({"Reference"})
+URLS = frozenset({"uri", "canonical", "url"})  # they can refer to what a resource contains
 Rule = tuple[str, str, Callable[[Tree], bool]]  # key, what must hold, whether it does
 
 
-def broken(tree: Tree) -> Iterator[Issue]:
-    """The invariants that a resource breaks."""
-    local = {f"#{one.get('id')}" for one in tree.get("contained", [])}
+def broken(tree: Tree, nodes: Sequence[Node]) -> Iterator[Issue]:
+    """The invariants that a resource breaks; `nodes` are its elements of the TYPES that any invariant is about.
+
+    Of one that contains others also those of the URLS.
+    """
+    local = {f"#{one.get('id')}" for one in tree.get("contained", ())}
     used: set[str] = set()
-    for node in walk(tree):
+    for node in nodes:
+        if node.type == "Reference":
+            target = node.value.get("reference", "")
+            if target.startswith("#"):
+                used.add(target)
+                if target != "#" and target not in local:
+                    text = f"{node.path} refers to a contained resource that is not there (ref-1)"
+                    yield Issue("error", "invariant", text, node.path)
+        elif node.type in URLS:
+            used.add(node.value)
         for key, text, holds in RULES.get(node.type, ()):
             if not holds(node.value):
                 yield Issue("error", "invariant", f"{node.path}: {text} ({key})", node.path)
-        if node.type == "Reference":
-            target = node.value.get("reference", "")
-            used.add(target)
-            if target.startswith("#") and target != "#" and target not in local:
-                yield Issue(
-                    "error", "invariant", f"{node.path} refers to a contained resource that is not there (ref-1)", node.path
-                )
-        elif node.type in ("uri", "canonical", "url") and node.value.startswith("#"):
-            used.add(node.value)
-    yield from _contained(tree, used)
+    if local:
+        yield from _contained(tree, used)
 
 
 def _contained(tree: Tree, used: set[str]) -> Iterator[Issue]:
@@ -47,7 +53,7 @@ def _contained(tree: Tree, used: set[str]) -> Iterator[Issue]:
             yield Issue("error", "invariant", f"{path}.meta has a version or a time of its own (dom-4)", path)
         if "security" in one.get("meta", {}):
             yield Issue("error", "invariant", f"{path}.meta has a security label of its own (dom-5)", path)
-        refers_back = any(node.type == "Reference" and node.value.get("reference") == "#" for node in walk(one))
+        refers_back = any(node.value.get("reference") == "#" for node in walk(one, _REFERENCES))
         if f"#{one.get('id')}" not in used and not refers_back:
             yield Issue("error", "invariant", f"{path} is not referred to from the resource (dom-3)", path)
 
@@ -154,3 +160,4 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
     ),
 }
+TYPES = _REFERENCES | RULES.keys()

@@ -19,16 +19,17 @@ from fhircm.fhir.outcome import Malformed
 _encoder = msgspec.json.Encoder(decimal_format="number")
 _loose = msgspec.json.Decoder(float_hook=Decimal)
 
-# A JSON string, or one character of structure. On bytes that parse as JSON nothing else can hold a quote or a bracket.
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]')
-_KEY_END = re.compile(rb"\s*:\s*")
-_SCALAR = re.compile(rb"[^,}\]\s]+")
+_members_raw = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+_BETWEEN = re.compile(rb"[\s,{]*")  # what stands before the name of a member
+_COLON = re.compile(rb"\s*:\s*")
 # A quote inside a string is always escaped, so this can only be the member itself.
-_REFERENCE = re.compile(rb'(?<=[{,\s])("reference"\s*:\s*)"((?:[^"\\]|\\.)*)"')
+_REFERENCE = re.compile(rb'("reference"\s*:\s*)"((?:[^"\\]|\\.)*)"')
 
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 # Splicing and re-pointing look for names as they are; one written "ref\u0065rence" would be read by some and missed by others.
 _STRING = re.compile(rb'"((?:[^"\\]|\\.)*)"(\s*:)?')
+_MAYBE_ESCAPED = re.compile(rb'\\.[^"\\]*"\s*:')
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def parse(body: bytes) -> dict[str, Any]:
     tree = parse_any(body)
     if not isinstance(tree, dict):
         raise Malformed("The body is not a JSON object")
-    if b"\\" in body and any(found[2] and b"\\" in found[1] for found in _STRING.finditer(body)):
+    if _MAYBE_ESCAPED.search(body) and any(found[2] and b"\\" in found[1] for found in _STRING.finditer(body)):
         raise Malformed("A member name is written with escapes; no FHIR element needs any")
     return tree
 
@@ -64,18 +65,37 @@ def parse(body: bytes) -> dict[str, Any]:
 def parse_any(body: bytes) -> Any:
     """Read a body from outside that need not be an object. Raises Malformed as `parse` does."""
     try:
-        tree = _strict.decode(body.decode())
-    except UnicodeDecodeError as error:
-        raise Malformed(f"The body is not UTF-8: byte {error.start} cannot be read") from None
-    except json.JSONDecodeError as error:
-        raise Malformed(f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
-    except RecursionError:
-        raise Malformed("The body is nested too deep") from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise Malformed(f"The body is not JSON: {str(error)[:80]}") from None
-    if _NUL.search(body):
+        tree = _loose.decode(body)
+        # A member that stands twice is lost on the way: the fast decoder does not see it, but the count does.
+        if _names(msgspec.json.format(body, indent=-1)) != _names(_encoder.encode(tree)):
+            raise _unreadable(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise _unreadable(body) from None
+    if b"\\u0000" in body and _NUL.search(body):
         raise Malformed("A string holds the character U+0000, which no FHIR string may")
     return tree
+
+
+def _names(compact: bytes) -> int:
+    """How many member names there are: in JSON without white space a quote and a colon, unless the quote is part of a string."""
+    return compact.count(b'":') - compact.count(b'\\":')
+
+
+def _unreadable(body: bytes) -> Malformed:
+    """Why a body cannot be read, found out by the slow and exact decoder."""
+    try:
+        _strict.decode(body.decode())
+    except Malformed as reason:
+        return reason
+    except UnicodeDecodeError as error:
+        return Malformed(f"The body is not UTF-8: byte {error.start} cannot be read")
+    except json.JSONDecodeError as error:
+        return Malformed(f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}")
+    except RecursionError:
+        return Malformed("The body is nested too deep")
+    except ValueError as error:  # an integer of thousands of digits
+        return Malformed(f"The body is not JSON: {str(error)[:80]}")
+    return Malformed("The body is not JSON: a string holds half of a surrogate pair")
 
 
 def loads(body: bytes) -> Any:
@@ -118,32 +138,19 @@ def splice(body: bytes, members: dict[str, Any]) -> bytes:
 def _spans(body: bytes) -> dict[str, tuple[int, int, int]]:
     """Where each top-level member stands: start of its name, start and end of its value."""
     spans: dict[str, tuple[int, int, int]] = {}
-    depth = 0
-    name: str | None = None
-    name_at = value_at = 0
-    for token in _TOKEN.finditer(body):
-        first = body[token.start()]
-        if first in b"{[":
-            depth += 1
-        elif first in b"}]":
-            depth -= 1
-            if depth == 1 and name is not None:
-                spans[name] = (name_at, value_at, token.end())
-                name = None
-        elif depth == 1:
-            if name is not None and token.start() == value_at:  # a string value
-                spans[name] = (name_at, value_at, token.end())
-                name = None
-                continue
-            end = _KEY_END.match(body, token.end())
-            assert end is not None
-            name, name_at, value_at = json.loads(token.group()), token.start(), end.end()
-            if body[value_at] not in b'"{[':
-                scalar = _SCALAR.match(body, value_at)
-                assert scalar is not None
-                spans[name] = (name_at, value_at, scalar.end())
-                name = None
+    at = 0
+    for name, value in _members_raw.decode(body).items():
+        named = _end(_BETWEEN, body, at)
+        start = _end(_COLON, body, body.index(b'"', named + 1) + 1)
+        at = start + len(memoryview(value))
+        spans[name] = named, start, at
     return spans
+
+
+def _end(pattern: re.Pattern[bytes], body: bytes, at: int) -> int:
+    found = pattern.match(body, at)
+    assert found is not None
+    return found.end()
 
 
 def rewrite_references(body: bytes, rewrite: Callable[[str], str]) -> bytes:

@@ -25,6 +25,10 @@ _DATE = re.compile(
 _CLIPPED = 120
 _LIMIT = 200
 _DROPPED = re.compile(r"['’`´]")  # noqa: RUF001 — O'Brien is written with any of them
+_FOLDED = {
+    code: None if chr(code) in "'`" else " " if unicodedata.category(chr(code))[0] in "PZC" else chr(code).casefold()
+    for code in range(128)
+}
 
 
 def date_range(text: str) -> tuple[int, int]:
@@ -85,6 +89,8 @@ def normalise(text: str) -> str:
 
     Text that is nothing but punctuation keeps it, so that it can be found at all.
     """
+    if text.isascii():  # the same by a table
+        return " ".join(text.translate(_FOLDED).split()) or " ".join(text.casefold().split())
     bare = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()
     kept = _DROPPED.sub("", bare)
     words = "".join(" " if unicodedata.category(c)[0] in "PZC" else c for c in kept).split()

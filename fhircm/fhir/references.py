@@ -6,7 +6,7 @@ https://hl7.org/fhir/R4/references.html
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from fhircm.fhir.definitions import definitions
@@ -39,46 +39,53 @@ class Reference(NamedTuple):
 
 def parse_reference(text: str, base_url: str | None = None, *, path: str = "") -> Reference:
     """Take a reference apart; one that begins with `base_url` is local. Never raises: what it cannot read is "unknown"."""
+    return Reference(path, *_parsed(text, base_url))
+
+
+@lru_cache(maxsize=8192)  # of a record most references lead to the same few resources
+def _parsed(text: str, base_url: str | None) -> tuple[str | None, str | None, str | None, str, str]:
     local = text
     if base_url and text.startswith(base_url.rstrip("/") + "/"):
         local = text[len(base_url.rstrip("/")) + 1 :]
     found = _RELATIVE.fullmatch(local)
     if found and found[1] in definitions().resource_types:
-        return Reference(path, found[1], found[2], found[3], text, "local")
+        return (found[1], found[2], found[3], text, "local")
     if text.startswith("#"):
-        return Reference(path, None, None, None, text, "contained")
+        return (None, None, None, text, "contained")
     if text.startswith("urn:"):
-        return Reference(path, None, None, None, text, "urn")
+        return (None, None, None, text, "urn")
     if _SCHEME.match(text):
         if "|" in text:
-            return Reference(path, None, None, None, text, "canonical")
+            return (None, None, None, text, "canonical")
         found = _ABSOLUTE.fullmatch(text)
         if found and found[1] in definitions().resource_types:
-            return Reference(path, found[1], found[2], found[3], text, "absolute")
-        return Reference(path, None, None, None, text, "absolute")
+            return (found[1], found[2], found[3], text, "absolute")
+        return (None, None, None, text, "absolute")
     before, question, _ = text.partition("?")
     if question and before in definitions().resource_types:
-        return Reference(path, before, None, None, text, "conditional")
-    return Reference(path, None, None, None, text, "unknown")
+        return (before, None, None, text, "conditional")
+    return (None, None, None, text, "unknown")
 
 
-def references(tree: dict[str, Any]) -> Iterator[Reference]:
+def references(tree: dict[str, Any]) -> list[Reference]:
     """Every Reference.reference of a resource and of what it contains, in the order in which they stand.
 
     The resources inside a Bundle or a Parameters are resources of their own: their references are not those of the envelope.
     """
-    yield from _walk(tree, str(tree.get("resourceType", "")))
+    found: list[Reference] = []
+    _walk(tree, str(tree.get("resourceType", "")), found)
+    return found
 
 
-def _walk(node: dict[str, Any], path: str) -> Iterator[Reference]:
+def _walk(node: dict[str, Any], path: str, found: list[Reference]) -> None:
     for name, value in node.items():
         if name == "reference" and isinstance(value, str):
             if all(member.lstrip("_") in _MEMBERS for member in node) and not _EDUCATION.search(path):
-                yield parse_reference(value, path=path)
+                found.append(parse_reference(value, path=path))
         elif isinstance(value, dict):
             if "resourceType" not in value:
-                yield from _walk(value, f"{path}.{name}")
+                _walk(value, f"{path}.{name}", found)
         elif isinstance(value, list):
             for index, member in enumerate(value):
                 if isinstance(member, dict):
-                    yield from _walk(member, f"{path}.{name}[{index}]")
+                    _walk(member, f"{path}.{name}[{index}]", found)

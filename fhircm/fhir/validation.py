@@ -7,7 +7,7 @@ value of the resource.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
@@ -25,6 +25,8 @@ from fhircm.fhir.schema import Schema, schema
 from fhircm.fhir.walk import Node, walk
 
 _MANY = 50  # issues told at most
+_DATES = frozenset({"date", "dateTime", "instant"})
+_WANTED = _DATES | {"Reference", "xhtml"} | invariants.TYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,11 @@ def check(body: bytes, type: str | None = None) -> Checked:
     return _checked(body, parse(body), type)
 
 
+def require_valid(tree: dict[str, Any]) -> None:
+    """Raises Malformed, Invalid for a tree that `parse` made and that is not kept as it is, as the envelope of a transaction."""
+    _checked(b"", tree, None)
+
+
 def check_tree(tree: dict[str, Any]) -> Checked:
     """Check a resource that this server made. Raises Invalid."""
     return check(dumps(tree))
@@ -60,8 +67,9 @@ def _checked(body: bytes, tree: dict[str, Any], type: str | None) -> Checked:
         raise Malformed(f"The body is a {named}, and the URL asks for a {type}", "resourceType")
     issues = list(_structure(tree, named, named))
     if not issues:
-        issues = [issue for node in walk(tree) for issue in _meaning(node)]
-        issues += invariants.broken(tree)
+        nodes = walk(tree, _WANTED | invariants.URLS if "contained" in tree else _WANTED)
+        issues = list(_meaning(nodes))
+        issues += invariants.broken(tree, nodes)
         issues += profiles.broken(tree)
     errors = [issue for issue in issues if issue.severity in ("error", "fatal")]
     if errors:
@@ -190,14 +198,16 @@ def _fhirpath(root: str, path: list[str | int]) -> str:
 # --- meaning -----------------------------------------------------------------------------------------------------------------
 
 
-def _meaning(node: Node) -> Iterator[Issue]:
-    if node.type in ("date", "dateTime", "instant"):
-        if len(node.value) >= 10 and not _is_a_day(node.value[:10]):
-            yield Issue("error", "value", f"{node.path} is not a day of the calendar", node.path)
-    elif node.type == "Reference":
-        yield from _target(node)
-    elif node.type == "xhtml" and (wrong := narrative_issue(node.value)):
-        yield Issue("error", "invalid", f"{node.path} {wrong}", node.path)
+def _meaning(nodes: Sequence[Node]) -> Iterator[Issue]:
+    for node in nodes:
+        if node.type in _DATES:
+            if len(node.value) >= 10 and not _is_a_day(node.value[:10]):
+                yield Issue("error", "value", f"{node.path} is not a day of the calendar", node.path)
+        elif node.type == "Reference":
+            if (wrong := _wrong_target(node)) is not None:
+                yield wrong
+        elif node.type == "xhtml" and (unsafe := narrative_issue(node.value)):
+            yield Issue("error", "invalid", f"{node.path} {unsafe}", node.path)
 
 
 def _is_a_day(text: str) -> bool:
@@ -208,10 +218,11 @@ def _is_a_day(text: str) -> bool:
     return True
 
 
-def _target(node: Node) -> Iterator[Issue]:
+def _wrong_target(node: Node) -> Issue | None:
     written = node.value.get("reference")
     if not node.targets or "Resource" in node.targets or not isinstance(written, str):
-        return
+        return None
     found = parse_reference(written)
     if found.kind in ("local", "absolute") and found.type and found.type not in node.targets:
-        yield Issue("error", "value", f"{node.path} may refer to {', '.join(node.targets)}, not to {found.type}", node.path)
+        return Issue("error", "value", f"{node.path} may refer to {', '.join(node.targets)}, not to {found.type}", node.path)
+    return None

@@ -1,53 +1,76 @@
-"""Every element of a resource with its FHIR type, in the order in which it stands.
+"""The elements of a resource with their FHIR types, in the order in which they stand.
 
 https://hl7.org/fhir/R4/elementdefinition.html
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 from fhircm.fhir.schema import children
+
+At = tuple[Any, str, int | None] | None  # where an element stands: its parent's place, its name, its index in a list
 
 
 class Node(NamedTuple):
     """One element: where, what type, which resource types it may refer to, and its value."""
 
-    path: str  # FHIRPath, with indexes
+    at: At
     type: str  # a data type, a resource type, or the path of a backbone element
     targets: tuple[str, ...]
     value: Any
 
+    @property
+    def path(self) -> str:
+        """Its FHIRPath, with indexes: written only when there is something to tell."""
+        steps, at = [], self.at
+        while at is not None:
+            at, name, index = at
+            steps.append(name if index is None else f"{name}[{index}]")
+        return ".".join(reversed(steps))
 
-def walk(tree: dict[str, Any]) -> Iterator[Node]:
-    """Every element of a resource whose structure is right, those of contained resources too."""
+
+def walk(tree: dict[str, Any], wanted: frozenset[str]) -> list[Node]:
+    """The elements of these types in a resource whose structure is right, those of contained resources too."""
     type = str(tree["resourceType"])
-    yield Node(type, type, (), tree)
-    yield from _members(tree, type, type)
+    at = (None, type, None)
+    found = [Node(at, type, (), tree)] if type in wanted else []
+    _members(tree, type, at, wanted, found)
+    return found
 
 
-def _members(tree: dict[str, Any], type: str, path: str) -> Iterator[Node]:
-    known = children(type)
+@cache
+def _steps(type: str, wanted: frozenset[str]) -> dict[str, tuple[str, tuple[str, ...], bool]]:
+    """The members of a type that matter: those of a wanted type, and those that have members themselves."""
+    return {
+        name: (child.type, child.targets, not child.is_primitive)
+        for name, child in children(type).items()
+        if not child.is_primitive or child.type in wanted
+    }
+
+
+def _members(tree: dict[str, Any], type: str, parent: At, wanted: frozenset[str], found: list[Node]) -> None:
+    steps = _steps(type, wanted)
     for name, value in tree.items():
-        if name == "resourceType":
-            continue
-        if name.startswith("_"):
-            for at, inner in _each(value, f"{path}.{name[1:]}"):
-                yield from _members(inner, "Element", at)
-            continue
-        child = known[name]
-        for at, inner in _each(value, f"{path}.{name}"):
-            kind = str(inner["resourceType"]) if child.type == "Resource" else child.type
-            yield Node(at, kind, child.targets, inner)
-            if isinstance(inner, dict):
-                yield from _members(inner, kind, at)
+        step = steps.get(name)
+        if step is None:
+            if name[0] != "_":
+                continue
+            name, step = name[1:], ("Element", (), True)
+        if isinstance(value, list):
+            for index, one in enumerate(value):
+                if one is not None:
+                    _member(one, step, (parent, name, index), wanted, found)
+        else:
+            _member(value, step, (parent, name, None), wanted, found)
 
 
-def _each(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, list):
-        for index, one in enumerate(value):
-            if one is not None:
-                yield f"{path}[{index}]", one
-    else:
-        yield path, value
+def _member(value: Any, step: tuple[str, tuple[str, ...], bool], at: At, wanted: frozenset[str], found: list[Node]) -> None:
+    kind, targets, has_members = step
+    if kind == "Resource":
+        kind = str(value["resourceType"])
+    if kind in wanted:
+        found.append(Node(at, kind, targets, value))
+    if has_members:
+        _members(value, kind, at, wanted, found)

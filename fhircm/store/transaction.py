@@ -61,14 +61,17 @@ async def write_resources(
         await connection.execute("SELECT key FROM resource WHERE key = ANY($1::bigint[]) ORDER BY key FOR UPDATE", doomed)
     versions = {_identity(one): (found.version if (found := current.get(_identity(one))) else 0) + 1 for one in (*puts, *deletes)}
     await _check_references(connection, dialect, puts, deletes, versions)
-    stored = {_identity(put): _version_of(put, versions[_identity(put)], current, now) for put in puts}
+    metas = {_identity(put): _meta(put, versions[_identity(put)], instant(now)) for put in puts}
+    stored = {_identity(put): _version_of(put, metas[_identity(put)], versions[_identity(put)], current, now) for put in puts}
     stored |= {_identity(one): Stored(one.type, one.id, versions[_identity(one)], now, True, b"", "delete") for one in deletes}
     keys = await _write_heads(connection, dialect, list(stored.values()), current)
     await _check_not_referred_to(connection, deletes, keys, set(identities))
     old = [keys[identity] for identity in stored if identity in current]
     if old:
         await delete_search_rows(connection, dialect, old)
-    rows = [search_rows(keys[_identity(put)], put.resource.type, _with_meta(put, stored[_identity(put)])) for put in puts]
+    # Search reads meta.lastUpdated like any other element.
+    trees = [{**put.resource.tree, "meta": metas[_identity(put)]} for put in puts]
+    rows = [search_rows(keys[_identity(put)], put.resource.type, tree) for put, tree in zip(puts, trees, strict=True)]
     if dialect == "postgresql":
         await _write_at_once(connection, list(stored.values()), keys, origin, rows)
     else:
@@ -213,18 +216,15 @@ async def _check_not_referred_to(
             raise Conflict(f"{delete.type}/{delete.id} cannot be deleted: {', '.join(others[:3])} refers to it")
 
 
-def _version_of(put: Put, version: int, current: Mapping[Identity, _Current], now: datetime) -> Stored:
+def _meta(put: Put, version: int, at: str) -> dict[str, Any]:
+    return {**put.resource.tree.get("meta", {}), "versionId": str(version), "lastUpdated": at}
+
+
+def _version_of(put: Put, meta: dict[str, Any], version: int, current: Mapping[Identity, _Current], now: datetime) -> Stored:
     resource = put.resource
-    meta = {**resource.tree.get("meta", {}), "versionId": str(version), "lastUpdated": instant(now)}
     body = json.splice(resource.body, {"id": resource.id, "meta": meta})
     method = "update" if (found := current.get(_identity(put))) and not found.deleted else "create"
     return Stored(resource.type, resource.id or "", version, now, False, body, method)
-
-
-def _with_meta(put: Put, stored: Stored) -> dict[str, Any]:
-    """The tree as it is stored: search reads meta.lastUpdated from it like any other element."""
-    meta = {**put.resource.tree.get("meta", {}), "versionId": str(stored.version), "lastUpdated": instant(stored.last_updated)}
-    return {**put.resource.tree, "meta": meta}
 
 
 async def _write_heads(

@@ -4,7 +4,7 @@ import json as std_json
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fhircm.fhir import json
@@ -54,6 +54,20 @@ def test_a_decimal_keeps_its_digits(number):
     assert f'"value":{number}'.encode() in json.splice(body, {"id": "a"})
 
 
+@given(TREES, SPACES)
+def test_what_is_read_is_what_the_exact_decoder_reads(tree, space):
+    body = written(tree, space)
+    assume(b"\\u0000" not in body)
+    assert json.parse(body) == std_json.loads(body, parse_float=Decimal)
+
+
+@pytest.mark.parametrize("text", ['\\\\\\":', "\\\\", '\\":', "\\n", '\\" : \\"b\\":'])
+def test_escapes_are_for_values(text):
+    assert json.parse(f'{{"a":"{text}","b":"{text}"}}'.encode())["a"] == std_json.loads(f'"{text}"')
+    with pytest.raises(Malformed, match="escapes"):
+        json.parse(f'{{"x{text}":1}}'.encode())
+
+
 @pytest.mark.parametrize(
     ("body", "told"),
     [
@@ -63,6 +77,8 @@ def test_a_decimal_keeps_its_digits(number):
         (b'"text"', "object"),
         (b'{"a":NaN}', "NaN"),
         (b'{"a":{"b":1,"b":2}}', "'b'"),
+        (b'{"a":[{"b":"\\":","b":2}]}', "'b'"),
+        (b'{"a":"\\ud800"}', "surrogate"),
         (b'{"\\u0061":1}', "escapes"),
         (b'{"a":"\\u0000"}', "U+0000"),
         (b'{"a":' * 100_000, "nested"),
