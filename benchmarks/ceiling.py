@@ -114,6 +114,7 @@ class Ceiling:
         parts = [
             "given AS (SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::bigint[],"
             " $7::bytea[]) AS given (key, type, id, version, method, at, body))",
+            "placed AS (SELECT key AS place, key FROM given)",
             "heads AS (INSERT INTO resource (key, type, id, version, last_updated, deleted)"
             " SELECT key, type, id, version, at, false FROM given)",
             "versions AS (INSERT INTO version (resource_key, version, method, last_updated, body)"

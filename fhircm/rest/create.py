@@ -22,7 +22,7 @@ async def create(exchange: Exchange, type: str) -> Response:
     """
     headers.require_json_body(exchange.request)
     checked = check(await read_body(exchange.request, exchange.settings.body_limit), type)
-    put = Put(replace(checked, id=str(uuid4())), if_version=0)
+    put = Put(replace(checked, id=str(uuid4())), if_version=0, fresh=True)
     criteria = exchange.request.headers.get("if-none-exist")
     if criteria is None:
         return exchange.written((await exchange.store.transact([put], [("c", type)]))[0], 201)

@@ -187,7 +187,7 @@ class Writes:
             return [_placed_error(write, lambda: patch_of(matches, entry.type, change, write.if_version))]
         resource = _moved(write.resource, moved)
         if entry.method == "POST":
-            return matches[0] if matches else [Put(resource, if_version=0)]
+            return matches[0] if matches else [Put(resource, if_version=0, fresh=True)]
         if write.search is None:
             return [Put(resource, write.if_version, must_exist=not self.exchange.may_create(entry.type))]
         match, may_create = matches[0] if matches else None, self.exchange.settings.update_create

@@ -63,11 +63,15 @@ class Timer:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Create or update. `if_version` None: whatever is there; 0: must not exist; n: version n must be current."""
+    """Create or update. `if_version` None: whatever is there; 0: must not exist; n: version n must be current.
+
+    `fresh`: its id was drawn at random just now, so that there is nothing to look for and nobody to wait for.
+    """
 
     resource: Checked
     if_version: int | None = None
     must_exist: bool = False
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,8 +191,6 @@ class Store:
                     await set_state(connection, operation)
                 case MoveCursor():
                     await change_log.move_cursor(connection, operation)
-        if stored and dialect == "postgresql":
-            await connection.execute("NOTIFY fhircm_change")
         return stored
 
     # --- changes, timers, facts ----------------------------------------------------------------------------------------------

@@ -53,15 +53,22 @@ def insert_statement(table: str) -> str:
 
 
 def insert_statements(rows: Sequence[SearchRows], first: int) -> Iterator[tuple[str, list[list[Any]]]]:
-    """How PostgreSQL writes the rows of any number of resources: a statement a table with one array a column, from argument `first` on."""
+    """How PostgreSQL writes the rows of any number of resources: a statement a table with one array a column, from argument `first` on.
+
+    What stands in a row for the resource's key is its `place` in a table `placed (place, key)`.
+    """
     for table, columns, types in _LAYOUT.values():
         batch = [row for one in rows for row in one.by_table.get(table, ())]
         if not batch:
             continue
         arrays = ", ".join(f"${at}::{type}[]" for at, type in enumerate(("bigint", "integer", *types), start=first))
         first += len(columns) + 2
-        names = ", ".join(("resource_key", "param", *columns))
-        yield f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays})", list(map(list, zip(*batch, strict=True)))
+        names = ", ".join(("param", *columns))
+        yield (
+            f"INSERT INTO {table} (resource_key, {names}) SELECT p.key, {names}"
+            f" FROM unnest({arrays}) AS u (place, {names}) JOIN placed p USING (place)",
+            list(map(list, zip(*batch, strict=True))),
+        )
 
 
 async def write_search_rows(connection: Connection, rows: Sequence[SearchRows]) -> None:

@@ -18,12 +18,12 @@ from fhircm.fhir.query import Query
 from fhircm.fhir.references import Reference, references
 from fhircm.store.database import Connection
 from fhircm.store.operations import Delete, Put, SetState
-from fhircm.store.search_rows import SearchRows, delete_search_rows, insert_statements, search_rows, write_search_rows
+from fhircm.store.search_rows import delete_search_rows, insert_statements, search_rows, write_search_rows
 from fhircm.store.stored import Stored, instant, micros
 
 WriteRule = Callable[[dict[str, Any] | None, dict[str, Any], str], None]
 Identity = tuple[str, str]
-_ASKED = 400  # identities in one statement
+Tree = dict[str, Any]
 
 
 @dataclass
@@ -48,9 +48,10 @@ async def write_resources(
     identities = [_identity(write) for write in writes]
     if len(set(identities)) != len(identities):
         raise ValueError("a resource stands twice in one transaction")
-    if dialect == "postgresql":
-        await lock_identities(connection, identities)
-    current = await _current(connection, identities)
+    known = [_identity(write) for write in writes if not (isinstance(write, Put) and write.fresh)]
+    if known and dialect == "postgresql":
+        await lock_identities(connection, known)
+    current = await _current(connection, dialect, known)
     for write in writes:
         _check_condition(write, current.get(_identity(write)))
     puts = [write for write in writes if isinstance(write, Put)]
@@ -61,22 +62,18 @@ async def write_resources(
         await connection.execute("SELECT key FROM resource WHERE key = ANY($1::bigint[]) ORDER BY key FOR UPDATE", doomed)
     versions = {_identity(one): (found.version if (found := current.get(_identity(one))) else 0) + 1 for one in (*puts, *deletes)}
     await _check_references(connection, dialect, puts, deletes, versions)
+    await _check_not_referred_to(connection, deletes, current, set(identities))
     metas = {_identity(put): _meta(put, versions[_identity(put)], instant(now)) for put in puts}
     stored = {_identity(put): _version_of(put, metas[_identity(put)], versions[_identity(put)], current, now) for put in puts}
     stored |= {_identity(one): Stored(one.type, one.id, versions[_identity(one)], now, True, b"", "delete") for one in deletes}
-    keys = await _write_heads(connection, dialect, list(stored.values()), current)
-    await _check_not_referred_to(connection, deletes, keys, set(identities))
-    old = [keys[identity] for identity in stored if identity in current]
+    old = [current[identity].key for identity in stored if identity in current]
     if old:
         await delete_search_rows(connection, dialect, old)
     # Search reads meta.lastUpdated like any other element.
-    trees = [{**put.resource.tree, "meta": metas[_identity(put)]} for put in puts]
-    rows = [search_rows(keys[_identity(put)], put.resource.type, tree) for put, tree in zip(puts, trees, strict=True)]
-    if dialect == "postgresql":
-        await _write_at_once(connection, list(stored.values()), keys, origin, rows)
-    else:
-        await _write_versions(connection, list(stored.values()), keys, origin)
-        await write_search_rows(connection, rows)
+    trees = [{**put.resource.tree, "id": put.resource.id, "meta": metas[_identity(put)]} for put in puts]
+    if stored:
+        write_versions = _write_at_once if dialect == "postgresql" else _write_in_turn
+        await write_versions(connection, list(stored.values()), trees, current, origin)
     return [stored.get(_identity(write)) or _deleted_before(write, current, now) for write in writes]
 
 
@@ -105,22 +102,26 @@ async def _lock(connection: Connection, names: Sequence[str]) -> None:
 
 
 async def versions_now(connection: Connection, identities: Collection[Identity]) -> dict[Identity, int]:
-    """The current versions of resources that exist."""
-    found = await _current(connection, sorted(identities))
+    """The current versions of resources that exist (PostgreSQL)."""
+    found = await _current(connection, "postgresql", sorted(identities))
     return {identity: one.version for identity, one in found.items() if not one.deleted}
 
 
-async def _current(connection: Connection, identities: Sequence[Identity], lock: str = "") -> dict[Identity, _Current]:
-    found: dict[Identity, _Current] = {}
-    for start in range(0, len(identities), _ASKED):
-        chunk = identities[start : start + _ASKED]
-        pairs = ", ".join(f"(${at}, ${at + 1})" for at in range(1, 2 * len(chunk), 2))
-        rows = await connection.fetch(
-            f"SELECT key, type, id, version, deleted FROM resource WHERE (type, id) IN (VALUES {pairs}){lock}",
-            *[part for pair in chunk for part in pair],
-        )
-        found |= {(row["type"], row["id"]): _Current(row["key"], row["version"], bool(row["deleted"])) for row in rows}
-    return found
+async def _current(
+    connection: Connection, dialect: str, identities: Sequence[Identity], lock: str = ""
+) -> dict[Identity, _Current]:
+    if not identities:
+        return {}
+    if dialect == "postgresql":
+        listed = "SELECT * FROM unnest($1::text[], $2::text[])"
+        arguments: list[Any] = list(map(list, zip(*identities, strict=True)))
+    else:
+        listed = "SELECT value ->> 0, value ->> 1 FROM json_each($1)"
+        arguments = [std_json.dumps(identities)]
+    rows = await connection.fetch(
+        f"SELECT key, type, id, version, deleted FROM resource WHERE (type, id) IN ({listed}){lock}", *arguments
+    )
+    return {(row["type"], row["id"]): _Current(row["key"], row["version"], bool(row["deleted"])) for row in rows}
 
 
 def _check_condition(write: Put | Delete, current: _Current | None) -> None:
@@ -174,7 +175,7 @@ async def _check_references(
     outside = [identity for identity in wanted if identity not in written]
     known = {
         identity: (found.version, not found.deleted)
-        for identity, found in (await _current(connection, sorted(outside), lock)).items()
+        for identity, found in (await _current(connection, dialect, sorted(outside), lock)).items()
     }
     known |= {_identity(delete): (versions[_identity(delete)], False) for delete in deletes}
     known |= {identity: (versions[identity], True) for identity in written}
@@ -200,7 +201,7 @@ def _named(reference: Reference) -> str:
 
 
 async def _check_not_referred_to(
-    connection: Connection, deletes: Sequence[Delete], keys: Mapping[Identity, int], rewritten: set[Identity]
+    connection: Connection, deletes: Sequence[Delete], current: Mapping[Identity, _Current], rewritten: set[Identity]
 ) -> None:
     """What others refer to stays, unless they are rewritten or deleted in the same transaction."""
     for delete in deletes:
@@ -209,7 +210,7 @@ async def _check_not_referred_to(
             " WHERE s.param = 0 AND s.target_id = $1 AND s.target_type = $2 AND s.resource_key <> $3 LIMIT 50",
             delete.id,
             delete.type,
-            keys[_identity(delete)],
+            current[_identity(delete)].key,
         )
         others = [f"{row['type']}/{row['id']}" for row in rows if (row["type"], row["id"]) not in rewritten]
         if others:
@@ -227,48 +228,13 @@ def _version_of(put: Put, meta: dict[str, Any], version: int, current: Mapping[I
     return Stored(resource.type, resource.id or "", version, now, False, body, method)
 
 
-async def _write_heads(
-    connection: Connection, dialect: str, stored: Sequence[Stored], current: Mapping[Identity, _Current]
-) -> dict[Identity, int]:
-    """Point each resource to its new version; returns the keys."""
-    keys = {identity: found.key for identity, found in current.items()}
-    changed = [
-        (keys[one.type, one.id], one.version, micros(one.last_updated), one.deleted)
-        for one in stored
-        if (one.type, one.id) in keys
-    ]
-    if changed and dialect == "postgresql":
-        await connection.execute(
-            "UPDATE resource SET version = n.version, last_updated = n.at, deleted = n.deleted FROM"
-            " unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::boolean[]) AS n (key, version, at, deleted)"
-            " WHERE resource.key = n.key",
-            *map(list, zip(*changed, strict=True)),
-        )
-    elif changed:
-        await connection.executemany("UPDATE resource SET version = $2, last_updated = $3, deleted = $4 WHERE key = $1", changed)
-    fresh = [(one.type, one.id, one.version, micros(one.last_updated)) for one in stored if (one.type, one.id) not in keys]
-    if not fresh:
-        return keys
-    columns = "INSERT INTO resource (type, id, version, last_updated, deleted)"
-    if dialect == "postgresql":
-        rows = await connection.fetch(
-            f"{columns} SELECT *, false FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) RETURNING key, type, id",
-            *map(list, zip(*fresh, strict=True)),
-        )
-        return keys | {(row["type"], row["id"]): row["key"] for row in rows}
-    for type, id, version, updated in fresh:
-        keys[type, id] = await connection.fetchval(
-            f"{columns} VALUES ($1, $2, $3, $4, false) RETURNING key", type, id, version, updated
-        )
-    return keys
-
-
 async def _write_at_once(
-    connection: Connection, stored: Sequence[Stored], keys: Mapping[Identity, int], origin: str, rows: Sequence[SearchRows]
+    connection: Connection, stored: Sequence[Stored], trees: Sequence[Tree], current: Mapping[Identity, _Current], origin: str
 ) -> None:
-    """Versions, changes and search rows in one statement: each round trip costs as much as writing many rows (PostgreSQL)."""
+    """All of it in one statement: each round trip costs as much as writing many rows (PostgreSQL). `trees` are of the first ones."""
+    known = [found.key if (found := current.get((one.type, one.id))) else None for one in stored]
     columns = [
-        [keys[one.type, one.id] for one in stored],
+        known,
         [one.type for one in stored],
         [one.id for one in stored],
         [one.version for one in stored],
@@ -279,21 +245,53 @@ async def _write_at_once(
     parts = [
         "given AS (SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::bigint[], $7::bytea[])"
         " WITH ORDINALITY AS given (key, type, id, version, method, at, body, place))",
+        *_heads(known),
         "versions AS (INSERT INTO version (resource_key, version, method, last_updated, body)"
-        " SELECT key, version, method, at, body FROM given)",
+        " SELECT placed.key, version, method, at, body FROM given JOIN placed USING (place))",
+        "changes AS (INSERT INTO change (tx, type, id, version, method, origin, at)"
+        " SELECT pg_current_xact_id()::text::bigint, type, id, version, method, $8::text, at FROM given ORDER BY place)",
     ]
+    rows = [search_rows(place, tree["resourceType"], tree) for place, tree in enumerate(trees, start=1)]
     arguments: list[Any] = [*columns, origin]
     for number, (insert, arrays) in enumerate(insert_statements(rows, len(arguments) + 1)):
         parts.append(f"rows{number} AS ({insert})")
         arguments += arrays
-    await connection.execute(
-        f"WITH {', '.join(parts)} INSERT INTO change (tx, type, id, version, method, origin, at)"
-        " SELECT pg_current_xact_id()::text::bigint, type, id, version, method, $8::text, at FROM given ORDER BY place",
-        *arguments,
-    )
+    await connection.execute(f"WITH {', '.join(parts)} SELECT pg_notify('fhircm_change', '')", *arguments)
 
 
-async def _write_versions(connection: Connection, stored: Sequence[Stored], keys: Mapping[Identity, int], origin: str) -> None:
+def _heads(known: Sequence[int | None]) -> list[str]:
+    """Point each resource to its new version, and tell its key as placed (place, key)."""
+    parts, keys = [], []
+    if any(key is not None for key in known):
+        parts.append(
+            "moved AS (UPDATE resource SET version = given.version, last_updated = given.at, deleted = given.method = 'delete'"
+            " FROM given WHERE resource.key = given.key)"
+        )
+        keys.append("SELECT place, key FROM given WHERE key IS NOT NULL")
+    if None in known:
+        parts.append(
+            "made AS (INSERT INTO resource (type, id, version, last_updated, deleted)"
+            " SELECT type, id, version, at, false FROM given WHERE key IS NULL ORDER BY place RETURNING key, type, id)"
+        )
+        keys.append("SELECT given.place, made.key FROM given JOIN made USING (type, id)")
+    return [*parts, f"placed AS ({' UNION ALL '.join(keys)})"]
+
+
+async def _write_in_turn(
+    connection: Connection, stored: Sequence[Stored], trees: Sequence[Tree], current: Mapping[Identity, _Current], origin: str
+) -> None:
+    """One statement after the other (SQLite, which has no round trips)."""
+    keys = {identity: found.key for identity, found in current.items()}
+    for one in stored:
+        at = micros(one.last_updated)
+        if (key := keys.get((one.type, one.id))) is not None:
+            update = "UPDATE resource SET version = $2, last_updated = $3, deleted = $4 WHERE key = $1"
+            await connection.execute(update, key, one.version, at, one.deleted)
+        else:
+            insert = (
+                "INSERT INTO resource (type, id, version, last_updated, deleted) VALUES ($1, $2, $3, $4, false) RETURNING key"
+            )
+            keys[one.type, one.id] = await connection.fetchval(insert, one.type, one.id, one.version, at)
     await connection.executemany(
         "INSERT INTO version (resource_key, version, method, last_updated, body) VALUES ($1, $2, $3, $4, $5)",
         [(keys[one.type, one.id], one.version, one.method, micros(one.last_updated), one.body) for one in stored],
@@ -302,6 +300,8 @@ async def _write_versions(connection: Connection, stored: Sequence[Stored], keys
         "INSERT INTO change (tx, type, id, version, method, origin, at) VALUES ($1, $2, $3, $4, $5, $6, $7)",
         [(0, one.type, one.id, one.version, one.method, origin, micros(one.last_updated)) for one in stored],
     )
+    rows = [search_rows(keys[tree["resourceType"], tree["id"]], tree["resourceType"], tree) for tree in trees]
+    await write_search_rows(connection, rows)
 
 
 def _deleted_before(write: Put | Delete, current: Mapping[Identity, _Current], now: datetime) -> Stored:
