@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import uvicorn
+from fastapi import FastAPI
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -90,11 +92,27 @@ def _bar() -> Progress:
 def serve() -> None:
     """Serve the FHIR API and the authorization server (listens on FHIRCM_HOST and FHIRCM_PORT).
 
-    Any number of these may run on one PostgreSQL; `fhircm work` does what happens in the background.
+    FHIRCM_PROCESSES says how many processes answer here; any number of these may run on one PostgreSQL, on any number of machines.
+    `fhircm work` does what happens in the background.
     """
     settings = load_settings()
+    uvicorn.run(
+        "fhircm.cli:application",
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.processes,
+        access_log=False,
+        log_level="warning",
+        proxy_headers=False,
+    )
+
+
+def application() -> FastAPI:
+    """The application of one process of `fhircm serve`."""
+    settings = load_settings()
     _log(settings, running=True)
-    wiring.serve(settings)
+    return wiring.application(settings)
 
 
 @app.command()

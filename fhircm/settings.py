@@ -34,6 +34,9 @@ class Settings(BaseSettings):
     ] = AnyHttpUrl("http://127.0.0.1:8080")
     host: Annotated[str, Field(description="The address that `fhircm serve` listens on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="The port that `fhircm serve` listens on.")] = 8080
+    processes: Annotated[
+        int, Field(ge=1, le=64, description="How many processes `fhircm serve` answers with, on one port; about one a core.")
+    ] = 1
     keys_dir: Annotated[
         Path,
         Field(description="Folder of the private keys with which the hub signs in at partners; readable by its owner alone."),

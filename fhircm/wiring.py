@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-import uvicorn
+from fastapi import FastAPI
 
 from fhircm.access.scopes import parse_scope
 from fhircm.app import AppConfig, create_app
@@ -72,8 +72,8 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
         await store.close()
 
 
-def serve(settings: Settings) -> None:
-    """Serve HTTP until the process is told to end."""
+def application(settings: Settings) -> FastAPI:
+    """What `fhircm serve` serves."""
     config = AppConfig(
         database_url=settings.database_url,
         public_base_url=base_url(settings),
@@ -83,9 +83,7 @@ def serve(settings: Settings) -> None:
         clock=clock(settings),
         rules=RULES,
     )
-    uvicorn.run(
-        create_app(config), host=settings.host, port=settings.port, access_log=False, log_level="warning", proxy_headers=False
-    )
+    return create_app(config)
 
 
 def partners(settings: Settings, names: list[str] | None) -> list[Partner]:

@@ -4,9 +4,13 @@ import gzip
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+from pathlib import Path
+from time import monotonic
 
+import httpx
 import pytest
 
 PATIENT = {"resourceType": "Patient", "id": "good", "name": [{"family": "Marker-Family"}]}
@@ -93,6 +97,39 @@ def test_a_database_that_does_not_answer_is_told(fhircm):
     assert done.returncode == 1
     assert "PostgreSQL cannot be reached" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def _ready(url):
+    end = monotonic() + 30
+    while monotonic() < end:
+        try:
+            return httpx.get(url).status_code == 200
+        except httpx.TransportError:
+            pass
+    return False
+
+
+def _children(pid):
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(one) for one in listed if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
+
+
+def test_several_processes_answer_on_one_port_and_end_together(database_url, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"FHIRCM_DATABASE_URL": database_url, "FHIRCM_PORT": str(port), "FHIRCM_PROCESSES": "2"}
+    command = [sys.executable, "-m", "fhircm.cli", "serve"]
+    with subprocess.Popen(command, env={**os.environ, **settings}, cwd=tmp_path, stderr=subprocess.DEVNULL) as hub:
+        try:
+            assert _ready(f"http://127.0.0.1:{port}/health/ready")
+            workers = _children(hub.pid)
+            assert len(workers) == 2
+            assert httpx.get(f"http://127.0.0.1:{port}/fhir/metadata").json()["resourceType"] == "CapabilityStatement"
+        finally:
+            hub.terminate()
+        hub.wait(30)
+        assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
 def test_help_names_every_command(fhircm):
