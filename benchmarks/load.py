@@ -15,25 +15,22 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.http import Connection
-from benchmarks.population import STAFF, Records
+from benchmarks.population import Records
 from benchmarks.workloads import JSON, WORKLOADS, Known, Request
 
 Authorization = Callable[[], str]  # the header line, good for now
 ALLOWED = frozenset({200, 201, 204})
 
 
-async def load(base_url: str, authorization: Authorization, patients: int, clients: int = 8) -> tuple[Known, dict[str, Any]]:
-    """Load so many patients; returns what is there, and how fast it went."""
-    records, first = Records(), Connection(base_url)
-    await _sent(first, authorization, records.staff())
-    _, found = await first.ask("GET", f"/Practitioner?identifier={STAFF}%7C&_count=100", authorization())
-    _, clinic = await first.ask("GET", f"/Organization?identifier={STAFF}%7Corg", authorization())
-    staff = [
-        f"{one['resource']['resourceType']}/{one['resource']['id']}"
-        for body in (clinic, found)
-        for one in json.loads(body)["entry"]
-    ]
-    bundles, ids, count, begun = records.patients(patients, staff), dict[str, list[str]](), 0, perf_counter()
+async def load(
+    base_url: str, authorization: Authorization, patients: int, clients: int = 8, known: Known | None = None
+) -> tuple[Known, dict[str, Any]]:
+    """Load so many patients (besides those that are `known`), with one nurse or doctor for every 25; returns what is there, and how fast it went."""
+    known = known or Known({}, [], 0)
+    records, connection = Records(7 + known.patients), Connection(base_url)
+    made = await _sent(connection, authorization, records.staff(max(20, patients // 25), known.patients))
+    staff = ["/".join(entry["response"]["location"].split("/")[-4:-2]) for entry in made]
+    bundles, count, begun = records.patients(patients, staff, known.patients), 0, perf_counter()
 
     async def some() -> None:
         nonlocal count
@@ -41,13 +38,15 @@ async def load(base_url: str, authorization: Authorization, patients: int, clien
         for body in bundles:
             for entry in await _sent(connection, authorization, body):
                 *_, type, id, _, _ = entry["response"]["location"].split("/")
-                ids.setdefault(type, []).append(id)
+                known.ids.setdefault(type, []).append(id)
                 count += 1
         connection.close()
 
     await asyncio.gather(*(some() for _ in range(clients)))
     seconds = perf_counter() - begun
-    return Known(ids, staff, patients), {"resources": count, "seconds": round(seconds, 2), "rate": round(count / seconds)}
+    known.staff = [*(known.staff or staff[:1]), *staff[1:]]
+    known.patients += patients
+    return known, {"resources": count, "seconds": round(seconds, 2), "rate": round(count / seconds)}
 
 
 async def _sent(connection: Connection, authorization: Authorization, body: bytes) -> list[dict[str, Any]]:

@@ -21,10 +21,10 @@ class Records:
     def __init__(self, seed: int = 7) -> None:
         self.random = random.Random(seed)
 
-    def staff(self, count: int = 20) -> bytes:
-        """The practitioners and the organization that everybody refers to, found again by their identifiers."""
+    def staff(self, count: int, first: int = 0) -> bytes:
+        """The organization and the practitioners that the patients refer to, numbered from `first`."""
         listed: list[Tree] = [
-            {"resourceType": "Organization", "identifier": [{"system": STAFF, "value": "org"}], "name": "Benchmark Clinic"}
+            {"resourceType": "Organization", "identifier": [{"system": STAFF, "value": f"o{first}"}], "name": "Benchmark Clinic"}
         ]
         listed += [
             {
@@ -32,13 +32,13 @@ class Records:
                 "identifier": [{"system": STAFF, "value": f"p{n}"}],
                 "name": [{"family": FAMILIES[n % 10]}],
             }
-            for n in range(count)
+            for n in range(first, first + count)
         ]
         return bundle([(self._urn(), tree) for tree in listed])
 
-    def patients(self, count: int, staff: list[str]) -> Iterator[bytes]:
-        """One transaction for each patient; `staff` are references, the organization first."""
-        for number in range(count):
+    def patients(self, count: int, staff: list[str], first: int = 0) -> Iterator[bytes]:
+        """One transaction for each patient, numbered from `first`; `staff` are references, the organization first."""
+        for number in range(first, first + count):
             yield bundle(self.patient(number, staff))
 
     def patient(self, number: int, staff: list[str]) -> list[tuple[str, Tree]]:
