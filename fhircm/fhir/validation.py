@@ -25,6 +25,7 @@ from fhircm.fhir.schema import Schema, schema
 from fhircm.fhir.walk import Node, walk
 
 _MANY = 50  # issues told at most
+_CARRIERS = frozenset({"Bundle", "Parameters"})  # what carries resources that it does not contain
 _DATES = frozenset({"date", "dateTime", "instant"})
 _WANTED = _DATES | {"Reference", "xhtml"} | invariants.TYPES
 
@@ -93,6 +94,8 @@ def _structure(tree: dict[str, Any], type: str, path: str) -> Iterator[Issue]:
             if number == _MANY:
                 return
             yield from _issues(error, type, path)
+    if "contained" not in tree and type not in _CARRIERS:
+        return
     for inner_path, inner in _inside(tree, path):
         named = inner.get("resourceType")
         if not isinstance(named, str) or named not in definitions().resource_types:

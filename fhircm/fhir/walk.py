@@ -40,20 +40,28 @@ def walk(tree: dict[str, Any], wanted: frozenset[str]) -> list[Node]:
     return found
 
 
+class _Steps(NamedTuple):
+    """How to go on from a type: `plain` members are neither wanted nor have members; `others` are, with type, targets, and whether they have."""
+
+    plain: frozenset[str]
+    others: dict[str, tuple[str, tuple[str, ...], bool]]
+
+
 @cache
-def _steps(type: str, wanted: frozenset[str]) -> dict[str, tuple[str, tuple[str, ...], bool]]:
-    """The members of a type that matter: those of a wanted type, and those that have members themselves."""
-    return {
-        name: (child.type, child.targets, not child.is_primitive)
-        for name, child in children(type).items()
-        if not child.is_primitive or child.type in wanted
+def _steps(type: str, wanted: frozenset[str]) -> _Steps:
+    plain = {name for name, child in children(type).items() if child.is_primitive and child.type not in wanted}
+    others = {
+        name: (child.type, child.targets, not child.is_primitive) for name, child in children(type).items() if name not in plain
     }
+    return _Steps(frozenset(plain), others)
 
 
 def _members(tree: dict[str, Any], type: str, parent: At, wanted: frozenset[str], found: list[Node]) -> None:
-    steps = _steps(type, wanted)
+    plain, others = _steps(type, wanted)
+    if tree.keys() <= plain:
+        return
     for name, value in tree.items():
-        step = steps.get(name)
+        step = others.get(name)
         if step is None:
             if name[0] != "_":
                 continue
