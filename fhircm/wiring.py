@@ -39,7 +39,7 @@ from fhircm.worker import Worker, parked_at
 
 log = logging.getLogger("fhircm.wiring")
 
-RULES = (task_states.enforce,)
+RULES = (task_states.RULE,)
 _PULLED = "pulled"  # namespace of when each partner was last pulled
 
 

@@ -20,6 +20,7 @@ import yaml
 from fhircm.coordination.codes import FULFILL, codings
 from fhircm.fhir.artefacts import folder
 from fhircm.fhir.outcome import IllegalTransition
+from fhircm.store.operations import WriteRule
 
 Tree = dict[str, Any]
 REFERRAL_PROFILE = "https://fhircm.example/StructureDefinition/referral-task"
@@ -143,9 +144,7 @@ def is_open(task: Tree) -> bool:
 
 
 def enforce(previous: Tree | None, new: Tree, origin: str) -> None:
-    """Write rule of the store. Raises IllegalTransition with the states that are allowed."""
-    if new["resourceType"] not in _FILES:
-        return
+    """The write rule of Tasks and ServiceRequests. Raises IllegalTransition with the states that are allowed."""
     table = machine_of(new, previous)
     snapshot = origin.startswith("partner:") or origin == "load"
     if previous is None:
@@ -172,3 +171,6 @@ def _enforce_business(previous: Tree | None, new: Tree, snapshot: bool) -> None:
         raise IllegalTransition(
             f"While Task.status is '{status}', Task.businessStatus may be: {', '.join(fitting)}", "Task.businessStatus"
         )
+
+
+RULE = WriteRule(frozenset(_FILES), enforce)

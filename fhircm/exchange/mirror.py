@@ -179,7 +179,8 @@ class Mirror:
             return before
         resource = check(body)
         for rule in self.store.rules:
-            rule(existing.tree if existing else None, resource.tree, self.origin)
+            if resource.type in rule.types:
+                rule.check(existing.tree if existing else None, resource.tree, self.origin)
         return mark, resource
 
     async def _at_hub(self, wanted: set[Source]) -> set[Source]:

@@ -36,6 +36,13 @@ class Position(NamedTuple):
 START = Position(0, 0)
 
 
+class WriteRule(NamedTuple):
+    """What every write of these types must obey: `check(previous, new, origin)` raises what is wrong. Without a previous version: None."""
+
+    types: frozenset[str]
+    check: Callable[[dict[str, Any] | None, dict[str, Any], str], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """One write that became visible; `origin` names who caused it (hub, partner:NAME, client:ID, load)."""

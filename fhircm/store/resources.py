@@ -37,9 +37,10 @@ from fhircm.store.operations import (
     SetState,
     SetTimer,
     Timer,
+    WriteRule,
 )
 from fhircm.store.stored import Stored, moment
-from fhircm.store.transaction import WriteRule, lock_identities, lock_searches, set_state, versions_now, write_resources
+from fhircm.store.transaction import lock_identities, lock_searches, set_state, versions_now, write_resources
 
 __all__ = [
     "CancelTimer",

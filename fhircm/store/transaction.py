@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json as std_json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,11 +17,10 @@ from fhircm.fhir.outcome import Conflict, Gone, Invalid, Issue, NotFound, Versio
 from fhircm.fhir.query import Query
 from fhircm.fhir.references import Reference, references
 from fhircm.store.database import Connection
-from fhircm.store.operations import Delete, Put, SetState
+from fhircm.store.operations import Delete, Put, SetState, WriteRule
 from fhircm.store.search_rows import delete_search_rows, insert_statements, search_rows, write_search_rows
 from fhircm.store.stored import Stored, instant, micros
 
-WriteRule = Callable[[dict[str, Any] | None, dict[str, Any], str], None]
 Identity = tuple[str, str]
 Tree = dict[str, Any]
 
@@ -144,9 +143,10 @@ def _check_condition(write: Put | Delete, current: _Current | None) -> None:
 async def _check_rules(
     connection: Connection, puts: Sequence[Put], current: Mapping[Identity, _Current], rules: Sequence[WriteRule], origin: str
 ) -> None:
-    if not rules:
-        return
     for put in puts:
+        concerned = [rule for rule in rules if put.resource.type in rule.types]
+        if not concerned:
+            continue
         found = current.get(_identity(put))
         previous = None
         if found and not found.deleted:
@@ -154,8 +154,8 @@ async def _check_rules(
                 "SELECT body FROM version WHERE resource_key = $1 AND version = $2", found.key, found.version
             )
             previous = json.loads(bytes(body))
-        for rule in rules:
-            rule(previous, put.resource.tree, origin)
+        for rule in concerned:
+            rule.check(previous, put.resource.tree, origin)
 
 
 async def _check_references(

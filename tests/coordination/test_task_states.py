@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fhircm.coordination.task_states import business, enforce, machine, machine_of
+from fhircm.coordination.task_states import RULE, business, enforce, machine, machine_of
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.outcome import IllegalTransition
 from fhircm.fhir.validation import check
@@ -195,7 +195,7 @@ def test_what_is_a_referral():
 
 
 async def test_an_illegal_step_changes_nothing(database_url, clock):
-    store = Store(await open_database(database_url), clock=clock, rules=[enforce])
+    store = Store(await open_database(database_url), clock=clock, rules=[RULE])
     body = {"resourceType": "Task", "id": "t", "status": "ready", "intent": "order"}
     await store.transact([Put(check(json.dumps(body).encode()))], origin="client:x")
     other = {**body, "id": "u"}
