@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -28,6 +28,9 @@ from fhircm.exchange.client import PartnerClient, connect
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable
 from fhircm.exchange.partners import Partner, load_partners
 from fhircm.fhir.outcome import FhirError, NotFound, VersionConflict
+from fhircm.jobs import JOBS
+from fhircm.jobs.job import Means
+from fhircm.jobs.running import run_jobs
 from fhircm.reactions import REACTIONS, TIMERS, reactions, timer_handlers
 from fhircm.rest.exchange import RestSettings
 from fhircm.settings import Settings
@@ -40,6 +43,7 @@ from fhircm.worker import Worker, parked_at
 log = logging.getLogger("fhircm.wiring")
 
 RULES = (task_states.RULE,)
+_SKEW = timedelta(seconds=1)  # by how much the clocks of machines that share a database may differ
 _PULLED = "pulled"  # namespace of when each partner was last pulled
 
 
@@ -128,7 +132,14 @@ async def worker(settings: Settings) -> AsyncIterator[Worker]:
             client.partner.name: partial(_round, settings, store, client, clients, around) for client in clients
         }
         park, unpark = partial(_parked, around), partial(_unparked, around)
-        yield Worker(store, reactions(around), timer_handlers(around), park, unpark, rounds, settings.lease)
+        jobs = partial(run_jobs, means(settings, store), JOBS, settings.lease)
+        yield Worker(store, reactions(around), timer_handlers(around), park, unpark, rounds, settings.lease, jobs)
+
+
+def means(settings: Settings, store: Store) -> Means:
+    """What the slices of jobs work with: each is done long before its claim ends."""
+    seconds = min(1.0, settings.lease.total_seconds() / 4)
+    return Means(store, f"{base_url(settings)}/fhir", seconds, settings.export_retention, _SKEW)
 
 
 async def _round(settings: Settings, store: Store, client: PartnerClient, clients: list[PartnerClient], around: Context) -> int:

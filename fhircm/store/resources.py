@@ -19,6 +19,9 @@ import asyncpg
 from fhircm.fhir.outcome import Conflict, Gone, NotFound
 from fhircm.fhir.query import Query
 from fhircm.store import changes as change_log
+from fhircm.store import export as exporting
+from fhircm.store import job_files
+from fhircm.store import reindex as reindexing
 from fhircm.store import search as searching
 from fhircm.store import timers as timing
 from fhircm.store.database import Connection, Database
@@ -27,13 +30,17 @@ from fhircm.store.operations import (
     CancelTimer,
     Change,
     Delete,
+    DropForJob,
     FinishTimer,
+    KeepForJob,
     MoveCursor,
     Narrowing,
     Op,
     Plan,
     Position,
     Put,
+    RepeatTimer,
+    RewriteSearchRows,
     SetState,
     SetTimer,
     Timer,
@@ -46,13 +53,17 @@ __all__ = [
     "CancelTimer",
     "Change",
     "Delete",
+    "DropForJob",
     "FinishTimer",
+    "KeepForJob",
     "MoveCursor",
     "Narrowing",
     "Op",
     "Plan",
     "Position",
     "Put",
+    "RepeatTimer",
+    "RewriteSearchRows",
     "SetState",
     "SetTimer",
     "Store",
@@ -188,10 +199,18 @@ class Store:
                     await timing.cancel_timer(connection, key)
                 case FinishTimer(timer):
                     await timing.finish_timer(connection, timer)
+                case RepeatTimer():
+                    await timing.repeat_timer(connection, operation)
                 case SetState():
                     await set_state(connection, operation)
                 case MoveCursor():
                     await change_log.move_cursor(connection, operation)
+                case RewriteSearchRows():
+                    await reindexing.rewrite(connection, dialect, operation)
+                case KeepForJob():
+                    await job_files.keep(connection, operation)
+                case DropForJob(job):
+                    await job_files.drop(connection, job)
         return stored
 
     # --- changes, timers, facts ----------------------------------------------------------------------------------------------
@@ -243,6 +262,11 @@ class Store:
                 connection, self.database.dialect, sorted(kinds), self.clock(), time.time(), limit, lease
             )
 
+    async def timer(self, key: str) -> Timer | None:
+        """A timer as it stands, to be looked at."""
+        async with self.database.reading() as connection:
+            return await timing.read_timer(connection, key)
+
     async def retry_timer(self, timer: Timer, due: datetime) -> None:
         """Give a claimed timer back, to be due again. Raises StaleClaim."""
         async with self.database.writing() as connection:
@@ -258,6 +282,38 @@ class Store:
         async with self.database.writing() as connection:
             await timing.release_lease(connection, name, holder)
 
+    # --- long work -----------------------------------------------------------------------------------------------------------
+
+    async def count(self, types: Sequence[str]) -> int:
+        """How many resources of these types there are."""
+        async with self.database.reading() as connection:
+            return await reindexing.count(connection, types)
+
+    async def to_reindex(self, type: str, after: int, limit: int) -> reindexing.ReindexPage:
+        """The search rows of the next resources of a type, in order of their keys, made anew from their bytes."""
+        async with self.database.reading() as connection:
+            return await reindexing.reindex_page(connection, type, after, limit)
+
+    async def export_page(self, query: exporting.ExportQuery, within: Narrowing | None = None) -> exporting.ExportPage:
+        """The next resources of an export, as they were at its moment."""
+        async with self.database.reading(one_moment=True) as connection:
+            return await exporting.export_page(connection, self.database.dialect, query, within)
+
+    async def writers(self) -> str:
+        """A mark of this moment: `writers_done` tells when everyone has ended who was writing then."""
+        async with self.database.reading() as connection:
+            return await exporting.writers(connection, self.database.dialect)
+
+    async def writers_done(self, mark: str) -> bool:
+        """Whether every transaction has ended that had begun at the mark; what comes now has a later time."""
+        async with self.database.reading() as connection:
+            return await exporting.writers_done(connection, self.database.dialect, mark)
+
+    async def job_part(self, job: str, file: int, part: int) -> bytes:
+        """A part of a file of a job. Raises NotFound."""
+        async with self.database.reading() as connection:
+            return await job_files.part(connection, job, file, part)
+
     async def close(self) -> None:
         """Close the database."""
         await self.database.close()
@@ -267,12 +323,16 @@ def _order(operation: Op) -> tuple[str, str]:
     match operation:
         case SetTimer(key=key) | CancelTimer(key=key):
             return "1", key
-        case FinishTimer(timer=timer):
+        case FinishTimer(timer=timer) | RepeatTimer(timer=timer):
             return "2", timer.key
         case SetState(namespace=namespace, key=key):
             return "3", f"{namespace} {key}"
         case MoveCursor(name=name):
             return "4", name
+        case RewriteSearchRows():
+            return "5", ""
+        case KeepForJob(job=job) | DropForJob(job=job):  # behind its timer: who has that, has the job
+            return "6", job
     raise TypeError(type(operation).__name__)
 
 

@@ -73,6 +73,8 @@ def test_a_file_that_is_cut_off_in_its_compression(fhircm, tmp_path):
         (["replay", "push:lakeside-hospital", "nothing"], 1, "Nothing waits"),
         (["replay", "referral", "Task/a/_history/1"], 1, "Nothing waits"),
         (["replay", "nowhere", "nothing"], 1, "push:PARTNER"),
+        (["reindex", "Nothing"], 1, "'Nothing' is not a resource type"),
+        (["jobs", "--cancel", "nothing"], 1, "Task/nothing is no job"),
         (["nonsense"], 2, "No such command"),
     ],
 )
@@ -134,6 +136,27 @@ def test_several_processes_answer_on_one_port_and_end_together(database_url, tmp
 
 def test_help_names_every_command(fhircm):
     told = " ".join(fhircm("--help").stdout.split())
-    for name in ("serve", "work", "migrate", "pull", "load", "timeline", "replay", "sandbox", "demo", "partner", "client"):
+    for name in (
+        "serve",
+        "work",
+        "migrate",
+        "pull",
+        "load",
+        "timeline",
+        "replay",
+        "reindex",
+        "jobs",
+        "sandbox",
+        "demo",
+        "partner",
+        "client",
+    ):
         assert f" {name} " in told
     assert "Start with: fhircm demo" in told
+
+
+def test_a_job_is_started_listed_and_cancelled(fhircm):
+    started = fhircm("reindex", "Patient")
+    id = re.search(r"Task/([0-9a-f-]{36})", started.stdout)[1]
+    assert fhircm("jobs").stdout.split()[:4] == [id, "reindex", "ready", "0"]
+    assert fhircm("jobs", "--cancel", id).stdout.split()[:3] == [id, "reindex", "cancelled"]
