@@ -79,17 +79,16 @@ async def rewrite(connection: Connection, dialect: str, change: RewriteSearchRow
         return
     if dialect == "postgresql":
         await lock_identities(connection, identities)
-    now = await versions_now(connection, identities)
+    now = await versions_now(connection, dialect, identities)
     same = [one for identity, one in identities.items() if now.get(identity) == one.version]
     await delete_search_rows(connection, dialect, [one.key for one in same])
     rows = [one.rows for one in same]
     if dialect != "postgresql":
         await write_search_rows(connection, rows)
         return
-    parts: list[str] = []
-    arguments: list[Any] = []
-    for number, (insert, arrays) in enumerate(insert_statements(rows, 1)):
+    parts = ["placed AS (SELECT key AS place, key FROM unnest($1::bigint[]) AS key)"]
+    arguments: list[Any] = [[one.key for one in same]]
+    for number, (insert, arrays) in enumerate(insert_statements(rows, 2)):
         parts.append(f"rows{number} AS ({insert})")
         arguments += arrays
-    if parts:
-        await connection.execute(f"WITH {', '.join(parts)} SELECT 1", *arguments)
+    await connection.execute(f"WITH {', '.join(parts)} SELECT 1", *arguments)

@@ -182,7 +182,7 @@ class Store:
         versions = {(one.type, one.id): one.version for matches in found for one in matches}
         if versions and dialect == "postgresql":
             await lock_identities(connection, versions)
-            if await versions_now(connection, versions) != versions:
+            if await versions_now(connection, dialect, versions) != versions:
                 raise _WrittenMeanwhile
         return plan.make(found)
 

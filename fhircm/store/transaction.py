@@ -100,9 +100,9 @@ async def _lock(connection: Connection, names: Sequence[str]) -> None:
     await connection.execute("SELECT pg_advisory_xact_lock(number) FROM unnest($1::bigint[]) AS number", numbers)
 
 
-async def versions_now(connection: Connection, identities: Collection[Identity]) -> dict[Identity, int]:
-    """The current versions of resources that exist (PostgreSQL)."""
-    found = await _current(connection, "postgresql", sorted(identities))
+async def versions_now(connection: Connection, dialect: str, identities: Collection[Identity]) -> dict[Identity, int]:
+    """The current versions of resources that exist."""
+    found = await _current(connection, dialect, sorted(identities))
     return {identity: one.version for identity, one in found.items() if not one.deleted}
 
 

@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from fhircm.app import AppConfig, create_app
-from fhircm.coordination.task_states import enforce
+from fhircm.coordination.task_states import RULE
 from fhircm.rest.exchange import RestSettings
 
 from .signing import BASE, register, signed_in
@@ -16,7 +16,7 @@ REST = RestSettings(body_limit=20_000, bundle_limit=2_000_000, update_create=Fal
 async def anonymous(database_url, clock, tmp_path):
     await register(database_url, "app", "system/*.cruds")
     await register(database_url, "reader", "system/Patient.rs")
-    app = create_app(AppConfig(database_url, BASE, tmp_path / "keys", REST, False, clock, [enforce]))
+    app = create_app(AppConfig(database_url, BASE, tmp_path / "keys", REST, False, clock, [RULE]))
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE) as http:
         yield http
 
