@@ -17,6 +17,7 @@ import msgspec
 from fhircm.fhir.outcome import Malformed
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
+_sorted = msgspec.json.Encoder(decimal_format="number", order="sorted")
 _loose = msgspec.json.Decoder(float_hook=Decimal)
 
 # A JSON string, or one character of structure. On bytes that parse as JSON nothing else can hold a quote or a bracket.
@@ -86,6 +87,11 @@ def loads(body: bytes) -> Any:
 def dumps(tree: Any) -> bytes:
     """Write a tree; Decimals keep their digits."""
     return _encoder.encode(tree)
+
+
+def canonical(tree: Any) -> bytes:
+    """The one way to write a tree: its members in order of their names, decimals with their digits."""
+    return _sorted.encode(tree)
 
 
 def splice(body: bytes, members: dict[str, Any]) -> bytes:

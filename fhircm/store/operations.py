@@ -136,6 +136,13 @@ class SetState:
 
 
 @dataclass(frozen=True, slots=True)
+class ClearStates:
+    """Remove every fact of a namespace."""
+
+    namespace: str
+
+
+@dataclass(frozen=True, slots=True)
 class RewriteSearchRows:
     """Replace the search rows of resources (as `Store.to_reindex` gives them) that are still at the version they were made of."""
 
@@ -156,4 +163,4 @@ class Plan:
     within: Narrowing | None = None
 
 
-Op = Put | Delete | SetTimer | CancelTimer | FinishTimer | RepeatTimer | MoveCursor | SetState | RewriteSearchRows
+Op = Put | Delete | SetTimer | CancelTimer | FinishTimer | RepeatTimer | MoveCursor | SetState | ClearStates | RewriteSearchRows
