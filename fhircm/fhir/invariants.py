@@ -6,23 +6,23 @@ write costs microseconds; the keys are HL7's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
 from fhircm.fhir.outcome import Issue
 from fhircm.fhir.references import parse_reference
-from fhircm.fhir.walk import walk
+from fhircm.fhir.walk import Node, walk
 
 Tree = dict[str, Any]
 Rule = tuple[str, str, Callable[[Tree], bool]]  # key, what must hold, whether it does
 
 
-def broken(tree: Tree) -> Iterator[Issue]:
-    """The invariants that a resource breaks."""
+def broken(tree: Tree, nodes: Iterable[Node]) -> Iterator[Issue]:
+    """The invariants that a resource breaks; `nodes` are its elements, as `walk` finds them."""
     local = {f"#{one.get('id')}" for one in tree.get("contained", [])}
     used: set[str] = set()
-    for node in walk(tree):
+    for node in nodes:
         for key, text, holds in RULES.get(node.type, ()):
             if not holds(node.value):
                 yield Issue("error", "invariant", f"{node.path}: {text} ({key})", node.path)

@@ -20,10 +20,8 @@ _encoder = msgspec.json.Encoder(decimal_format="number")
 _sorted = msgspec.json.Encoder(decimal_format="number", order="sorted")
 _loose = msgspec.json.Decoder(float_hook=Decimal)
 
-# A JSON string, or one character of structure. On bytes that parse as JSON nothing else can hold a quote or a bracket.
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]')
-_KEY_END = re.compile(rb"\s*:\s*")
-_SCALAR = re.compile(rb"[^,}\]\s]+")
+_members_of = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_NAME = re.compile(rb'[\s,]*("(?:[^"\\]|\\.)*")\s*:\s*')  # between two members, and the name of the second
 # A quote inside a string is always escaped, so this can only be the member itself.
 _REFERENCE = re.compile(rb'(?<=[{,\s])("reference"\s*:\s*)"((?:[^"\\]|\\.)*)"')
 
@@ -122,33 +120,14 @@ def splice(body: bytes, members: dict[str, Any]) -> bytes:
 
 
 def _spans(body: bytes) -> dict[str, tuple[int, int, int]]:
-    """Where each top-level member stands: start of its name, start and end of its value."""
+    """Where each top-level member of a checked body stands: start of its name, start and end of its value."""
     spans: dict[str, tuple[int, int, int]] = {}
-    depth = 0
-    name: str | None = None
-    name_at = value_at = 0
-    for token in _TOKEN.finditer(body):
-        first = body[token.start()]
-        if first in b"{[":
-            depth += 1
-        elif first in b"}]":
-            depth -= 1
-            if depth == 1 and name is not None:
-                spans[name] = (name_at, value_at, token.end())
-                name = None
-        elif depth == 1:
-            if name is not None and token.start() == value_at:  # a string value
-                spans[name] = (name_at, value_at, token.end())
-                name = None
-                continue
-            end = _KEY_END.match(body, token.end())
-            assert end is not None
-            name, name_at, value_at = json.loads(token.group()), token.start(), end.end()
-            if body[value_at] not in b'"{[':
-                scalar = _SCALAR.match(body, value_at)
-                assert scalar is not None
-                spans[name] = (name_at, value_at, scalar.end())
-                name = None
+    at = body.index(b"{") + 1
+    for name, value in _members_of.decode(body).items():
+        found = _NAME.match(body, at)
+        assert found is not None
+        at = found.end() + len(memoryview(value))
+        spans[name] = found.start(1), found.end(), at
     return spans
 
 

@@ -67,18 +67,37 @@ def references(tree: dict[str, Any]) -> Iterator[Reference]:
 
     The resources inside a Bundle or a Parameters are resources of their own: their references are not those of the envelope.
     """
-    yield from _walk(tree, str(tree.get("resourceType", "")))
+    kind = str(tree.get("resourceType", ""))
+    found: list[tuple[_Step, str]] = []
+    _walk(tree, (None, kind, -1), found)
+    for step, text in found:
+        path = _path(step)
+        if not _EDUCATION.search(path):
+            yield parse_reference(text, path=path)
 
 
-def _walk(node: dict[str, Any], path: str) -> Iterator[Reference]:
+_Step = tuple[
+    Any, str, int
+]  # the step before, the name of a member, and its place in a list or -1: written out for few of all elements
+
+
+def _walk(node: dict[str, Any], at: _Step, found: list[tuple[_Step, str]]) -> None:
     for name, value in node.items():
-        if name == "reference" and isinstance(value, str):
-            if all(member.lstrip("_") in _MEMBERS for member in node) and not _EDUCATION.search(path):
-                yield parse_reference(value, path=path)
-        elif isinstance(value, dict):
+        if value.__class__ is dict:
             if "resourceType" not in value:
-                yield from _walk(value, f"{path}.{name}")
-        elif isinstance(value, list):
+                _walk(value, (at, name, -1), found)
+        elif value.__class__ is list:
             for index, member in enumerate(value):
-                if isinstance(member, dict):
-                    yield from _walk(member, f"{path}.{name}[{index}]")
+                if member.__class__ is dict:
+                    _walk(member, (at, name, index), found)
+        elif name == "reference" and value.__class__ is str and all(member.lstrip("_") in _MEMBERS for member in node):
+            found.append((at, value))
+
+
+def _path(step: _Step) -> str:
+    parts: list[str] = []
+    while step is not None:
+        before, name, index = step
+        parts.append(name if index < 0 else f"{name}[{index}]")
+        step = before
+    return ".".join(reversed(parts))

@@ -60,8 +60,9 @@ def _checked(body: bytes, tree: dict[str, Any], type: str | None) -> Checked:
         raise Malformed(f"The body is a {named}, and the URL asks for a {type}", "resourceType")
     issues = list(_structure(tree, named, named))
     if not issues:
-        issues = [issue for node in walk(tree) for issue in _meaning(node)]
-        issues += invariants.broken(tree)
+        nodes = list(walk(tree))
+        issues = [issue for node in nodes for issue in _meaning(node)]
+        issues += invariants.broken(tree, nodes)
         issues += profiles.broken(tree)
     errors = [issue for issue in issues if issue.severity in ("error", "fatal")]
     if errors:
