@@ -13,6 +13,7 @@ from functools import partial
 from fhircm.coordination import escalation, provenance, referral, transition
 from fhircm.coordination.context import Context
 from fhircm.exchange import identity
+from fhircm.jobs import export, exported
 from fhircm.store.resources import Change, Op, Timer
 
 
@@ -48,7 +49,10 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
     ),
 }
 
-TIMERS: dict[str, Callable[..., Awaitable[list[Op]]]] = {escalation.KIND: escalation.overdue}
+TIMERS: dict[str, Callable[..., Awaitable[list[Op]]]] = {
+    escalation.KIND: escalation.overdue,
+    export.EXPIRY: exported.expire,
+}
 
 
 def reactions(context: Context) -> list[Reaction]:

@@ -82,6 +82,13 @@ class Settings(BaseSettings):
     push_attempts: Annotated[
         int, Field(ge=1, description="How often a delivery to a partner that does not answer is tried before a human is told.")
     ] = 8
+    export_retention: Annotated[
+        timedelta,
+        Field(
+            ge=timedelta(minutes=1),
+            description="How long the files of a bulk export are kept after it is done (ISO 8601 duration).",
+        ),
+    ] = timedelta(hours=24)
     lease: Annotated[
         timedelta,
         Field(description="How long a worker that fell silent keeps its claim before another takes over (ISO 8601 duration)."),

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -43,6 +43,7 @@ from fhircm.worker import Worker, parked_at
 log = logging.getLogger("fhircm.wiring")
 
 RULES = (task_states.enforce,)
+_SKEW = timedelta(seconds=1)  # by how much the clocks of machines that share a database may differ
 _PULLED = "pulled"  # namespace of when each partner was last pulled
 
 
@@ -139,7 +140,8 @@ async def worker(settings: Settings) -> AsyncIterator[Worker]:
 
 def means(settings: Settings, store: Store) -> Means:
     """What the slices of jobs work with: each is done long before its claim ends."""
-    return Means(store, f"{base_url(settings)}/fhir", seconds=min(1.0, settings.lease.total_seconds() / 4))
+    seconds = min(1.0, settings.lease.total_seconds() / 4)
+    return Means(store, f"{base_url(settings)}/fhir", seconds, settings.export_retention, _SKEW)
 
 
 async def _round(settings: Settings, store: Store, client: PartnerClient, clients: list[PartnerClient], around: Context) -> int:

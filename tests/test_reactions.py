@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from fhircm.coordination import escalation, provenance, referral, transition
 from fhircm.exchange import identity
 from fhircm.fhir.definitions import definitions
+from fhircm.jobs import exported
 from fhircm.reactions import reactions, timer_handlers
 
 PAGE = Path(__file__).parent.parent / "docs/reference/reactions.md"
@@ -18,7 +19,7 @@ def first_sentence(function):
 
 
 def test_the_page_lists_exactly_the_reactions_and_timers():
-    documented = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
+    documented = re.findall(r"^\| `([\w-]+)` \| (.*?) \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
     listed = [(one.name, ", ".join(sorted(one.types)), first_sentence(one.function)) for one in reactions(AROUND)]
     rung = [(one.kind, "a timer", first_sentence(one.function)) for one in timer_handlers(AROUND)]
     assert documented == listed + rung
@@ -33,5 +34,6 @@ def test_every_reaction_is_of_types_that_there_are_and_every_workflow_is_listed(
         escalation.overdue,
         provenance.record,
         identity.link_person,
+        exported.expire,
     }
     assert all(one.types <= definitions().resource_types for one in reactions(AROUND))

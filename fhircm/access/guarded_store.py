@@ -13,6 +13,7 @@ from fhircm.access.principal import Principal
 from fhircm.access.scopes import Scope, allows
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.query import Query
+from fhircm.store.export import ExportPage, ExportQuery
 from fhircm.store.history import HistoryPage, HistoryQuery
 from fhircm.store.resources import Delete, Narrowing, Plan, Put, Store, Stored
 from fhircm.store.search import Page
@@ -46,6 +47,12 @@ class GuardedStore:
         for type, _ in query.branches:
             self.principal.require("s", type)
         return await self.store.search(query, self._narrowing())
+
+    async def export_page(self, query: ExportQuery) -> ExportPage:
+        """The next resources of an export, narrowed like a search. Raises Forbidden."""
+        for verb in "rs":
+            self.principal.require(verb, query.type)
+        return await self.store.export_page(query, self._narrowing())
 
     async def transact(self, operations: Sequence[Put | Delete] | Plan, needs: Iterable[tuple[str, str]]) -> list[Stored]:
         """Write, when the caller may do every verb that is needed with its type; the searches of a plan are narrowed like others.

@@ -22,6 +22,11 @@ class Scope(NamedTuple):
     verbs: frozenset[str]
 
 
+def written(scope: Scope) -> str:
+    """The scope as text that `parse_scope` reads."""
+    return f"system/{scope.type}.{''.join(verb for verb in 'cruds' if verb in scope.verbs)}"
+
+
 def parse_scope(text: str) -> Scope | None:
     """Read a scope; None for one that this server does not have (granular ones, other contexts, unknown types)."""
     found = _SCOPE.fullmatch(text)

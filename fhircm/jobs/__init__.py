@@ -6,12 +6,11 @@ https://hl7.org/fhir/R4/task.html
 
 from __future__ import annotations
 
-from fhircm.jobs import reindex
-from fhircm.jobs.bulk_import import bulk_import, undo
+from fhircm.jobs import exported, reindex
 from fhircm.jobs.job import Kind
 
 # code: what does a slice of it, and what clears up after one that ended early
 JOBS: dict[str, Kind] = {
-    "import": Kind(bulk_import, undo),
+    **exported.KINDS,
     "reindex": Kind(reindex.reindex),
 }

@@ -10,16 +10,20 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import cache
+from typing import Any
 from urllib.parse import urlsplit
 
 from fhircm.exchange.source_address import SourceChanged, SourceRefused, SourceUnavailable
 from fhircm.exchange.sources import Batch, Place, Sources
+from fhircm.fhir import json
 from fhircm.fhir.definitions import definitions
-from fhircm.fhir.outcome import Forbidden, Issue
+from fhircm.fhir.outcome import Forbidden, Issue, outcome
 from fhircm.fhir.validation import check
+from fhircm.jobs.export import ended, forget
+from fhircm.jobs.export_files import Files
 from fhircm.jobs.import_lines import (
     ORIGIN,
     Key,
@@ -35,7 +39,7 @@ from fhircm.jobs.import_lines import (
     target,
 )
 from fhircm.jobs.job import Job, JobFailed, Means, Step, start
-from fhircm.store.resources import ClearStates, Op, SetState, Store
+from fhircm.store.resources import ClearStates, KeepForJob, Op, SetState, Store
 
 BATCH = 500  # lines a slice
 BATCH_BYTES = 4 * 1024 * 1024
@@ -43,6 +47,7 @@ PAGE = 200  # lines that are held, to begin with
 GROUP, GROUP_BYTES = 5000, 16 * 1024 * 1024  # lines that are written together because they refer to one another
 WALKS = 100  # slices that may follow references without coming to an end
 _ASKED = 100  # held lines in one look
+_ERROR = "error:"  # the kind of the file of errors of an input
 FAILURES = 12  # of a source in a row: about half an hour
 LONGEST_WAIT = 300.0  # seconds
 
@@ -65,6 +70,7 @@ class Progress:
     counts: list[list[int]] = field(default_factory=list)  # of each file: imported, unchanged, rejected
     held: int = 0
     failures: int = 0  # of the source, in a row
+    files: list[dict[str, Any]] = field(default_factory=list)  # of errors, as the files of an export are kept
     walk: list[str] = field(default_factory=list)  # held lines to go on with
     walks: int = 0
 
@@ -106,8 +112,8 @@ def held_lines(id: str) -> str:
 
 
 def undo(id: str) -> list[Op]:
-    """Forget what is held back; what was written stays."""
-    return [ClearStates(held_lines(id))]
+    """Forget what is held back and what was told; what was written stays."""
+    return [ClearStates(held_lines(id)), *forget(id)]
 
 
 async def bulk_import(means: Means, job: Job) -> Step:
@@ -118,31 +124,60 @@ async def bulk_import(means: Means, job: Job) -> Step:
         return await _read(means, means.imports, job, progress)
     if progress.held:
         return await _settle(means, means.imports, job, progress)
-    return _step(job, progress, Taken(), [], finished=True)
+    step = await _step(job, progress, Taken(), [])
+    return replace(step, finished=True, operations=_ending(means, job, progress), output=_output(job, progress))
 
 
-def _step(
-    job: Job, progress: Progress, taken: Taken, operations: Iterable[Op], *, finished: bool = False, wait: float = 0.0
-) -> Step:
+async def _step(job: Job, progress: Progress, taken: Taken, operations: Iterable[Op], wait: float = 0.0) -> Step:
     for line in taken.fresh:
         progress.counts[line.file][0] += 1
     for line in taken.unchanged:
         progress.counts[line.file][1] += 1
     for one in taken.refused:
         progress.counts[one.file][2] += 1
+    errors = await _errors(job, progress, taken.refused)
     state = asdict(progress) | {"place": list(progress.place)}
-    return Step(
-        state,
-        progress.done,
-        operations=[*taken.puts, *operations, *_errors(job, taken.refused)],
-        finished=finished,
-        wait=timedelta(seconds=wait),
-        origin=ORIGIN,
-    )
+    return Step(state, progress.done, operations=[*taken.puts, *operations, *errors], wait=timedelta(seconds=wait), origin=ORIGIN)
 
 
-def _errors(job: Job, wrong: Sequence[Refused]) -> list[Op]:
-    return []
+async def _errors(job: Job, progress: Progress, wrong: Sequence[Refused]) -> list[Op]:
+    """What is told of lines that were not taken, behind what the slices before told; a file for each input."""
+    if not wrong:
+        return []
+    files = Files(job.id, progress.files)
+    for one in wrong:
+        await files.add_all(f"{_ERROR}{one.file}", "OperationOutcome", [json.dumps(_told(one))])
+    return [KeepForJob(job.id, parts=await files.parts())]
+
+
+def _told(one: Refused) -> dict[str, Any]:
+    """An OperationOutcome that says which line it was, by its number and the id on it."""
+    where = f"Line {one.number}" + (f" ({one.what})" if one.what else "")
+    return outcome(replace(issue, text=f"{where}: {issue.text}") for issue in one.issues)
+
+
+def _ending(means: Means, job: Job, progress: Progress) -> list[Op]:
+    """The fact that tells the client what became of each input, in the order in which it named them."""
+    inputs = [
+        {
+            "type": file["type"],
+            "url": file["url"],
+            "imported": progress.counts[at][0],
+            "unchanged": progress.counts[at][1],
+            "errors": [number for number, kept in enumerate(progress.files) if kept["kind"] == f"{_ERROR}{at}"],
+        }
+        for at, file in sorted(enumerate(job.parameters["inputs"]), key=lambda one: one[1]["number"])
+    ]
+    return ended(means, job, {"request": job.parameters["request"], "since": False, "files": progress.files, "inputs": inputs})
+
+
+def _output(job: Job, progress: Progress) -> list[dict[str, Any]]:
+    """What the Task tells for everybody: numbers, by type."""
+    names = ("imported", "unchanged", "rejected")
+    total: Counter[str] = Counter()
+    for file, counts in zip(job.parameters["inputs"], progress.counts, strict=True):
+        total.update({f"{file['type']} {name}": count for name, count in zip(names, counts, strict=True) if count})
+    return [{"type": {"text": name}, "valueInteger": count} for name, count in sorted(total.items())]
 
 
 # --- lines of a file
@@ -154,7 +189,7 @@ async def _read(means: Means, imports: Imports, job: Job, progress: Progress) ->
     try:
         batch = await _batch(means, imports, job, progress)
     except SourceUnavailable as error:
-        return _later(job, progress, error)
+        return await _later(job, progress, error)
     except (SourceRefused, SourceChanged, Forbidden) as error:
         raise JobFailed(f"Input {file['number'] + 1} cannot be read at line {progress.place.line + 1}: {error}") from None
     lines, wrong = read(batch.lines, number, file["type"], imports.line_limit, job.parameters["source"])
@@ -167,7 +202,7 @@ async def _read(means: Means, imports: Imports, job: Job, progress: Progress) ->
     progress.place = Place() if batch.ended else batch.place
     progress.file += batch.ended
     progress.failures = 0
-    return _step(job, progress, taken, operations)
+    return await _step(job, progress, taken, operations)
 
 
 async def _batch(means: Means, imports: Imports, job: Job, progress: Progress) -> Batch:
@@ -180,14 +215,14 @@ async def _batch(means: Means, imports: Imports, job: Job, progress: Progress) -
     return await imports.sources.read(key, url, progress.place, count=count, size=size, limit=imports.line_limit, until=until)
 
 
-def _later(job: Job, progress: Progress, error: SourceUnavailable) -> Step:
+async def _later(job: Job, progress: Progress, error: SourceUnavailable) -> Step:
     """The source is left alone for a while, longer each time."""
     progress.failures += 1
     if progress.failures >= FAILURES:
         number = job.parameters["inputs"][progress.file]["number"] + 1
         raise JobFailed(f"Input {number} cannot be read at line {progress.place.line + 1}: {error}")
     wait = max(min(2.0 ** (progress.failures - 1), LONGEST_WAIT), min(error.retry_after or 0.0, 12 * LONGEST_WAIT))
-    return _step(job, progress, Taken(), [], wait=wait)
+    return await _step(job, progress, Taken(), [], wait)
 
 
 async def _hold(store: Store, job: Job, progress: Progress, lines: Mapping[Key, Written], taken: Taken) -> list[Op]:
@@ -232,13 +267,13 @@ async def _settle(means: Means, imports: Imports, job: Job, progress: Progress) 
         more = await _held(store, job, sorted(await _awaited(store, more, group))[:GROUP])
         if more and (time.monotonic() > until or _too_much(group, more)):  # what is here waits for them: they come first
             progress.walk, progress.walks = list(map("/".join, more))[:PAGE], progress.walks + 1
-            return _step(job, progress, Taken(), [])
+            return await _step(job, progress, Taken(), [])
         group |= more
     taken = await take(store, group, may_create=imports.may_create, careful=job.attempt > 1)
     taken.refused += [_dangling(line, taken) for line in taken.waiting]
     progress.held = progress.held - len(group) if group else 0
     progress.walk, progress.walks = [], 0
-    return _step(job, progress, taken, [SetState(held_lines(job.id), "/".join(key), None) for key in group])
+    return await _step(job, progress, taken, [SetState(held_lines(job.id), "/".join(key), None) for key in group])
 
 
 async def _awaited(store: Store, lines: Mapping[Key, Written], group: Mapping[Key, Written]) -> set[str]:

@@ -23,7 +23,7 @@ from fhircm.fhir.outcome import Conflict, FhirError, NotFound
 from fhircm.fhir.query import parse_query
 from fhircm.fhir.systems import JOB
 from fhircm.fhir.validation import check_tree
-from fhircm.store.resources import CancelTimer, Op, Put, SetTimer, Store, Stored, Timer
+from fhircm.store.resources import CancelTimer, KeepForJob, Op, Put, SetTimer, Store, Stored, Timer
 
 if TYPE_CHECKING:
     from fhircm.jobs.bulk_import import Imports
@@ -47,6 +47,7 @@ class Means:
     seconds: float
     retention: timedelta = timedelta(hours=24)  # of the files of an export
     imports: Imports | None = None  # what imports may read and write
+    skew: timedelta = timedelta()  # by how much the clocks of the machines may differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +106,12 @@ async def start(
     client: str | None = None,
     inputs: Sequence[tuple[str, str]] = (),
     operations: Sequence[Op] = (),
+    keep: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Start a job; returns the id of its Task. `parameters` (JSON) are for its slices, `inputs` for those who read the Task.
 
-    `operations` commit with it. Whoever calls this has checked what the client may do.
+    `operations` commit with it; `keep` are resources (type, id) that it is about, kept for it until it ends. Whoever calls this has checked
+    what the client may do.
     """
     id = str(uuid4())
     now = instant(store.clock())
@@ -127,7 +130,8 @@ async def start(
     payload = {"task": id, "client": client, "parameters": dict(parameters), "state": {}, "done": 0, "total": None}
     timer = SetTimer(timer_key(id), KIND + code, store.clock(), payload)
     origin = f"client:{client}" if client else "hub"
-    await store.transact([Put(check_tree(task), if_version=0), timer, *operations], origin=origin)
+    kept = [KeepForJob(id, targets=keep)] if keep else []
+    await store.transact([Put(check_tree(task), if_version=0), timer, *kept, *operations], origin=origin)
     return id
 
 

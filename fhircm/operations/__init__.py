@@ -7,7 +7,16 @@ https://hl7.org/fhir/R4/operations.html
 from __future__ import annotations
 
 from fhircm.operations.definition import Operation, load
+from fhircm.operations.export import export
 from fhircm.operations.meta import meta
 
-# code: the function that carries it out
-OPERATIONS: dict[str, Operation] = {code: load(code, function) for code, function in {"meta": meta}.items()}
+# The name of its definition in profiles/operation/: the function that carries it out. Several definitions may share a code ($export).
+OPERATIONS: dict[str, Operation] = {
+    name: load(name, function)
+    for name, function in {
+        "export": export,
+        "group-export": export,
+        "meta": meta,
+        "patient-export": export,
+    }.items()
+}

@@ -35,6 +35,12 @@ class Call:
     arguments: Sequence[Argument] = ()
     headers: Mapping[str, str] = field(default_factory=dict)  # of the request, names in lower case
     url: str = ""  # as it was requested, with its query
+    ignored: Sequence[str] = ()  # parameters that the operation does not have, of a caller that prefers handling=lenient
+
+    @property
+    def lenient(self) -> bool:
+        """Whether the caller takes an answer that passes over what this server does not have."""
+        return "handling=lenient" in self.headers.get("prefer", "").replace(" ", "").lower()
 
     def all(self, name: str) -> list[Any]:
         """The values of a parameter that may come again."""

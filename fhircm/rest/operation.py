@@ -18,22 +18,28 @@ from fhircm.rest.exchange import Exchange
 
 async def operation(exchange: Exchange, code: str, type: str | None = None, id: str | None = None) -> Response:
     """Carry it out. One that changes something is called by POST only."""
-    found = OPERATIONS.get(code)
-    if found is None or not found.is_at(type, id):
+    found = next((one for one in OPERATIONS.values() if one.code == code and one.is_at(type, id)), None)
+    if found is None:
         raise NotFound(f"There is no operation ${code[:64]} here")
     request = exchange.request
     if request.method != "POST" and found.affects_state:
         raise MethodNotAllowed(f"${code} changes something, so it is called by POST")
-    arguments = await _arguments(exchange, found)
+    ignored: list[str] = []
+    lenient = headers.preferences(request).get("handling") == "lenient"
+    arguments = await _arguments(exchange, found, ignored if lenient else None)
     sent = {name.lower(): value for name, value in request.headers.items()}
-    call = Call(exchange.store, exchange.base_url, type, id, arguments, sent, str(request.url))
+    call = Call(exchange.store, exchange.base_url, type, id, arguments, sent, str(request.url), ignored)
     answer = await found.function(call)
     return Response(answer.body, answer.status, dict(answer.headers), headers.FHIR_JSON if answer.body else None)
 
 
-async def _arguments(exchange: Exchange, found: Operation) -> list[Argument]:
+async def _arguments(exchange: Exchange, found: Operation, ignored: list[str] | None) -> list[Argument]:
+    """The arguments; with `ignored`, parameters that the operation does not have go there instead of being refused."""
     request = exchange.request
     query = parse_qsl(request.url.query, keep_blank_values=True)
+    if ignored is not None:
+        ignored += [name for name, _ in query if not found.has(name) and name not in ("_format", "_pretty")]
+        query = [(name, value) for name, value in query if name not in ignored]
     if request.method != "POST":
         return found.of_query(query)
     in_url = found.of_query(query) if query else []
@@ -41,4 +47,9 @@ async def _arguments(exchange: Exchange, found: Operation) -> list[Argument]:
     if not body:
         return in_url or found.of_body(None)
     headers.require_json_body(request)
-    return [*in_url, *found.of_body(check(body).tree)]
+    tree = check(body).tree
+    if ignored is not None and tree["resourceType"] == "Parameters":
+        given = tree.get("parameter", [])
+        ignored += [one["name"] for one in given if not found.has(one["name"])]
+        tree = {**tree, "parameter": [one for one in given if found.has(one["name"])]}
+    return [*in_url, *found.of_body(tree)]

@@ -21,6 +21,7 @@ from fhircm.fhir.definitions import definitions
 from fhircm.fhir.outcome import MethodNotAllowed, NotFound, NotSupported
 from fhircm.operations import OPERATIONS
 from fhircm.rest import headers
+from fhircm.rest.bulk import export_file, export_remove, export_status
 from fhircm.rest.capability import capability_statement
 from fhircm.rest.create import create
 from fhircm.rest.delete import delete, delete_conditionally
@@ -70,6 +71,9 @@ INTERACTIONS: tuple[tuple[str, str, str, Interaction], ...] = (
 _BY_SHAPE: dict[str, dict[str, Interaction]] = {}
 for _shape, _method, _code, _function in INTERACTIONS:
     _BY_SHAPE.setdefault(_shape, {})[_method] = _function
+# Not of FHIR itself, so /metadata does not name them: where an export is, and its files.
+_BY_SHAPE["$export-status"] = {"GET": export_status, "DELETE": export_remove}
+_BY_SHAPE["$export-file"] = {"GET": export_file}
 _BY_SHAPE["$operation"] = {"GET": operation, "POST": operation}  # which there are, fhircm/operations lists
 
 
@@ -88,7 +92,8 @@ class Router:
         begun = time.perf_counter()
         principal: Principal | None = None
         try:
-            headers.require_acceptable(request)
+            if not _path(request).startswith("$export-file/"):
+                headers.require_acceptable(request)
             if _path(request) == "metadata" and request.method in ("GET", "HEAD"):
                 response = self._metadata()
             else:
@@ -109,6 +114,8 @@ class Router:
             function, arguments = _route(inner.method, _path(inner))
             if function is transaction:
                 raise NotSupported("A batch or transaction cannot stand in another")
+            if function is export_file:
+                raise NotSupported("A file of an export cannot be fetched in a batch")
             answer = await function(self._exchange(inner, principal), *arguments)
             return Response(b"", answer.status_code, dict(answer.headers)) if inner.method == "HEAD" else answer
 
@@ -144,6 +151,10 @@ def _shape_of(steps: list[str]) -> tuple[str, list[str]]:
     match steps:
         case [] | ["_history"] | ["_search"]:
             return "/".join(steps), []
+        case ["$export-status", id]:
+            return "$export-status", [id]
+        case ["$export-file", id, number]:
+            return "$export-file", [id, number]
         case [*where, called] if called.startswith("$") and len(where) < 3 and all(map(_ID.fullmatch, where)):
             return "$operation", [called[1:], *where]
         case [type]:

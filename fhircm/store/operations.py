@@ -150,6 +150,28 @@ class RewriteSearchRows:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepForJob:
+    """Keep what a job needs or makes: parts of its files (file, part, body), and the resources it is about (type, id).
+
+    `referring`: also what these resources (by key) refer to, of the types `to`; `closed`: also what that refers to, and so on.
+    """
+
+    job: str
+    parts: Sequence[tuple[int, int, bytes]] = ()
+    targets: Sequence[tuple[str, str]] = ()
+    referring: Sequence[int] = ()
+    to: Sequence[str] = ()
+    closed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DropForJob:
+    """Forget all of that."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What to write depends on what is there: `make` is given what each search finds, and returns what to do.
 
@@ -163,4 +185,17 @@ class Plan:
     within: Narrowing | None = None
 
 
-Op = Put | Delete | SetTimer | CancelTimer | FinishTimer | RepeatTimer | MoveCursor | SetState | ClearStates | RewriteSearchRows
+Op = (
+    Put
+    | Delete
+    | SetTimer
+    | CancelTimer
+    | FinishTimer
+    | RepeatTimer
+    | MoveCursor
+    | SetState
+    | ClearStates
+    | RewriteSearchRows
+    | KeepForJob
+    | DropForJob
+)

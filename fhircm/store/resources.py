@@ -19,6 +19,8 @@ import asyncpg
 from fhircm.fhir.outcome import Conflict, Gone, NotFound
 from fhircm.fhir.query import Query
 from fhircm.store import changes as change_log
+from fhircm.store import export as exporting
+from fhircm.store import job_files
 from fhircm.store import reindex as reindexing
 from fhircm.store import search as searching
 from fhircm.store import timers as timing
@@ -29,7 +31,9 @@ from fhircm.store.operations import (
     Change,
     ClearStates,
     Delete,
+    DropForJob,
     FinishTimer,
+    KeepForJob,
     MoveCursor,
     Narrowing,
     Op,
@@ -60,8 +64,10 @@ __all__ = [
     "Change",
     "ClearStates",
     "Delete",
+    "DropForJob",
     "FinishTimer",
     "Head",
+    "KeepForJob",
     "MoveCursor",
     "Narrowing",
     "Op",
@@ -220,6 +226,10 @@ class Store:
                     await change_log.move_cursor(connection, operation)
                 case RewriteSearchRows():
                     await reindexing.rewrite(connection, dialect, operation)
+                case KeepForJob():
+                    await job_files.keep(connection, operation)
+                case DropForJob(job):
+                    await job_files.drop(connection, job)
         if stored and dialect == "postgresql":
             await connection.execute("NOTIFY fhircm_change")
         return stored
@@ -324,6 +334,26 @@ class Store:
         async with self.database.reading() as connection:
             return await reindexing.reindex_page(connection, type, after, limit)
 
+    async def export_page(self, query: exporting.ExportQuery, within: Narrowing | None = None) -> exporting.ExportPage:
+        """The next resources of an export, as they were at its moment."""
+        async with self.database.reading(one_moment=True) as connection:
+            return await exporting.export_page(connection, self.database.dialect, query, within)
+
+    async def writers(self) -> str:
+        """A mark of this moment: `writers_done` tells when everyone has ended who was writing then."""
+        async with self.database.reading() as connection:
+            return await exporting.writers(connection, self.database.dialect)
+
+    async def writers_done(self, mark: str) -> bool:
+        """Whether every transaction has ended that had begun at the mark; what comes now has a later time."""
+        async with self.database.reading() as connection:
+            return await exporting.writers_done(connection, self.database.dialect, mark)
+
+    async def job_part(self, job: str, file: int, part: int) -> bytes:
+        """A part of a file of a job. Raises NotFound."""
+        async with self.database.reading() as connection:
+            return await job_files.part(connection, job, file, part)
+
     async def close(self) -> None:
         """Close the database."""
         await self.database.close()
@@ -343,6 +373,8 @@ def _order(operation: Op) -> tuple[str, str]:
             return "4", name
         case RewriteSearchRows():
             return "5", ""
+        case KeepForJob(job=job) | DropForJob(job=job):  # behind its timer: who has that, has the job
+            return "6", job
     raise TypeError(type(operation).__name__)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -80,11 +80,7 @@ async def changed_since(
     if len(changed) > CHANGED_LIMIT:
         raise PagesOutdated(f"More than {CHANGED_LIMIT} resources have changed since the first page; ask for it again")
     keys, rows = await _as_they_were(connection, [(row["type"], row["id"], row["version"] - 1) for row in changed])
-    scratch = _scratch()
-    for row in rows:
-        _remember(scratch, row)
-    resolved = [(type, [await _resolved(connection, within, scratch, one) for one in listed]) for type, listed in branches]
-    return Past(keys, resolved, scratch)
+    return replace(await scratch_of(connection, within, rows, branches), keys=keys)
 
 
 async def _as_they_were(
@@ -178,3 +174,14 @@ async def _among_keys(connection: Connection, builder: Builder, holds: str, keys
     listed = ", ".join(map(str, keys)) or "NULL"  # numbers of ours
     rows = await connection.fetch(f"SELECT r.key FROM resource r WHERE r.key IN ({listed}) AND {holds}", *builder.arguments)
     return [row["key"] for row in rows]
+
+
+async def scratch_of(
+    connection: Connection, within: Narrowing | None, rows: Sequence[Mapping[str, Any]], branches: Sequence[Branch]
+) -> Past:
+    """Versions (as `_as_they_were` reads them) in a scratch database, and conditions that it can tell of them."""
+    scratch = _scratch()
+    for row in rows:
+        _remember(scratch, row)
+    resolved = [(type, [await _resolved(connection, within, scratch, one) for one in listed]) for type, listed in branches]
+    return Past([row["key"] for row in rows], resolved, scratch)

@@ -105,6 +105,27 @@ class Lease(SQLModel, table=True):
     until: int = _column(BigInteger)
 
 
+class JobPart(SQLModel, table=True):
+    """A piece of a file that a job writes: lines of NDJSON, compressed (raw DEFLATE that ends on a byte)."""
+
+    __tablename__ = "job_part"
+    __table_args__ = (PrimaryKeyConstraint("job", "file", "part"),)
+    job: str = _column(_Plain)
+    file: int = _column(Integer)
+    part: int = _column(Integer)
+    body: bytes = _column(LargeBinary)
+
+
+class JobTarget(SQLModel, table=True):
+    """What a job is about, or came across: the Patients of an export, and what their records refer to."""
+
+    __tablename__ = "job_target"
+    __table_args__ = (PrimaryKeyConstraint("job", "type", "id"), _CLUSTERED)
+    job: str = _column(_Plain)
+    type: str = _column(_Plain)
+    id: str = _column(_Plain)
+
+
 class Client(SQLModel, table=True):
     """A registered SMART client: its keys (a JWKS, or where it publishes one), scopes and organisation, as JSON."""
 
