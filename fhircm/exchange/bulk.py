@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 from uuid import NAMESPACE_URL, uuid5
 
 from fhircm.fhir import json
@@ -96,7 +96,7 @@ async def _write(store: Store, batch: dict[tuple[str, str], _Line], report: Load
         for line in missing:
             del batch[line.key]
     present = await store.read_many(batch)
-    fresh = [line for key, line in batch.items() if key not in present or not _same(present[key].body, line.resource.body)]
+    fresh = [line for key, line in batch.items() if key not in present or not same(present[key].body, line.resource.tree)]
     report.unchanged += len(batch) - len(fresh)
     await _transact(store, fresh, report)
     return held
@@ -137,15 +137,14 @@ async def _missing(store: Store, line: _Line, together: set[tuple[str, str]]) ->
     return [path for key, path in outside.items() if key not in present]
 
 
-def _same(stored: bytes, new: bytes) -> bool:
-    """Whether two bodies say the same, apart from what the store itself writes into meta."""
-    return _content(stored) == _content(new)
+def same(stored: bytes, new: dict[str, Any]) -> bool:
+    """Whether a stored body says what a tree says, to the last digit, apart from what the store itself writes into meta."""
+    return _content(json.loads(stored)) == _content(new)
 
 
-def _content(body: bytes) -> dict[str, object]:
-    tree = json.loads(body)
-    meta = {name: value for name, value in tree.pop("meta", {}).items() if name not in ("versionId", "lastUpdated")}
-    return {**tree, "meta": meta}
+def _content(tree: dict[str, Any]) -> bytes:
+    meta = {name: value for name, value in tree.get("meta", {}).items() if name not in ("versionId", "lastUpdated")}
+    return json.canonical({**tree, "meta": meta})
 
 
 def _lines(path: Path, report: LoadReport) -> Iterator[_Line]:

@@ -17,6 +17,7 @@ import msgspec
 from fhircm.fhir.outcome import Malformed
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
+_sorted = msgspec.json.Encoder(decimal_format="number", order="sorted")
 _loose = msgspec.json.Decoder(float_hook=Decimal)
 
 _members_raw = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -111,6 +112,11 @@ def dumps(tree: Any) -> bytes:
 def one_line(body: bytes) -> bytes:
     """A body that this server has checked before on one line; every value stays as it is written."""
     return msgspec.json.format(body, indent=-1) if b"\n" in body or b"\r" in body else body
+
+
+def canonical(tree: Any) -> bytes:
+    """The one way to write a tree: its members in order of their names, decimals with their digits."""
+    return _sorted.encode(tree)
 
 
 def splice(body: bytes, members: dict[str, Any]) -> bytes:

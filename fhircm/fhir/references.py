@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from fhircm.fhir.definitions import definitions
+from fhircm.fhir.walk import At, path_of
 
 _ID = r"[A-Za-z0-9\-.]{1,64}"
 _RELATIVE = re.compile(rf"([A-Z][A-Za-z]+)/({_ID})(?:/_history/({_ID}))?")
@@ -72,20 +73,21 @@ def references(tree: dict[str, Any]) -> list[Reference]:
 
     The resources inside a Bundle or a Parameters are resources of their own: their references are not those of the envelope.
     """
-    found: list[Reference] = []
-    _walk(tree, str(tree.get("resourceType", "")), found)
-    return found
+    kind = str(tree.get("resourceType", ""))
+    found: list[tuple[At, str]] = []
+    _walk(tree, (None, kind, None), found)
+    placed = ((path_of(at), text) for at, text in found)
+    return [parse_reference(text, path=path) for path, text in placed if not _EDUCATION.search(path)]
 
 
-def _walk(node: dict[str, Any], path: str, found: list[Reference]) -> None:
+def _walk(node: dict[str, Any], at: At, found: list[tuple[At, str]]) -> None:
     for name, value in node.items():
-        if name == "reference" and isinstance(value, str):
-            if all(member.lstrip("_") in _MEMBERS for member in node) and not _EDUCATION.search(path):
-                found.append(parse_reference(value, path=path))
-        elif isinstance(value, dict):
+        if value.__class__ is dict:
             if "resourceType" not in value:
-                _walk(value, f"{path}.{name}", found)
-        elif isinstance(value, list):
+                _walk(value, (at, name, None), found)
+        elif value.__class__ is list:
             for index, member in enumerate(value):
-                if isinstance(member, dict):
-                    _walk(member, f"{path}.{name}[{index}]", found)
+                if member.__class__ is dict:
+                    _walk(member, (at, name, index), found)
+        elif name == "reference" and value.__class__ is str and all(member.lstrip("_") in _MEMBERS for member in node):
+            found.append((at, value))

@@ -13,6 +13,15 @@ from fhircm.fhir.schema import children
 At = tuple[Any, str, int | None] | None  # where an element stands: its parent's place, its name, its index in a list
 
 
+def path_of(at: At) -> str:
+    """The FHIRPath of a place, with indexes: written only when there is something to tell."""
+    steps = []
+    while at is not None:
+        at, name, index = at
+        steps.append(name if index is None else f"{name}[{index}]")
+    return ".".join(reversed(steps))
+
+
 class Node(NamedTuple):
     """One element: where, what type, which resource types it may refer to, and its value."""
 
@@ -23,12 +32,8 @@ class Node(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Its FHIRPath, with indexes: written only when there is something to tell."""
-        steps, at = [], self.at
-        while at is not None:
-            at, name, index = at
-            steps.append(name if index is None else f"{name}[{index}]")
-        return ".".join(reversed(steps))
+        """Its FHIRPath, with indexes."""
+        return path_of(self.at)
 
 
 def walk(tree: dict[str, Any], wanted: frozenset[str]) -> list[Node]:

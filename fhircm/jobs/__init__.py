@@ -11,6 +11,6 @@ from fhircm.jobs.job import Kind
 
 # code: what does a slice of it, and what clears up after one that ended early
 JOBS: dict[str, Kind] = {
-    "export": exported.KIND,
+    **exported.KINDS,
     "reindex": Kind(reindex.reindex),
 }

@@ -97,8 +97,8 @@ async def start_export(store: Store, client: str, request: Request, patients: Se
     return await start(store, "export", asdict(asked), client=client, inputs=inputs, keep=targets)
 
 
-def undo(id: str) -> Sequence[Op]:
-    """Clear away what an export wrote."""
+def forget(id: str) -> Sequence[Op]:
+    """Clear away the files of a job, and the fact that tells of them."""
     return [DropForJob(id), SetState(NAMESPACE, id, None)]
 
 
@@ -191,18 +191,17 @@ def _told(text: str) -> bytes:
     return json.dumps(outcome([Issue("warning", "not-supported", text)]))
 
 
-def _ending(means: Means, job: Job, asked: Request, at: _Progress) -> list[Op]:
+def _ending(means: Means, job: Job, asked: Request, at: _Progress) -> Sequence[Op]:
+    at_moment = {"transactionTime": instant(moment(asked.moment))}
+    return ended(means, job, {"request": asked.url, **at_moment, "since": asked.since is not None, "files": at.files})
+
+
+def ended(means: Means, job: Job, known: Mapping[str, Any]) -> Sequence[Op]:
     """The fact that tells the client what there is, and the timer that takes it away."""
-    until = means.store.clock() + means.retention
-    known = {
-        "client": job.client,
-        "request": asked.url,
-        "transactionTime": instant(moment(asked.moment)),
-        "expires": micros(until),
-        "since": asked.since is not None,
-        "files": at.files,
-    }
-    return [SetState(NAMESPACE, job.id, known), SetTimer(f"{EXPIRY}:{job.id}", EXPIRY, until, {"task": job.id})]
+    now = means.store.clock()
+    until = now + means.retention
+    fact = {"client": job.client, "transactionTime": instant(now), "expires": micros(until), **known}
+    return [SetState(NAMESPACE, job.id, fact), SetTimer(f"{EXPIRY}:{job.id}", EXPIRY, until, {"task": job.id})]
 
 
 def compartment_types() -> frozenset[str]:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from fhircm.coordination.build import edit, instant
@@ -24,6 +24,9 @@ from fhircm.fhir.query import parse_query
 from fhircm.fhir.systems import JOB
 from fhircm.fhir.validation import check_tree
 from fhircm.store.resources import CancelTimer, KeepForJob, Op, Put, SetTimer, Store, Stored, Timer
+
+if TYPE_CHECKING:
+    from fhircm.jobs.bulk_import import Imports
 
 Tree = dict[str, Any]
 KIND = "job:"  # the kind of a job's timer begins with it, and ends with the code of the job
@@ -43,6 +46,7 @@ class Means:
     base_url: str  # of the FHIR API, without a slash at its end
     seconds: float
     retention: timedelta = timedelta(hours=24)  # of the files of an export
+    imports: Imports | None = None  # what imports may read and write
     skew: timedelta = timedelta()  # by how much the clocks of the machines may differ
 
 
@@ -57,6 +61,7 @@ class Job:
     state: Mapping[str, Any]  # of the slice before; empty at first
     done: int
     total: int | None
+    attempt: int = 1  # at this slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,7 @@ class Step:
     finished: bool = False
     output: Sequence[Tree] = ()  # Task.output, when finished
     wait: timedelta = timedelta()  # until the next slice
+    origin: str = "hub"  # of what it writes, in the change log
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +95,7 @@ def job_of(timer: Timer) -> Job:
     """The job whose timer this is."""
     kept = timer.payload
     code = timer.kind.removeprefix(KIND)
-    return Job(kept["task"], code, kept["client"], kept["parameters"], kept["state"], kept["done"], kept["total"])
+    return Job(kept["task"], code, kept["client"], kept["parameters"], kept["state"], kept["done"], kept["total"], timer.attempts)
 
 
 async def start(

@@ -54,7 +54,7 @@ async def _claimed(means: Means, kind: Kind, job: Job, timer: Timer) -> None:
         if timer.attempts > DEATHS:
             raise JobFailed("A worker that did it ended again and again before it was done")
         step = await kind.slice(means, job)
-        await store.transact([*step.operations, *_onward(means, job, timer, task, step)], origin="hub")
+        await store.transact([*step.operations, *_onward(means, job, timer, task, step)], origin=step.origin)
     except StaleClaim:
         raise
     except Exception as error:

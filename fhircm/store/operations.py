@@ -147,6 +147,13 @@ class SetState:
 
 
 @dataclass(frozen=True, slots=True)
+class ClearStates:
+    """Remove every fact of a namespace."""
+
+    namespace: str
+
+
+@dataclass(frozen=True, slots=True)
 class RewriteSearchRows:
     """Replace the search rows of resources (as `Store.to_reindex` gives them) that are still at the version they were made of."""
 
@@ -198,6 +205,7 @@ Op = (
     | RepeatTimer
     | MoveCursor
     | SetState
+    | ClearStates
     | RewriteSearchRows
     | KeepForJob
     | DropForJob

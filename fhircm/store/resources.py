@@ -29,6 +29,7 @@ from fhircm.store.history import HistoryPage, HistoryQuery, history_page
 from fhircm.store.operations import (
     CancelTimer,
     Change,
+    ClearStates,
     Delete,
     DropForJob,
     FinishTimer,
@@ -47,14 +48,25 @@ from fhircm.store.operations import (
     WriteRule,
 )
 from fhircm.store.stored import Stored, moment
-from fhircm.store.transaction import lock_identities, lock_searches, set_state, versions_now, write_resources
+from fhircm.store.transaction import (
+    Head,
+    clear_states,
+    heads,
+    lock_identities,
+    lock_searches,
+    set_state,
+    versions_now,
+    write_resources,
+)
 
 __all__ = [
     "CancelTimer",
     "Change",
+    "ClearStates",
     "Delete",
     "DropForJob",
     "FinishTimer",
+    "Head",
     "KeepForJob",
     "MoveCursor",
     "Narrowing",
@@ -148,6 +160,11 @@ class Store:
                 found |= {(row["type"], row["id"]): _stored(row) for row in rows}
         return found
 
+    async def heads(self, identities: Collection[tuple[str, str]]) -> dict[tuple[str, str], Head]:
+        """The newest version of each that ever was, and whether it is still there: nothing of what they say is read."""
+        async with self.database.reading() as connection:
+            return await heads(connection, self.database.dialect, identities)
+
     async def search(self, query: Query, within: Narrowing | None = None) -> searching.Page:
         """A page of what a query finds."""
         async with self.database.reading(one_moment=query.cursor is not None) as connection:
@@ -203,6 +220,8 @@ class Store:
                     await timing.repeat_timer(connection, operation)
                 case SetState():
                     await set_state(connection, operation)
+                case ClearStates(namespace):
+                    await clear_states(connection, namespace)
                 case MoveCursor():
                     await change_log.move_cursor(connection, operation)
                 case RewriteSearchRows():
@@ -250,6 +269,25 @@ class Store:
                 prefix + chr(0x10FFFF),
             )
         return {row["key"]: std_json.loads(row["value"]) for row in rows}
+
+    async def states_of(self, namespace: str, keys: Collection[str]) -> dict[str, dict[str, Any]]:
+        """Those of these facts that are there."""
+        wanted, found = sorted(keys), {}
+        async with self.database.reading() as connection:
+            for start in range(0, len(wanted), _ASKED):
+                chunk = wanted[start : start + _ASKED]
+                marks = ", ".join(f"${at}" for at in range(2, len(chunk) + 2))
+                rows = await connection.fetch(
+                    f"SELECT key, value FROM state WHERE namespace = $1 AND key IN ({marks})", namespace, *chunk
+                )
+                found |= {row["key"]: std_json.loads(row["value"]) for row in rows}
+        return found
+
+    async def state_keys(self, namespace: str, limit: int) -> list[str]:
+        """The first keys of a namespace, in order."""
+        async with self.database.reading() as connection:
+            rows = await connection.fetch("SELECT key FROM state WHERE namespace = $1 ORDER BY key LIMIT $2", namespace, limit)
+        return [row["key"] for row in rows]
 
     async def claim_timers(self, kinds: Collection[str], *, limit: int, lease: timedelta) -> list[Timer]:
         """Claim timers that are due by the store's clock; a claim that is not finished ends with the lease (real time)."""
@@ -327,6 +365,8 @@ def _order(operation: Op) -> tuple[str, str]:
             return "2", timer.key
         case SetState(namespace=namespace, key=key):
             return "3", f"{namespace} {key}"
+        case ClearStates(namespace=namespace):
+            return "3", namespace
         case MoveCursor(name=name):
             return "4", name
         case RewriteSearchRows():

@@ -100,6 +100,20 @@ async def _lock(connection: Connection, names: Sequence[str]) -> None:
     await connection.execute("SELECT pg_advisory_xact_lock(number) FROM unnest($1::bigint[]) AS number", numbers)
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How a resource stands: its newest version, and whether it is there or was deleted."""
+
+    version: int
+    exists: bool
+
+
+async def heads(connection: Connection, dialect: str, identities: Collection[Identity]) -> dict[Identity, Head]:
+    """How these stand, of those that ever were."""
+    found = await _current(connection, dialect, sorted(identities))
+    return {identity: Head(one.version, not one.deleted) for identity, one in found.items()}
+
+
 async def versions_now(connection: Connection, dialect: str, identities: Collection[Identity]) -> dict[Identity, int]:
     """The current versions of resources that exist."""
     found = await _current(connection, dialect, sorted(identities))
@@ -183,14 +197,14 @@ async def _check_references(
         Issue("error", "not-found", f"{reference.path} refers to {_named(reference)}, which does not exist", reference.path)
         for identity, uses in wanted.items()
         for _, reference in uses
-        if not _is_there(reference, *known.get(identity, (0, False)))
+        if not is_there(reference, *known.get(identity, (0, False)))
     ]
     if issues:
         raise Invalid(issues[0].text, issues=issues)
 
 
-def _is_there(reference: Reference, newest: int, exists: bool) -> bool:
-    """A version stays when its resource is deleted; anything else must exist."""
+def is_there(reference: Reference, newest: int, exists: bool) -> bool:
+    """Whether a reference leads somewhere. A version stays when its resource is deleted; anything else must exist."""
     if reference.version:
         return reference.version.isdigit() and 1 <= int(reference.version) <= newest
     return exists
@@ -307,6 +321,11 @@ async def _write_in_turn(
 def _deleted_before(write: Put | Delete, current: Mapping[Identity, _Current], now: datetime) -> Stored:
     type, id = _identity(write)
     return Stored(type, id, current[type, id].version, now, True, b"", "delete")
+
+
+async def clear_states(connection: Connection, namespace: str) -> None:
+    """Remove every fact of a namespace."""
+    await connection.execute("DELETE FROM state WHERE namespace = $1", namespace)
 
 
 async def set_state(connection: Connection, change: SetState) -> None:

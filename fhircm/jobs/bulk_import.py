@@ -1,0 +1,295 @@
+"""$import: takes NDJSON files of another system, slice by slice: each slice is one transaction with the progress that it makes.
+
+https://github.com/smart-on-fhir/bulk-import/blob/master/import.md. Files are read in an order in which few lines refer forward. A line that
+refers to what is not there yet is held as a fact of the store until all files were read; then it is written together with what it waits
+for, in circles too, or refused. So what refers to nowhere is never written, and order does not matter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+
+from fhircm.exchange.source_address import SourceChanged, SourceRefused, SourceUnavailable
+from fhircm.exchange.sources import Batch, Place, Sources
+from fhircm.fhir import json
+from fhircm.fhir.definitions import definitions
+from fhircm.fhir.outcome import Forbidden, Issue, outcome
+from fhircm.fhir.validation import check
+from fhircm.jobs.export import ended, forget
+from fhircm.jobs.export_files import Files
+from fhircm.jobs.import_lines import (
+    ORIGIN,
+    Key,
+    Refused,
+    Taken,
+    Written,
+    from_source,
+    local,
+    read,
+    refused,
+    superseded,
+    take,
+    target,
+)
+from fhircm.jobs.job import Job, JobFailed, Means, Step, start
+from fhircm.store.resources import ClearStates, KeepForJob, Op, SetState, Store
+
+BATCH = 500  # lines a slice
+BATCH_BYTES = 4 * 1024 * 1024
+PAGE = 200  # lines that are held, to begin with
+GROUP, GROUP_BYTES = 5000, 16 * 1024 * 1024  # lines that are written together because they refer to one another
+WALKS = 100  # slices that may follow references without coming to an end
+_ASKED = 100  # held lines in one look
+_ERROR = "error:"  # the kind of the file of errors of an input
+FAILURES = 12  # of a source in a row: about half an hour
+LONGEST_WAIT = 300.0  # seconds
+
+
+@dataclass(frozen=True)
+class Imports:
+    """What an operator chooses: the sources, the longest line in bytes, and whether a client may choose ids."""
+
+    sources: Sources
+    line_limit: int
+    may_create: bool
+
+
+@dataclass
+class Progress:
+    """How far an import has come; the state of its job."""
+
+    file: int = 0  # in the order in which they are read
+    place: Place = field(default_factory=Place)
+    counts: list[list[int]] = field(default_factory=list)  # of each file: imported, unchanged, rejected
+    held: int = 0
+    failures: int = 0  # of the source, in a row
+    files: list[dict[str, Any]] = field(default_factory=list)  # of errors, as the files of an export are kept
+    walk: list[str] = field(default_factory=list)  # held lines to go on with
+    walks: int = 0
+
+    @property
+    def done(self) -> int:
+        """Lines of which it is known what became of them."""
+        return sum(map(sum, self.counts))
+
+
+def progress_of(job: Job) -> Progress:
+    """What the slice before left."""
+    kept = dict(job.state) or {"counts": [[0, 0, 0] for _ in job.parameters["inputs"]]}
+    return Progress(**{**kept, "place": Place(*kept.get("place", ()))})
+
+
+async def start_import(store: Store, client: str, inputs: Sequence[tuple[str, str]], *, source: str | None, request: str) -> str:
+    """Start one of these files (type and URL); returns the id of its Task. Whoever calls this has checked all of them."""
+    numbered = [{"number": number, "type": type, "url": url} for number, (type, url) in enumerate(inputs)]
+    ordered = sorted(numbered, key=lambda one: -_uses()[one["type"]])  # what many types refer to comes first
+    told = [(type, urlsplit(url)._replace(query="", fragment="").geturl()) for type, url in inputs]  # a query may be a signature
+    return await start(store, "import", {"inputs": ordered, "source": source, "request": request}, client=client, inputs=told)
+
+
+@cache
+def _uses() -> Counter[str]:
+    """How many elements of other types may refer to a type."""
+    return Counter(
+        target
+        for path, element in definitions().elements.items()
+        for kind in element.types
+        for target in kind.targets
+        if target != path.partition(".")[0]
+    )
+
+
+def held_lines(id: str) -> str:
+    """The namespace of the lines that an import holds back."""
+    return f"import:{id}"
+
+
+def undo(id: str) -> list[Op]:
+    """Forget what is held back and what was told; what was written stays."""
+    return [ClearStates(held_lines(id)), *forget(id)]
+
+
+async def bulk_import(means: Means, job: Job) -> Step:
+    """One slice: the next lines of a file, or of those that are held."""
+    assert means.imports is not None
+    progress = progress_of(job)
+    if progress.file < len(job.parameters["inputs"]):
+        return await _read(means, means.imports, job, progress)
+    if progress.held:
+        return await _settle(means, means.imports, job, progress)
+    step = await _step(job, progress, Taken(), [])
+    return replace(step, finished=True, operations=_ending(means, job, progress), output=_output(job, progress))
+
+
+async def _step(job: Job, progress: Progress, taken: Taken, operations: Iterable[Op], wait: float = 0.0) -> Step:
+    for line in taken.fresh:
+        progress.counts[line.file][0] += 1
+    for line in taken.unchanged:
+        progress.counts[line.file][1] += 1
+    for one in taken.refused:
+        progress.counts[one.file][2] += 1
+    errors = await _errors(job, progress, taken.refused)
+    state = asdict(progress) | {"place": list(progress.place)}
+    return Step(state, progress.done, operations=[*taken.puts, *operations, *errors], wait=timedelta(seconds=wait), origin=ORIGIN)
+
+
+async def _errors(job: Job, progress: Progress, wrong: Sequence[Refused]) -> list[Op]:
+    """What is told of lines that were not taken, behind what the slices before told; a file for each input."""
+    if not wrong:
+        return []
+    files = Files(job.id, progress.files)
+    for one in wrong:
+        await files.add_all(f"{_ERROR}{one.file}", "OperationOutcome", [json.dumps(_told(one))])
+    return [KeepForJob(job.id, parts=await files.parts())]
+
+
+def _told(one: Refused) -> dict[str, Any]:
+    """An OperationOutcome that says which line it was, by its number and the id on it."""
+    where = f"Line {one.number}" + (f" ({one.what})" if one.what else "")
+    return outcome(replace(issue, text=f"{where}: {issue.text}") for issue in one.issues)
+
+
+def _ending(means: Means, job: Job, progress: Progress) -> list[Op]:
+    """The fact that tells the client what became of each input, in the order in which it named them."""
+    inputs = [
+        {
+            "type": file["type"],
+            "url": file["url"],
+            "imported": progress.counts[at][0],
+            "unchanged": progress.counts[at][1],
+            "errors": [number for number, kept in enumerate(progress.files) if kept["kind"] == f"{_ERROR}{at}"],
+        }
+        for at, file in sorted(enumerate(job.parameters["inputs"]), key=lambda one: one[1]["number"])
+    ]
+    return ended(means, job, {"request": job.parameters["request"], "since": False, "files": progress.files, "inputs": inputs})
+
+
+def _output(job: Job, progress: Progress) -> list[dict[str, Any]]:
+    """What the Task tells for everybody: numbers, by type."""
+    names = ("imported", "unchanged", "rejected")
+    total: Counter[str] = Counter()
+    for file, counts in zip(job.parameters["inputs"], progress.counts, strict=True):
+        total.update({f"{file['type']} {name}": count for name, count in zip(names, counts, strict=True) if count})
+    return [{"type": {"text": name}, "valueInteger": count} for name, count in sorted(total.items())]
+
+
+# --- lines of a file
+
+
+async def _read(means: Means, imports: Imports, job: Job, progress: Progress) -> Step:
+    number = progress.file
+    file = job.parameters["inputs"][number]
+    try:
+        batch = await _batch(means, imports, job, progress)
+    except SourceUnavailable as error:
+        return await _later(job, progress, error)
+    except (SourceRefused, SourceChanged, Forbidden) as error:
+        raise JobFailed(f"Input {file['number'] + 1} cannot be read at line {progress.place.line + 1}: {error}") from None
+    lines, wrong = read(batch.lines, number, file["type"], imports.line_limit, job.parameters["source"])
+    if batch.damaged and batch.ended:
+        text = "The file is damaged or cut off here; nothing behind it was read"
+        wrong.append(Refused(number, batch.place.line + 1, "", [Issue("error", "incomplete", text)]))
+    taken = await take(means.store, lines, may_create=imports.may_create, careful=job.attempt > 1)
+    taken.refused += wrong
+    operations = await _hold(means.store, job, progress, lines, taken)
+    progress.place = Place() if batch.ended else batch.place
+    progress.file += batch.ended
+    progress.failures = 0
+    return await _step(job, progress, taken, operations)
+
+
+async def _batch(means: Means, imports: Imports, job: Job, progress: Progress) -> Batch:
+    """The next lines; fewer of them when it could not be done with more."""
+    url = job.parameters["inputs"][progress.file]["url"]
+    until = time.monotonic() + means.seconds
+    count = max(1, BATCH // 8 ** (job.attempt - 1))
+    size = max(1, BATCH_BYTES // 8 ** (job.attempt - 1))
+    key = f"{job.id}/{progress.file}"
+    return await imports.sources.read(key, url, progress.place, count=count, size=size, limit=imports.line_limit, until=until)
+
+
+async def _later(job: Job, progress: Progress, error: SourceUnavailable) -> Step:
+    """The source is left alone for a while, longer each time."""
+    progress.failures += 1
+    if progress.failures >= FAILURES:
+        number = job.parameters["inputs"][progress.file]["number"] + 1
+        raise JobFailed(f"Input {number} cannot be read at line {progress.place.line + 1}: {error}")
+    wait = max(min(2.0 ** (progress.failures - 1), LONGEST_WAIT), min(error.retry_after or 0.0, 12 * LONGEST_WAIT))
+    return await _step(job, progress, Taken(), [], wait)
+
+
+async def _hold(store: Store, job: Job, progress: Progress, lines: Mapping[Key, Written], taken: Taken) -> list[Op]:
+    """Keep the lines that wait. A line that was held before and stands again is superseded, whatever becomes of the later one."""
+    operations: list[Op] = []
+    if progress.held:
+        before = await _held(store, job, map("/".join, lines))
+        taken.refused += [superseded(line, lines[key]) for key, line in before.items()]
+        operations += [SetState(held_lines(job.id), "/".join(key), None) for key in before if key not in taken.missing]
+        progress.held -= len(before)
+    for line in taken.waiting:
+        kept = {"file": line.file, "line": line.number, "body": line.resource.body.decode()}
+        operations.append(SetState(held_lines(job.id), "/".join(line.key), kept))
+    progress.held += len(taken.waiting)
+    return operations
+
+
+async def _held(store: Store, job: Job, keys: Iterable[str], size: int = GROUP_BYTES) -> dict[Key, Written]:
+    """Those of these lines that are held: the first of them, when they are more than `size` bytes."""
+    wanted = list(keys)
+    found: dict[Key, Written] = {}
+    for at in range(0, len(wanted), _ASKED):
+        for key, row in (await store.states_of(held_lines(job.id), wanted[at : at + _ASKED])).items():
+            type, _, id = key.partition("/")
+            resource = from_source(check(row["body"].encode()), job.parameters["source"])
+            found[type, id] = Written(row["file"], row["line"], resource)
+            size -= len(resource.body)
+        if size < 0:
+            break
+    return found
+
+
+# --- lines that are held
+
+
+async def _settle(means: Means, imports: Imports, job: Job, progress: Progress) -> Step:
+    """Take some lines that are held, with those that they wait for; write what refers to nowhere no more, refuse the rest."""
+    store, until = means.store, time.monotonic() + 3 * means.seconds
+    keys = progress.walk or await store.state_keys(held_lines(job.id), max(1, PAGE // 8 ** (job.attempt - 1)))
+    group = more = await _held(store, job, keys)
+    while more and progress.walks < WALKS:
+        more = await _held(store, job, sorted(await _awaited(store, more, group))[:GROUP])
+        if more and (time.monotonic() > until or _too_much(group, more)):  # what is here waits for them: they come first
+            progress.walk, progress.walks = list(map("/".join, more))[:PAGE], progress.walks + 1
+            return await _step(job, progress, Taken(), [])
+        group |= more
+    taken = await take(store, group, may_create=imports.may_create, careful=job.attempt > 1)
+    taken.refused += [_dangling(line, taken) for line in taken.waiting]
+    progress.held = progress.held - len(group) if group else 0
+    progress.walk, progress.walks = [], 0
+    return await _step(job, progress, taken, [SetState(held_lines(job.id), "/".join(key), None) for key in group])
+
+
+async def _awaited(store: Store, lines: Mapping[Key, Written], group: Mapping[Key, Written]) -> set[str]:
+    """What these lines refer to that is neither there nor in the group."""
+    targets = {target(one) for line in lines.values() for one in local(line)} - group.keys()
+    heads = await store.heads(targets)
+    return {"/".join(key) for key in targets if key not in heads or not heads[key].exists}
+
+
+def _too_much(group: Mapping[Key, Written], more: Mapping[Key, Written]) -> bool:
+    together = [*group.values(), *more.values()]
+    return len(together) > GROUP or sum(len(line.resource.body) for line in together) > 2 * GROUP_BYTES
+
+
+def _dangling(line: Written, taken: Taken) -> Refused:
+    """A line that refers to what is nowhere, or was refused, or to so many others that they cannot be written together."""
+    paths = [one.path for one in taken.missing[line.key]]
+    text = "refers to a resource that does not exist, neither here nor as one of this import that was taken"
+    return refused(line, *(Issue("error", "not-found", f"{path} {text}", path) for path in paths))
