@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from fhircm.fhir import guides
 from fhircm.fhir.definitions import SearchParameter, definitions
 from fhircm.fhir.expressions import Branch, Getter, NotCompilable, compile_expression
 from fhircm.fhir.outcome import Invalid
@@ -293,23 +294,43 @@ class Extractor:
 
 @dataclass(frozen=True, slots=True)
 class Searchable:
-    """What a resource type can be searched by, and why not by the rest."""
+    """What a resource type can be searched by, and why not by the rest. `written` are those that a resource is found by: the
+    parameters of a guide are written before they answer, until all that was stored before has been indexed."""
 
     extractors: Mapping[str, Extractor]
     refused: Mapping[str, str]
+    written: Mapping[str, Extractor]
 
 
-@cache
 def searchable(type: str) -> Searchable:
-    """The search parameters of a resource type, compiled. `refused` names the others, each with its reason."""
-    extractors: dict[str, Extractor] = {}
+    """The search parameters of a resource type, compiled: R4's and those of the guides in force. `refused` names the others, each
+    with its reason."""
+    return _searchable(type, guides.in_force())
+
+
+@lru_cache(maxsize=512)
+def _searchable(type: str, around: guides.InForce) -> Searchable:
+    written: dict[str, Extractor] = {}
     refused: dict[str, str] = {}
-    for code, parameter in definitions().search_parameters[type].items():
+    of_guides = around.parameters[type]
+    for code, parameter in (definitions().search_parameters[type] | of_guides).items():
         try:
-            extractors[code] = _extractor(parameter, type)
+            written[code] = _extractor(parameter, type)
         except NotCompilable as reason:
             refused[code] = str(reason)
-    return Searchable(MappingProxyType(extractors), MappingProxyType(refused))
+    waiting = {code for code in written if code in of_guides and not around.is_indexed(type, of_guides[code])}
+    refused |= dict.fromkeys(waiting, "what is stored is being indexed for it; try again when that is done")
+    answering = {code: one for code, one in written.items() if code not in waiting}
+    return Searchable(MappingProxyType(answering), MappingProxyType(refused), MappingProxyType(written))
+
+
+def not_compilable(parameter: SearchParameter, type: str) -> str | None:
+    """Why resources of a type cannot be searched by a parameter; None when they can."""
+    try:
+        _extractor(parameter, type)
+    except NotCompilable as reason:
+        return str(reason)
+    return None
 
 
 def _extractor(parameter: SearchParameter, type: str) -> Extractor:
@@ -346,7 +367,7 @@ def search_values(tree: dict[str, Any]) -> list[SearchValue]:
     Raises Invalid for a value that cannot be read, for example a date that is not in the calendar.
     """
     values: list[SearchValue] = []
-    for code, extractor in searchable(str(tree["resourceType"])).extractors.items():
+    for code, extractor in searchable(str(tree["resourceType"])).written.items():
         try:
             for get, convert in extractor.sources:
                 for value in get(tree):

@@ -89,6 +89,7 @@ class Router:
         principal: Principal | None = None
         try:
             headers.require_acceptable(request)
+            await self.store.guides.follow()
             if _path(request) == "metadata" and request.method in ("GET", "HEAD"):
                 response = self._metadata()
             else:

@@ -22,6 +22,7 @@ from fhircm.store import changes as change_log
 from fhircm.store import search as searching
 from fhircm.store import timers as timing
 from fhircm.store.database import Connection, Database
+from fhircm.store.guides import GuidesFollowed, GuidesMoved
 from fhircm.store.history import HistoryPage, HistoryQuery, history_page
 from fhircm.store.operations import (
     CancelTimer,
@@ -76,6 +77,7 @@ class Store:
 
     def __init__(self, database: Database, *, clock: Clock, rules: Sequence[WriteRule] = ()) -> None:
         self.database, self.clock, self.rules = database, clock, tuple(rules)
+        self.guides = GuidesFollowed(database)
 
     # --- reading -------------------------------------------------------------------------------------------------------------
 
@@ -150,13 +152,14 @@ class Store:
         that is there already), NotFound (a delete of nothing), CursorMoved, StaleClaim, and what a write rule raises.
         """
         for attempt in range(ATTEMPTS):
+            await self.guides.follow()
             try:
                 async with self.database.writing() as connection:
                     planned = operations
                     if isinstance(operations, Plan):
                         planned = await self._planned(connection, operations)
                     return await self._write(connection, planned, origin)
-            except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, _WrittenMeanwhile) as error:
+            except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, _WrittenMeanwhile, GuidesMoved) as error:
                 if attempt == ATTEMPTS - 1:
                     raise Conflict("Too many others write the same resources at this moment; try again") from error
                 await asyncio.sleep(0.01 * 2**attempt * (0.5 + random.random()))  # noqa: S311 jitter, not a secret
@@ -177,7 +180,11 @@ class Store:
     async def _write(self, connection: Connection, operations: Sequence[Op], origin: str) -> list[Stored]:
         writes = [one for one in operations if isinstance(one, Put | Delete)]
         dialect, now = self.database.dialect, self.clock()
-        stored = await write_resources(connection, dialect, writes, origin=origin, now=now, rules=self.rules) if writes else []
+        stored: list[Stored] = []
+        if writes:
+            stored = await write_resources(
+                connection, dialect, writes, origin=origin, now=now, rules=self.rules, confirm=self.guides.confirm
+            )
         # In one order for everybody, so that two transactions wait for each other at most, never both ways.
         for operation in sorted((one for one in operations if not isinstance(one, Put | Delete)), key=_order):
             match operation:
