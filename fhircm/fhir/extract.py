@@ -6,6 +6,7 @@ below say what a value of each element type means for each parameter type.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,6 +25,7 @@ ANY_REFERENCE = "*"
 START = 100  # characters of a normalised string that stand in the index
 OWN_COLUMNS = frozenset({"_id", "_lastUpdated"})  # the resource table itself answers these
 
+_CODE = re.compile(r"[A-Za-z][A-Za-z0-9_\-]*")  # of a guide's parameter: what begins with _ is R4's own, or the protocol's
 _CURRENCIES = "urn:iso:std:iso:4217"
 _UNSEARCHABLE = {
     "composite": "composite parameters are not searched yet",
@@ -302,10 +304,10 @@ class Searchable:
     written: Mapping[str, Extractor]
 
 
-def searchable(type: str) -> Searchable:
+def searchable(type: str, around: guides.InForce | None = None) -> Searchable:
     """The search parameters of a resource type, compiled: R4's and those of the guides in force. `refused` names the others, each
     with its reason."""
-    return _searchable(type, guides.in_force())
+    return _searchable(type, around or guides.in_force())
 
 
 @lru_cache(maxsize=512)
@@ -324,20 +326,23 @@ def _searchable(type: str, around: guides.InForce) -> Searchable:
     return Searchable(MappingProxyType(answering), MappingProxyType(refused), MappingProxyType(written))
 
 
-def not_compilable(parameter: SearchParameter, type: str) -> str | None:
-    """Why resources of a type cannot be searched by a parameter; None when they can."""
-    try:
-        _extractor(parameter, type)
-    except NotCompilable as reason:
-        return str(reason)
-    return None
+def unindexed(around: guides.InForce) -> dict[str, str]:
+    """The parameters by which resources must be indexed before they answer: `Patient.race`, and the digest of its definition."""
+    return {
+        f"{type}.{code}": guides.digest(parameter)
+        for type, parameters in sorted(around.parameters.items())
+        for code, parameter in sorted(parameters.items())
+        if code in searchable(type, around).written and not around.is_indexed(type, parameter)
+    }
 
 
 def _extractor(parameter: SearchParameter, type: str) -> Extractor:
     if parameter.type in _UNSEARCHABLE:
         raise NotCompilable(_UNSEARCHABLE[parameter.type])
+    if not _CODE.fullmatch(parameter.code) and parameter.code not in definitions().search_parameters[type]:
+        raise NotCompilable("its code cannot stand in a URL, or begins like a parameter of the protocol")
     if not parameter.expression:
-        raise NotCompilable("HL7 gives no expression for it")
+        raise NotCompilable("its definition has no expression")
     if parameter.code in OWN_COLUMNS:
         return Extractor(parameter, frozenset({"id" if parameter.code == "_id" else "instant"}), (), ())
     branches = compile_expression(parameter.expression, type)

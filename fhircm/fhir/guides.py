@@ -85,16 +85,6 @@ class InForce:
         """Whether every stored resource can be found by this parameter of a guide."""
         return self.indexed.get(f"{type}.{parameter.code}") == digest(parameter)
 
-    @cached_property
-    def to_index(self) -> Mapping[str, str]:
-        """The parameters that resources must be indexed by before they answer: `Patient.race` and the digest of its definition."""
-        return {
-            f"{type}.{code}": digest(parameter)
-            for type, parameters in sorted(self.parameters.items())
-            for code, parameter in sorted(parameters.items())
-            if not self.is_indexed(type, parameter)
-        }
-
 
 _in_force = InForce()
 
