@@ -24,6 +24,8 @@ from fhircm import wiring
 from fhircm.exchange.client import connect
 from fhircm.exchange.partners import PartnerWrong
 from fhircm.fhir.outcome import FhirError
+from fhircm.jobs import JOBS, job
+from fhircm.jobs.reindex import start_reindex
 from fhircm.settings import Settings, SettingsWrong
 from fhircm.settings import load as load_settings
 from fhircm.store.migrations import migrate as migrate_database
@@ -223,6 +225,42 @@ def replay(
         if not listed:
             out.print("Nothing was given up on")
         return 0
+
+    _run(go)
+
+
+@app.command()
+def reindex(
+    types: Annotated[list[str] | None, typer.Argument(help="Resource types; without any, all of them.")] = None,
+) -> None:
+    """Make the search rows of resources anew from what is stored, after a search parameter came or changed.
+
+    Starts a job; `fhircm work` does it, beside everything else, and `fhircm jobs` tells how far it is.
+    """
+
+    async def go(settings: Settings) -> None:
+        async with wiring.open_store(settings) as store:
+            id = await start_reindex(store, types)
+        out.print(f"Started: Task/{id}; `fhircm work` does it, and `fhircm jobs` tells how far it is", highlight=False)
+
+    _run(go)
+
+
+@app.command()
+def jobs(
+    cancel: Annotated[str | None, typer.Option(help="End the job of this Task id.")] = None,
+) -> None:
+    """List the newest jobs with their state and progress, or cancel one."""
+
+    async def go(settings: Settings) -> None:
+        async with wiring.open_store(settings) as store:
+            if cancel is not None:
+                await job.cancel(store, JOBS, cancel.removeprefix("Task/"))
+            rows = await job.listed(store)
+        for row in rows:
+            out.print("\t".join(job.told(row)), highlight=False, soft_wrap=True)
+        if not rows:
+            out.print("There are no jobs")
 
     _run(go)
 

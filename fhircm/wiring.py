@@ -28,6 +28,9 @@ from fhircm.exchange.client import PartnerClient, connect
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable
 from fhircm.exchange.partners import Partner, load_partners
 from fhircm.fhir.outcome import FhirError, NotFound, VersionConflict
+from fhircm.jobs import JOBS
+from fhircm.jobs.job import Means
+from fhircm.jobs.running import run_jobs
 from fhircm.reactions import REACTIONS, TIMERS, reactions, timer_handlers
 from fhircm.rest.exchange import RestSettings
 from fhircm.settings import Settings
@@ -130,7 +133,13 @@ async def worker(settings: Settings) -> AsyncIterator[Worker]:
             client.partner.name: partial(_round, settings, store, client, clients, around) for client in clients
         }
         park, unpark = partial(_parked, around), partial(_unparked, around)
-        yield Worker(store, reactions(around), timer_handlers(around), park, unpark, rounds, settings.lease)
+        jobs = partial(run_jobs, means(settings, store), JOBS, settings.lease)
+        yield Worker(store, reactions(around), timer_handlers(around), park, unpark, rounds, settings.lease, jobs)
+
+
+def means(settings: Settings, store: Store) -> Means:
+    """What the slices of jobs work with: each is done long before its claim ends."""
+    return Means(store, f"{base_url(settings)}/fhir", seconds=min(1.0, settings.lease.total_seconds() / 4))
 
 
 async def _round(settings: Settings, store: Store, client: PartnerClient, clients: list[PartnerClient], around: Context) -> int:

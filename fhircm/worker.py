@@ -50,6 +50,7 @@ class Worker:
     unpark: Unpark  # ends that Task
     partners: dict[str, Callable[[], Awaitable[int]]] = field(default_factory=dict)  # name: one round of work, how much was done
     lease: timedelta = timedelta(seconds=15)
+    jobs: Callable[[], Awaitable[int]] | None = None  # one slice of one job, how much was done
     holder: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}")
 
     async def run(self) -> None:
@@ -58,6 +59,8 @@ class Worker:
             for reaction in self.reactions:
                 group.create_task(self._forever(f"reaction {reaction.name}", lambda reaction=reaction: self.react(reaction)))
             group.create_task(self._forever("timers", self.run_timers))
+            if self.jobs is not None:  # beside the timers: no deadline waits for a slice
+                group.create_task(self._forever("jobs", self.jobs))
             for name, round_of_work in self.partners.items():
                 group.create_task(self._attend(f"partner:{name}", round_of_work))
 
@@ -67,6 +70,7 @@ class Worker:
         while True:
             done = sum([await self.react(reaction) for reaction in self.reactions])
             done += await self.run_timers()
+            done += await self.jobs() if self.jobs is not None else 0
             for name, round_of_work in self.partners.items():
                 done += await self._leased(f"partner:{name}", round_of_work)
             total += done

@@ -7,3 +7,4 @@ HUB = "https://fhircm.example/"
 DELIVERY = f"{HUB}delivery"  # identifies what the hub sent, on everything that it sends
 REFERRAL = f"{HUB}referral"  # the number that a referral keeps on both sides
 COORDINATION = f"{HUB}CodeSystem/coordination"
+JOB = f"{HUB}CodeSystem/job"  # what a job is, on its Task

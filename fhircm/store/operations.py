@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fhircm.fhir.conditions import Condition
 from fhircm.fhir.query import Query
 from fhircm.fhir.validation import Checked
 from fhircm.store.stored import Stored
+
+if TYPE_CHECKING:
+    from fhircm.store.reindex import Reindexed
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,15 @@ class FinishTimer:
 
 
 @dataclass(frozen=True, slots=True)
+class RepeatTimer:
+    """Set a claimed timer again, with no attempt counted; StaleClaim if another worker has claimed it since, or it was cancelled."""
+
+    timer: Timer
+    due: datetime
+    payload: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class MoveCursor:
     """Move a cursor that must stand at `before`; CursorMoved if it does not."""
 
@@ -124,6 +136,13 @@ class SetState:
 
 
 @dataclass(frozen=True, slots=True)
+class RewriteSearchRows:
+    """Replace the search rows of resources (as `Store.to_reindex` gives them) that are still at the version they were made of."""
+
+    resources: Sequence[Reindexed]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What to write depends on what is there: `make` is given what each search finds, and returns what to do.
 
@@ -137,4 +156,4 @@ class Plan:
     within: Narrowing | None = None
 
 
-Op = Put | Delete | SetTimer | CancelTimer | FinishTimer | MoveCursor | SetState
+Op = Put | Delete | SetTimer | CancelTimer | FinishTimer | RepeatTimer | MoveCursor | SetState | RewriteSearchRows

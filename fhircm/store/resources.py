@@ -19,6 +19,7 @@ import asyncpg
 from fhircm.fhir.outcome import Conflict, Gone, NotFound
 from fhircm.fhir.query import Query
 from fhircm.store import changes as change_log
+from fhircm.store import reindex as reindexing
 from fhircm.store import search as searching
 from fhircm.store import timers as timing
 from fhircm.store.database import Connection, Database
@@ -35,6 +36,8 @@ from fhircm.store.operations import (
     Plan,
     Position,
     Put,
+    RepeatTimer,
+    RewriteSearchRows,
     SetState,
     SetTimer,
     Timer,
@@ -53,6 +56,8 @@ __all__ = [
     "Plan",
     "Position",
     "Put",
+    "RepeatTimer",
+    "RewriteSearchRows",
     "SetState",
     "SetTimer",
     "Store",
@@ -194,10 +199,14 @@ class Store:
                     await timing.cancel_timer(connection, key)
                 case FinishTimer(timer):
                     await timing.finish_timer(connection, timer)
+                case RepeatTimer():
+                    await timing.repeat_timer(connection, operation)
                 case SetState():
                     await set_state(connection, operation)
                 case MoveCursor():
                     await change_log.move_cursor(connection, operation)
+                case RewriteSearchRows():
+                    await reindexing.rewrite(connection, dialect, operation)
         if stored and dialect == "postgresql":
             await connection.execute("NOTIFY fhircm_change")
         return stored
@@ -251,6 +260,11 @@ class Store:
                 connection, self.database.dialect, sorted(kinds), self.clock(), time.time(), limit, lease
             )
 
+    async def timer(self, key: str) -> Timer | None:
+        """A timer as it stands, to be looked at."""
+        async with self.database.reading() as connection:
+            return await timing.read_timer(connection, key)
+
     async def retry_timer(self, timer: Timer, due: datetime) -> None:
         """Give a claimed timer back, to be due again. Raises StaleClaim."""
         async with self.database.writing() as connection:
@@ -266,6 +280,18 @@ class Store:
         async with self.database.writing() as connection:
             await timing.release_lease(connection, name, holder)
 
+    # --- long work -----------------------------------------------------------------------------------------------------------
+
+    async def count(self, types: Sequence[str]) -> int:
+        """How many resources of these types there are."""
+        async with self.database.reading() as connection:
+            return await reindexing.count(connection, types)
+
+    async def to_reindex(self, type: str, after: int, limit: int) -> reindexing.ReindexPage:
+        """The search rows of the next resources of a type, in order of their keys, made anew from their bytes."""
+        async with self.database.reading() as connection:
+            return await reindexing.reindex_page(connection, type, after, limit)
+
     async def close(self) -> None:
         """Close the database."""
         await self.database.close()
@@ -275,12 +301,14 @@ def _order(operation: Op) -> tuple[str, str]:
     match operation:
         case SetTimer(key=key) | CancelTimer(key=key):
             return "1", key
-        case FinishTimer(timer=timer):
+        case FinishTimer(timer=timer) | RepeatTimer(timer=timer):
             return "2", timer.key
         case SetState(namespace=namespace, key=key):
             return "3", f"{namespace} {key}"
         case MoveCursor(name=name):
             return "4", name
+        case RewriteSearchRows():
+            return "5", ""
     raise TypeError(type(operation).__name__)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
+from typing import Any
 
 from fhircm.store.database import Connection
-from fhircm.store.operations import SetTimer, Timer
+from fhircm.store.operations import RepeatTimer, SetTimer, Timer
 from fhircm.store.stored import micros, moment
 
 
@@ -35,6 +36,26 @@ async def finish_timer(connection: Connection, timer: Timer) -> None:
     """Remove a timer that was handled. Raises StaleClaim."""
     if await connection.fetchval("DELETE FROM timer WHERE key = $1 AND token = $2 RETURNING key", timer.key, timer.token) is None:
         raise StaleClaim(timer.key)
+
+
+async def repeat_timer(connection: Connection, again: RepeatTimer) -> None:
+    """Set a claimed timer anew. Raises StaleClaim."""
+    repeated = await connection.fetchval(
+        "UPDATE timer SET due = $3, payload = $4, attempts = 0, leased_until = 0, token = token + 1"
+        " WHERE key = $1 AND token = $2 RETURNING key",
+        again.timer.key,
+        again.timer.token,
+        micros(again.due),
+        json.dumps(again.payload),
+    )
+    if repeated is None:
+        raise StaleClaim(again.timer.key)
+
+
+async def read_timer(connection: Connection, key: str) -> Timer | None:
+    """A timer as it stands, claimed or not."""
+    row = await connection.fetchrow("SELECT key, kind, due, payload, attempts, token FROM timer WHERE key = $1", key)
+    return None if row is None else _timer(row)
 
 
 async def retry_timer(connection: Connection, timer: Timer, due: datetime) -> None:
@@ -66,11 +87,11 @@ async def claim_timers(
         limit,
         *kinds,
     )
-    timers = [
-        Timer(row["key"], row["kind"], moment(row["due"]), json.loads(row["payload"]), row["attempts"], row["token"])
-        for row in rows
-    ]
-    return sorted(timers, key=lambda timer: (timer.due, timer.key))
+    return sorted(map(_timer, rows), key=lambda timer: (timer.due, timer.key))
+
+
+def _timer(row: Mapping[str, Any]) -> Timer:
+    return Timer(row["key"], row["kind"], moment(row["due"]), json.loads(row["payload"]), row["attempts"], row["token"])
 
 
 async def take_lease(connection: Connection, name: str, holder: str, now: float, seconds: float) -> bool:

@@ -97,6 +97,20 @@ def test_a_database_that_does_not_answer_is_told(fhircm):
 
 def test_help_names_every_command(fhircm):
     told = " ".join(fhircm("--help").stdout.split())
-    for name in ("serve", "work", "migrate", "pull", "load", "timeline", "replay", "sandbox", "demo", "partner", "client"):
+    for name in ("serve", "work", "migrate", "pull", "load", "timeline", "replay", "reindex", "jobs", "sandbox", "demo", "partner", "client"):
         assert f" {name} " in told
     assert "Start with: fhircm demo" in told
+
+
+def test_a_reindex_is_a_job_that_the_worker_does_and_the_list_tells(fhircm, tmp_path):
+    file = tmp_path / "records.ndjson"
+    file.write_text(json.dumps(PATIENT))
+    fhircm("load", file)
+    assert fhircm("jobs").stdout.strip() == "There are no jobs"
+    started = fhircm("reindex", "Patient")
+    id = re.search(r"Task/([0-9a-f-]{36})", started.stdout)[1]
+    assert fhircm("jobs").stdout.split("\t")[:3] == [id, "reindex", "ready"]
+    assert fhircm("work", "--until-idle", FHIRCM_PARTNERS="[]").returncode == 0
+    assert fhircm("jobs").stdout.split("\t")[:4] == [id, "reindex", "completed", "1 of 1"]
+    assert fhircm("jobs", "--cancel", id).returncode == 1
+    assert fhircm("reindex", "Nothing").returncode == 1
