@@ -16,15 +16,14 @@ from uuid import uuid4
 
 from fhircm.fhir import json
 from fhircm.fhir.extract import searchable, unindexed
-from fhircm.fhir.guides import Artefact, Guide, InForce, digest, in_force, search_parameter
-from fhircm.fhir.outcome import Conflict, FhirError, NotFound
+from fhircm.fhir.guides import Artefact, Guide, InForce, digest, in_force, search_parameter, types_of
+from fhircm.fhir.outcome import Conflict, NotFound
 from fhircm.fhir.package import Definition, Package, read_package
 from fhircm.fhir.references import references
-from fhircm.store.guides import GUIDE, INDEXED, LATE, located, new_generation
+from fhircm.store.guides import GUIDE, INDEXED, INDEXING, LATE, new_generation
 from fhircm.store.resources import Delete, Op, Put, SetState, Store
 
 BATCH = 50  # definitions in one transaction
-INDEXING = "indexing"  # namespace of the reindex that is to make parameters answer; a change of guides voids the one before
 LEASE = 60.0  # seconds for which a process that fell silent keeps others from changing guides
 
 # Starts the job that indexes these types and then makes the parameters answer; the operations commit with it.
@@ -52,6 +51,16 @@ class LoadReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Removed:
+    """What became of a guide that was taken out; `kept` are the definitions that something else refers to."""
+
+    guide: str
+    deleted: int
+    kept: list[str]
+    job: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Listed:
     """A guide as a list tells it."""
 
@@ -64,32 +73,54 @@ class Listed:
 async def load(store: Store, file: IO[bytes], reindex: Reindex) -> LoadReport:
     """Load a package; loading it again changes nothing. Raises PackageWrong before anything is written, GuidesBusy."""
     package = await asyncio.to_thread(read_package, file)
-    key = f"{package.name}#{package.version}"
-    report = LoadReport(key)
+    report = LoadReport(f"{package.name}#{package.version}")
     async with _alone(store):
-        before = in_force()
         kept = await _storable(store, package, report)
-        locations = await _store(store, kept, report)
-        fact = _fact(package, kept, locations)
+        fact = _fact(package, kept, await _store(store, kept, report))
         guide = _guide(package, kept, fact)
-        after = replace(before, guides=(*(one for one in before.guides if one.key != key), guide))
-        _tell(report, package, guide, after)
-        known = await store.state(GUIDE, key)
+        known = await store.state(GUIDE, guide.key)
         if known is not None and known["loaded"] == fact["loaded"]:
             report.job = await _indexed_at_last(store, reindex)
-            return report
-        await _suspend(store, before, after)
-        report.job = await _change(store, reindex, after, [SetState(GUIDE, key, fact)])
+        else:
+            report.job = await _change(store, reindex, [SetState(GUIDE, guide.key, fact)], out=guide.key, into=guide)
+        _tell(report, package, guide, in_force())
     return report
 
 
-async def remove(store: Store, name: str) -> tuple[list[str], list[str], list[str]]:
-    """Take a guide (`name`, or `name#version`) out of force and delete its definitions.
+async def remove(store: Store, key: str, reindex: Reindex) -> Removed:
+    """Take one version of a guide (`name#version`) out of force, and delete the definitions that nothing else needs.
 
-    Returns what was removed, and which of its definitions were deleted and which were kept since others refer to them. Raises
-    NotFound, GuidesBusy.
+    Raises NotFound, GuidesBusy.
     """
-    raise NotImplementedError
+    async with _alone(store):
+        fact = await store.state(GUIDE, key)
+        if fact is None:
+            raise NotFound(f"The guide {key} is not loaded; loaded are: {', '.join(await store.states(GUIDE)) or 'none'}")
+        job = await _change(store, reindex, [SetState(GUIDE, key, None, if_present=True)], out=key)
+        needed = {_place(row) for other in (await store.states(GUIDE)).values() for row in other["artefacts"]}
+        doomed = {_place(row) for row in fact["artefacts"]} - needed
+        kept = await _delete(store, sorted(doomed))
+    return Removed(key, len(doomed) - len(kept), kept, job)
+
+
+async def _delete(store: Store, doomed: list[tuple[str, str]]) -> list[str]:
+    """Delete definitions, those first that refer to others; returns those that something else refers to."""
+    while True:
+        kept = []
+        for type, id in doomed:
+            try:
+                await store.transact([Delete(type, id)], origin="load")
+            except Conflict:
+                kept.append((type, id))
+            except NotFound:
+                continue
+        if len(kept) in (0, len(doomed)):
+            return ["/".join(one) for one in kept]
+        doomed = kept
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["type"], row["id"]
 
 
 async def listed(store: Store) -> list[Listed]:
@@ -100,7 +131,7 @@ async def listed(store: Store) -> list[Listed]:
     waiting = unindexed(around)
     found = []
     for guide in sorted(around.guides, key=lambda one: one.key):
-        own = {f"{type}.{one.code}" for one in guide.parameters for type in one.base}
+        own = {f"{type}.{one.code}" for one in guide.parameters for type in types_of(one)}
         newest = guide in around.newest
         indexing = sorted(own.intersection(waiting)) if newest else []
         found.append(Listed(guide, facts.get(guide.key, {}).get("title", guide.name), newest, indexing))
@@ -204,7 +235,7 @@ def _guide(package: Package, kept: Sequence[Definition], fact: Mapping[str, Any]
 def _tell(report: LoadReport, package: Package, guide: Guide, after: InForce) -> None:
     report.profiles = sum(one.type == "StructureDefinition" for one in guide.artefacts)
     for parameter in guide.parameters:
-        for type in sorted(set(parameter.base) & after.parameters.keys()):
+        for type in sorted(types_of(parameter)):
             name = f"{type}.{parameter.code}"
             chosen = after.parameters[type].get(parameter.code)
             known = searchable(type, after)
@@ -216,12 +247,8 @@ def _tell(report: LoadReport, package: Package, guide: Guide, after: InForce) ->
                 report.parameters.append(name)
             else:
                 report.refused.append(f"{name}: {known.refused[parameter.code]}")
-    loaded = {one.name for one in after.guides}
-    # What is R4 itself, or its terminology and extensions, is not a guide that anybody loads.
-    report.missing = [f"{one}#{version}" for one, version in sorted(package.dependencies.items()) if one not in loaded | {_CORE}]
-
-
-_CORE = "hl7.fhir.r4.core"
+    here = {one.name for one in after.guides} | {"hl7.fhir.r4.core"}
+    report.missing = [f"{name}#{version}" for name, version in sorted(package.dependencies.items()) if name not in here]
 
 
 # --- the law -----------------------------------------------------------------------------------------------------------------
@@ -237,24 +264,46 @@ def _answering(around: InForce) -> dict[str, str]:
     }
 
 
-async def _suspend(store: Store, before: InForce, after: InForce) -> None:
-    """What answers now and will be something else, or nothing, stops answering first: in every process, before rows are made otherwise."""
+async def _change(store: Store, reindex: Reindex, operations: Sequence[Op], *, out: str, into: Guide | None = None) -> str | None:
+    """Make it the law that a guide goes out, or comes in, together with the job that indexes what is not indexed; returns its Task."""
+    await _void(store)
+    before = in_force()
+    guides = [one for one in before.guides if one.key != out]
+    after = replace(before, guides=(*guides, into) if into else tuple(guides))
     stays = _answering(after)
     stopped = [key for key, definition in _answering(before).items() if stays.get(key) != definition]
-    if stopped:
+    if stopped:  # in every process, before rows are made otherwise
         await store.transact([*(SetState(INDEXED, key, None) for key in stopped), new_generation()], origin="hub")
         await asyncio.sleep(LATE)
-
-
-async def _change(store: Store, reindex: Reindex, after: InForce, operations: Sequence[Op]) -> str | None:
-    """Make it the law, together with the job that indexes what is not indexed; returns the job's Task."""
-    void = [SetState(INDEXING, key, None) for key in await store.states(INDEXING)]
-    waiting = unindexed(replace(after, indexed=_answering(after)))
-    everything = [*operations, *void, new_generation()]
-    if waiting:
-        job = await reindex(sorted({key.partition(".")[0] for key in waiting}), waiting, everything)
-    else:
-        await store.transact(everything, origin="hub")
-        job = None
+    waiting = unindexed(replace(after, indexed=stays))
+    job = await _commit(store, reindex, waiting, [*operations, new_generation()])
     await store.guides.follow(now=True)
     return job
+
+
+async def _void(store: Store) -> None:
+    """What is being indexed for guides is void: nothing comes to answer from here on."""
+    if under_way := await store.states(INDEXING):
+        await store.transact([SetState(INDEXING, key, None) for key in under_way], origin="hub")
+    await store.guides.follow(now=True)
+
+
+async def _commit(store: Store, reindex: Reindex, waiting: Mapping[str, str], operations: Sequence[Op]) -> str | None:
+    if waiting:
+        return await reindex(sorted({key.partition(".")[0] for key in waiting}), waiting, operations)
+    await store.transact(operations, origin="hub")
+    return None
+
+
+async def _indexed_at_last(store: Store, reindex: Reindex) -> str | None:
+    """Start the job again when parameters wait and no job that does it is open; returns the Task of the one that is."""
+    waiting = unindexed(in_force())
+    if not waiting:
+        return None
+    under_way = await store.states(INDEXING)
+    tasks = await store.read_many(("Task", key) for key in under_way)
+    open_ones = [id for (_, id), task in tasks.items() if task.tree["status"] in ("ready", "in-progress", "on-hold")]
+    if open_ones:
+        return open_ones[0]
+    await _void(store)
+    return await _commit(store, reindex, unindexed(in_force()), [new_generation()])

@@ -67,10 +67,9 @@ class InForce:
     @cached_property
     def parameters(self) -> Mapping[str, Mapping[str, SearchParameter]]:
         """The search parameters of the guides by type and code; R4's own and the first guide's stay where two have the same code."""
-        types = definitions().resource_types
-        by_type: dict[str, dict[str, SearchParameter]] = {type: {} for type in types}
+        by_type: dict[str, dict[str, SearchParameter]] = {type: {} for type in definitions().resource_types}
         for parameter in (one for guide in self.newest for one in guide.parameters):
-            for type in types if set(parameter.base) & {"Resource", "DomainResource"} else types.intersection(parameter.base):
+            for type in types_of(parameter):
                 if parameter.code not in definitions().search_parameters[type]:
                     by_type[type].setdefault(parameter.code, parameter)
         return by_type
@@ -96,8 +95,14 @@ def in_force() -> InForce:
 
 def put_in_force(what: InForce) -> None:
     """Make this what is in force, from now on."""
-    global _in_force  # noqa: PLW0603 the one place that a process remembers it
+    global _in_force
     _in_force = what
+
+
+def types_of(parameter: SearchParameter) -> frozenset[str]:
+    """The resource types that a search parameter is for."""
+    types = definitions().resource_types
+    return types if set(parameter.base) & {"Resource", "DomainResource"} else types.intersection(parameter.base)
 
 
 def digest(parameter: SearchParameter) -> str:

@@ -99,12 +99,14 @@ async def start(
     client: str | None = None,
     inputs: Sequence[tuple[str, str]] = (),
     operations: Sequence[Op] = (),
+    id: str | None = None,
 ) -> str:
     """Start a job; returns the id of its Task. `parameters` (JSON) are for its slices, `inputs` for those who read the Task.
 
-    `operations` commit with it. Whoever calls this has checked what the client may do.
+    `operations` commit with it; they may know it by an `id` that was chosen before. Whoever calls this has checked what the
+    client may do.
     """
-    id = str(uuid4())
+    id = id or str(uuid4())
     now = instant(store.clock())
     task = {
         "resourceType": "Task",

@@ -21,6 +21,7 @@ from fhircm.store.operations import SetState
 
 GUIDE = "guide"  # namespace of the guides that are loaded: name#version, and where its definitions are stored
 INDEXED = "indexed"  # namespace of the search parameters that every stored resource is indexed by
+INDEXING = "indexing"  # namespace of the jobs that are to make parameters answer; a change of guides voids what was under way
 GENERATION = "guides"  # namespace of one fact that is new with every change of the others
 FRESH = 1.0  # seconds for which what was read is used without asking again
 LATE = 3.0  # seconds after a change in which a process may not know of it yet; on top of FRESH, the making of one version's rows
@@ -106,10 +107,7 @@ async def _guide(connection: Connection, key: str, fact: Mapping[str, Any], know
         for row in rows
         if located(row) in bodies
     )
-    accepted = frozenset(fact["parameters"])
-    parameters = tuple(
-        search_parameter(json.parse(one.body)) for one in artefacts if one.type == "SearchParameter" and one.url in accepted
-    )
+    parameters = tuple(search_parameter(json.parse(one.body)) for one in artefacts if one.type == "SearchParameter")
     return Guide(name, version, artefacts, parameters, fact["loaded"])
 
 

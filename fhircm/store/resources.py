@@ -206,6 +206,7 @@ class Store:
                 case MoveCursor():
                     await change_log.move_cursor(connection, operation)
                 case RewriteSearchRows():
+                    await self.guides.confirm(connection)
                     await reindexing.rewrite(connection, dialect, operation)
         if stored and dialect == "postgresql":
             await connection.execute("NOTIFY fhircm_change")
@@ -287,8 +288,19 @@ class Store:
         async with self.database.reading() as connection:
             return await reindexing.count(connection, types)
 
+    async def in_flight(self) -> int:
+        """A mark behind every transaction that is in flight now, for `has_settled`."""
+        async with self.database.reading() as connection:
+            return await change_log.in_flight(connection, self.database.dialect)
+
+    async def has_settled(self, mark: int) -> bool:
+        """Whether all that was in flight at that mark has ended."""
+        async with self.database.reading() as connection:
+            return await change_log.has_settled(connection, self.database.dialect, mark)
+
     async def to_reindex(self, type: str, after: int, limit: int) -> reindexing.ReindexPage:
         """The search rows of the next resources of a type, in order of their keys, made anew from their bytes."""
+        await self.guides.follow()
         async with self.database.reading() as connection:
             return await reindexing.reindex_page(connection, type, after, limit)
 

@@ -97,7 +97,21 @@ def test_a_database_that_does_not_answer_is_told(fhircm):
 
 def test_help_names_every_command(fhircm):
     told = " ".join(fhircm("--help").stdout.split())
-    for name in ("serve", "work", "migrate", "pull", "load", "timeline", "replay", "reindex", "jobs", "sandbox", "demo", "partner", "client"):
+    for name in (
+        "serve",
+        "work",
+        "migrate",
+        "pull",
+        "load",
+        "timeline",
+        "replay",
+        "reindex",
+        "jobs",
+        "sandbox",
+        "demo",
+        "partner",
+        "client",
+    ):
         assert f" {name} " in told
     assert "Start with: fhircm demo" in told
 
