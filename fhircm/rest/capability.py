@@ -22,8 +22,8 @@ def capability_statement(
     operations = sorted(operations, key=lambda one: one.code)
     called = [{"name": one.code, "definition": one.url} for one in operations if "system" in one.levels]
     supported: dict[str, list[str]] = {}
-    for profile in profiles().values():
-        supported.setdefault(profile.type, []).append(profile.url)
+    for url, type in profiles().items():
+        supported.setdefault(type, []).append(url)
     return {
         "resourceType": "CapabilityStatement",
         "status": "active",
