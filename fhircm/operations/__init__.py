@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fhircm.operations.definition import Operation, load
 from fhircm.operations.meta import meta
+from fhircm.operations.validate import validate
 
 # code: the function that carries it out
-OPERATIONS: dict[str, Operation] = {code: load(code, function) for code, function in {"meta": meta}.items()}
+OPERATIONS: dict[str, Operation] = {code: load(code, function) for code, function in {"meta": meta, "validate": validate}.items()}

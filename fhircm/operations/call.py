@@ -35,6 +35,7 @@ class Call:
     arguments: Sequence[Argument] = ()
     headers: Mapping[str, str] = field(default_factory=dict)  # of the request, names in lower case
     url: str = ""  # as it was requested, with its query
+    may_create: bool = False  # whether an update of what does not exist creates it
 
     def all(self, name: str) -> list[Any]:
         """The values of a parameter that may come again."""

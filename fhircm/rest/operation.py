@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.responses import Response
 
+from fhircm.fhir import json
 from fhircm.fhir.outcome import MethodNotAllowed, NotFound
 from fhircm.fhir.validation import check
 from fhircm.operations import OPERATIONS
@@ -26,7 +28,8 @@ async def operation(exchange: Exchange, code: str, type: str | None = None, id: 
         raise MethodNotAllowed(f"${code} changes something, so it is called by POST")
     arguments = await _arguments(exchange, found)
     sent = {name.lower(): value for name, value in request.headers.items()}
-    call = Call(exchange.store, exchange.base_url, type, id, arguments, sent, str(request.url))
+    may_create = type is not None and exchange.may_create(type)
+    call = Call(exchange.store, exchange.base_url, type, id, arguments, sent, str(request.url), may_create)
     answer = await found.function(call)
     return Response(answer.body, answer.status, dict(answer.headers), headers.FHIR_JSON if answer.body else None)
 
@@ -41,4 +44,20 @@ async def _arguments(exchange: Exchange, found: Operation) -> list[Argument]:
     if not body:
         return in_url or found.of_body(None)
     headers.require_json_body(request)
-    return [*in_url, *found.of_body(check(body).tree)]
+    return [*in_url, *found.of_body(_as_sent(body) if found.as_sent else check(body).tree)]
+
+
+def _as_sent(body: bytes) -> dict[str, Any]:
+    """A resource that may be wrong, or Parameters that are right but for the resources that they carry."""
+    tree = json.parse(body)
+    if tree.get("resourceType") == "Parameters":
+        carried = tree.get("parameter")
+        shell = [_without_resource(one) for one in carried] if isinstance(carried, list) else carried
+        check(json.dumps({**tree, "parameter": shell} if carried is not None else tree))
+    return tree
+
+
+def _without_resource(parameter: Any) -> Any:
+    if not isinstance(parameter, dict) or not isinstance(parameter.get("resource"), dict):
+        return parameter
+    return {**parameter, "resource": {"resourceType": "Binary", "contentType": "application/fhir+json"}}

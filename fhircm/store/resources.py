@@ -11,6 +11,7 @@ import json as std_json
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -75,6 +76,10 @@ _VERSION = "r.type, r.id, v.version, v.last_updated, v.method, v.body"
 
 class _WrittenMeanwhile(Exception):
     """Somebody wrote what a plan had found before it could be locked: the plan is asked anew."""
+
+
+class _Rehearsed(Exception):
+    """All of a rehearsal went well; it leaves the transaction, and so undoes it."""
 
 
 class Store:
@@ -156,6 +161,14 @@ class Store:
         A plan is asked what to do inside the transaction. Raises what it raises, VersionConflict, Invalid (a reference to nowhere, with its path), Conflict (a delete of what others refer to, a fact
         that is there already), NotFound (a delete of nothing), CursorMoved, StaleClaim, and what a write rule raises.
         """
+        return await self._attempted(operations, origin)
+
+    async def rehearse(self, operations: Sequence[Op], *, origin: str) -> None:
+        """Do all of it as `transact` does, and take it back: nothing is written. Raises what `transact` raises."""
+        with suppress(_Rehearsed):
+            await self._attempted(operations, origin, rehearsal=True)
+
+    async def _attempted(self, operations: Sequence[Op] | Plan, origin: str, *, rehearsal: bool = False) -> list[Stored]:
         for attempt in range(ATTEMPTS):
             await self.guides.follow()
             try:
@@ -163,7 +176,10 @@ class Store:
                     planned = operations
                     if isinstance(operations, Plan):
                         planned = await self._planned(connection, operations)
-                    return await self._write(connection, planned, origin)
+                    stored = await self._write(connection, planned, origin)
+                    if rehearsal:
+                        raise _Rehearsed
+                    return stored
             except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, _WrittenMeanwhile, GuidesMoved) as error:
                 if attempt == ATTEMPTS - 1:
                     raise Conflict("Too many others write the same resources at this moment; try again") from error
