@@ -44,6 +44,8 @@ partner_app = typer.Typer(no_args_is_help=True, help="The EHRs and other systems
 client_app = typer.Typer(no_args_is_help=True, help="The SMART backend clients that may use the hub's FHIR API.")
 app.add_typer(partner_app, name="partner")
 app.add_typer(client_app, name="client")
+guide_app = typer.Typer(no_args_is_help=True, help="Implementation guides: profiles and search parameters beside FHIR R4 itself.")
+app.add_typer(guide_app, name="ig")
 
 out = Console()
 err = Console(stderr=True)
@@ -336,6 +338,70 @@ def partner_check(name: Annotated[str, typer.Argument(help="The partner's folder
             report = await wiring.check_partner(settings, store, wiring.partners(settings, [name])[0])
         out.print(report.render(), highlight=False, soft_wrap=True)
         return 0 if report.ok else 1
+
+    _run(go)
+
+
+@guide_app.command("load")
+def guide_load(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The package of the guide, a .tgz file.")],
+) -> None:
+    """Load an implementation guide: all processes know its profiles and search parameters a moment later.
+
+    A search parameter answers when what is stored has been indexed by it; `fhircm work` does that, and `fhircm jobs` tells how far it is.
+    """
+
+    async def go(settings: Settings) -> None:
+        async with wiring.open_store(settings) as store:
+            report = await wiring.load_guide(store, file)
+        out.print(
+            f"{report.guide}: {report.stored} definitions stored, {report.unchanged} unchanged; {report.profiles} profiles and"
+            f" extensions, {len(report.parameters)} new search parameters, {report.as_r4} that FHIR R4 has too",
+            highlight=False,
+            soft_wrap=True,
+        )
+        warnings = [*(f"not searchable: {one}" for one in report.refused), *(f"not stored: {one}" for one in report.left_out)]
+        if report.missing:
+            warnings.append(f"depends on guides that are not loaded: {', '.join(report.missing)}")
+        for line in warnings:
+            err.print(f"  {line}", style="yellow", highlight=False, soft_wrap=True)
+        if report.job:
+            waiting = ", ".join(report.parameters)
+            out.print(
+                f"  Task/{report.job} indexes what is stored; then these answer: {waiting}", highlight=False, soft_wrap=True
+            )
+
+    _run(go)
+
+
+@guide_app.command("list")
+def guide_list() -> None:
+    """Name the guides that are in force, and the search parameters that do not answer yet."""
+
+    async def go(settings: Settings) -> None:
+        async with wiring.open_store(settings) as store:
+            rows = await wiring.guides.listed(store)
+        for one in rows:
+            state = "in force" if one.newest else "replaced by a newer version; its profiles are claimed by url|version"
+            state = f"being indexed: {', '.join(one.indexing)}" if one.indexing else state
+            out.print(f"{one.guide.key}\t{one.title}\t{state}", highlight=False, soft_wrap=True)
+        if not rows:
+            out.print("No implementation guide is loaded")
+
+    _run(go)
+
+
+@guide_app.command("remove")
+def guide_remove(name: Annotated[str, typer.Argument(help="The guide's name, or one version of it: name#version.")]) -> None:
+    """Take a guide out of force, and delete its definitions that nothing else refers to."""
+
+    async def go(settings: Settings) -> None:
+        async with wiring.open_store(settings) as store:
+            removed = await wiring.remove_guide(store, name)
+        for one in removed:
+            out.print(f"{one.guide}: out of force, {one.deleted} definitions deleted", highlight=False)
+            for kept in one.kept:
+                out.print(f"  kept, for others refer to it: {kept}", highlight=False)
 
     _run(go)
 

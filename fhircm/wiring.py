@@ -20,7 +20,7 @@ from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.protocol import load_pathways
 from fhircm.coordination.timeline import rendered, timeline
-from fhircm.exchange import capabilities, pull, push
+from fhircm.exchange import capabilities, guides, pull, push
 from fhircm.exchange.attachments import fetch_from
 from fhircm.exchange.backend_auth import access_token, signing_key
 from fhircm.exchange.check import CheckReport, check
@@ -30,6 +30,7 @@ from fhircm.exchange.partners import Partner, load_partners
 from fhircm.fhir.outcome import FhirError, NotFound, VersionConflict
 from fhircm.jobs import JOBS
 from fhircm.jobs.job import Means
+from fhircm.jobs.reindex import start_indexing
 from fhircm.jobs.running import run_jobs
 from fhircm.reactions import REACTIONS, TIMERS, reactions, timer_handlers
 from fhircm.rest.exchange import RestSettings
@@ -238,6 +239,18 @@ async def told(settings: Settings, store: Store, patient: str, since: datetime |
     """The timeline of a patient as text, from a day of the organisation's own time zone on. Raises NotFound."""
     zone = ZoneInfo(settings.time_zone)
     return rendered(await timeline(store, patient, since=since.replace(tzinfo=zone) if since else None), zone)
+
+
+async def load_guide(store: Store, path: Path) -> guides.LoadReport:
+    """Load an implementation guide from its package. Raises PackageWrong, GuidesBusy, OSError."""
+    with path.open("rb") as file:
+        return await guides.load(store, file, partial(start_indexing, store))
+
+
+async def remove_guide(store: Store, name: str) -> list[guides.Removed]:
+    """Take a guide out of force: the version that is named (`name#version`), or every one. Raises NotFound, GuidesBusy."""
+    keys = [one.guide.key for one in await guides.listed(store) if name in (one.guide.name, one.guide.key)]
+    return [await guides.remove(store, key, partial(start_indexing, store)) for key in keys or [name]]
 
 
 async def add_client(

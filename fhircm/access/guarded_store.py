@@ -68,6 +68,12 @@ class GuardedStore:
             operations = replace(operations, within=Narrowing({**self._narrowing().by_type, **updated}))
         return await self.store.transact(operations, origin=self.principal.origin)
 
+    async def rehearse(self, operations: Sequence[Put | Delete], needs: Iterable[tuple[str, str]]) -> None:
+        """Whether a write would be accepted: nothing is written. Raises what `transact` raises."""
+        for verb, type in needs:
+            self.principal.require(verb, type)
+        await self.store.rehearse(operations, origin=self.principal.origin)
+
     def _narrowing(self) -> Narrowing:
         return _searchable(self.principal.scopes)
 

@@ -195,15 +195,27 @@ def _element(path: str, name: str) -> tuple[str, Element] | None:
     return None
 
 
+def _by_member(path: str, member: str) -> tuple[str, Element] | None:
+    """The choice that a guide names by its JSON member (`valueDateTime`), which FHIRPath does not know: that one type of it."""
+    for length in range(1, len(member)):
+        if not member[length].isupper():
+            continue
+        if element := definitions().elements.get(f"{path}.{member[:length]}[x]"):
+            types = tuple(type for type in element.types if member[length:] == type.code[0].upper() + type.code[1:])
+            return (f"{path}.{member[:length]}[x]", replace(element, types=types)) if types else None
+    return None
+
+
 def _child(branches: list[Branch], name: str) -> list[Branch]:
     children: list[Branch] = []
     for branch in branches:
-        found = _element(branch.path, name)
+        found = _element(branch.path, name) or _by_member(branch.path, name)
         if found is None:
             continue
         path, element = found
         for type, targets in element.types:
-            key = name + type[0].upper() + type[1:] if path.endswith("[x]") else name
+            stem = path.rpartition(".")[2].removesuffix("[x]")
+            key = stem + type[0].upper() + type[1:] if path.endswith("[x]") else name
             inline = type in _INLINE
             plain = type.removeprefix("http://hl7.org/fhirpath/System.").lower() if type.startswith("http") else type
             known = () if "Resource" in targets else targets

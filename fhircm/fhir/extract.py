@@ -6,12 +6,14 @@ below say what a value of each element type means for each parameter type.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from fhircm.fhir import guides
 from fhircm.fhir.definitions import SearchParameter, definitions
 from fhircm.fhir.expressions import Branch, Getter, NotCompilable, compile_expression
 from fhircm.fhir.outcome import Invalid
@@ -23,6 +25,7 @@ ANY_REFERENCE = "*"
 START = 100  # characters of a normalised string that stand in the index
 OWN_COLUMNS = frozenset({"_id", "_lastUpdated"})  # the resource table itself answers these
 
+_CODE = re.compile(r"[A-Za-z][A-Za-z0-9_\-]*")  # of a guide's parameter: what begins with _ is R4's own, or the protocol's
 _CURRENCIES = "urn:iso:std:iso:4217"
 _UNSEARCHABLE = {
     "composite": "composite parameters are not searched yet",
@@ -293,30 +296,53 @@ class Extractor:
 
 @dataclass(frozen=True, slots=True)
 class Searchable:
-    """What a resource type can be searched by, and why not by the rest."""
+    """What a resource type can be searched by, and why not by the rest. `written` are those that a resource is found by: the
+    parameters of a guide are written before they answer, until all that was stored before has been indexed."""
 
     extractors: Mapping[str, Extractor]
     refused: Mapping[str, str]
+    written: Mapping[str, Extractor]
 
 
-@cache
-def searchable(type: str) -> Searchable:
-    """The search parameters of a resource type, compiled. `refused` names the others, each with its reason."""
-    extractors: dict[str, Extractor] = {}
+def searchable(type: str, around: guides.InForce | None = None) -> Searchable:
+    """The search parameters of a resource type, compiled: R4's and those of the guides in force. `refused` names the others, each
+    with its reason."""
+    return _searchable(type, around or guides.in_force())
+
+
+@lru_cache(maxsize=512)
+def _searchable(type: str, around: guides.InForce) -> Searchable:
+    written: dict[str, Extractor] = {}
     refused: dict[str, str] = {}
-    for code, parameter in definitions().search_parameters[type].items():
+    of_guides = around.parameters[type]
+    for code, parameter in (definitions().search_parameters[type] | of_guides).items():
         try:
-            extractors[code] = _extractor(parameter, type)
+            written[code] = _extractor(parameter, type)
         except NotCompilable as reason:
             refused[code] = str(reason)
-    return Searchable(MappingProxyType(extractors), MappingProxyType(refused))
+    waiting = {code for code in written if code in of_guides and not around.is_indexed(type, of_guides[code])}
+    refused |= dict.fromkeys(waiting, "what is stored is being indexed for it; try again when that is done")
+    answering = {code: one for code, one in written.items() if code not in waiting}
+    return Searchable(MappingProxyType(answering), MappingProxyType(refused), MappingProxyType(written))
+
+
+def unindexed(around: guides.InForce) -> dict[str, str]:
+    """The parameters by which resources must be indexed before they answer: `Patient.race`, and the digest of its definition."""
+    return {
+        f"{type}.{code}": guides.digest(parameter)
+        for type, parameters in sorted(around.parameters.items())
+        for code, parameter in sorted(parameters.items())
+        if code in searchable(type, around).written and not around.is_indexed(type, parameter)
+    }
 
 
 def _extractor(parameter: SearchParameter, type: str) -> Extractor:
     if parameter.type in _UNSEARCHABLE:
         raise NotCompilable(_UNSEARCHABLE[parameter.type])
+    if not _CODE.fullmatch(parameter.code) and parameter.code not in definitions().search_parameters[type]:
+        raise NotCompilable("its code cannot stand in a URL, or begins like a parameter of the protocol")
     if not parameter.expression:
-        raise NotCompilable("HL7 gives no expression for it")
+        raise NotCompilable("its definition has no expression")
     if parameter.code in OWN_COLUMNS:
         return Extractor(parameter, frozenset({"id" if parameter.code == "_id" else "instant"}), (), ())
     branches = compile_expression(parameter.expression, type)
@@ -346,7 +372,7 @@ def search_values(tree: dict[str, Any]) -> list[SearchValue]:
     Raises Invalid for a value that cannot be read, for example a date that is not in the calendar.
     """
     values: list[SearchValue] = []
-    for code, extractor in searchable(str(tree["resourceType"])).extractors.items():
+    for code, extractor in searchable(str(tree["resourceType"])).written.items():
         try:
             for get, convert in extractor.sources:
                 for value in get(tree):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
+from itertools import chain, islice
 from typing import Any
 
 import jsonschema_rs
@@ -24,7 +25,8 @@ from fhircm.fhir.references import parse_reference
 from fhircm.fhir.schema import Schema, schema
 from fhircm.fhir.walk import Node, walk
 
-_MANY = 50  # issues told at most
+_MANY = 50  # issues told at most of what is refused
+_ALL = 1000  # issues told at most to one who asks for all
 _CARRIERS = frozenset({"Bundle", "Parameters"})  # what carries resources that it does not contain
 _DATES = frozenset({"date", "dateTime", "instant"})
 _WANTED = _DATES | {"Reference", "xhtml"} | invariants.TYPES
@@ -58,7 +60,34 @@ def check_tree(tree: dict[str, Any]) -> Checked:
     return check(dumps(tree))
 
 
+def issues_of(tree: dict[str, Any], type: str | None = None, asked: Sequence[str] = ()) -> list[Issue]:
+    """Everything that can be said of a resource, warnings and information too, for one who asks ($validate).
+
+    `type` is the one that the URL demands, `asked` are profiles that it is held to besides those that it claims. Where the structure is wrong, what it means is not looked at, and that is told.
+    """
+    try:
+        named = _named(tree, type)
+    except Malformed as error:
+        return error.issues
+    found = list(islice(_structure(tree, named, named, _ALL), _ALL))
+    if found:
+        text = "Its structure is wrong: dates, references, invariants and profiles were not looked at"
+        return [*found, Issue("information", "incomplete", text)]
+    besides = (issue for canonical in asked for issue in profiles.broken_of(tree, canonical))
+    return list(dict.fromkeys(islice(chain(_meanings(tree), besides), _ALL)))
+
+
 def _checked(body: bytes, tree: dict[str, Any], type: str | None) -> Checked:
+    named = _named(tree, type)
+    issues = list(_structure(tree, named, named, _MANY)) or list(_meanings(tree))
+    errors = [issue for issue in issues if issue.severity in ("error", "fatal")]
+    if errors:
+        raise Invalid(errors[0].text, issues=errors[:_MANY])
+    return Checked(named, tree.get("id"), body, tree)
+
+
+def _named(tree: dict[str, Any], type: str | None) -> str:
+    """The type of a resource. Raises Malformed."""
     named = tree.get("resourceType")
     if not isinstance(named, str):
         raise Malformed("The body has no resourceType", "resourceType")
@@ -66,16 +95,14 @@ def _checked(body: bytes, tree: dict[str, Any], type: str | None) -> Checked:
         raise Malformed("The resourceType is not one of FHIR R4", "resourceType")
     if type is not None and named != type:
         raise Malformed(f"The body is a {named}, and the URL asks for a {type}", "resourceType")
-    issues = list(_structure(tree, named, named))
-    if not issues:
-        nodes = walk(tree, _WANTED | invariants.URLS if "contained" in tree else _WANTED)
-        issues = list(_meaning(nodes))
-        issues += invariants.broken(tree, nodes)
-        issues += profiles.broken(tree)
-    errors = [issue for issue in issues if issue.severity in ("error", "fatal")]
-    if errors:
-        raise Invalid(errors[0].text, issues=errors[:_MANY])
-    return Checked(named, tree.get("id"), body, tree)
+    return named
+
+
+def _meanings(tree: dict[str, Any]) -> Iterator[Issue]:
+    nodes = walk(tree, _WANTED | invariants.URLS if "contained" in tree else _WANTED)
+    yield from _meaning(nodes)
+    yield from invariants.broken(tree, nodes)
+    yield from profiles.broken(tree)
 
 
 # --- structure ---------------------------------------------------------------------------------------------------------------
@@ -86,12 +113,12 @@ def _validator(type: str) -> Any:
     return jsonschema_rs.validator_for(schema(type), pattern_options=jsonschema_rs.RegexOptions())
 
 
-def _structure(tree: dict[str, Any], type: str, path: str) -> Iterator[Issue]:
+def _structure(tree: dict[str, Any], type: str, path: str, most: int) -> Iterator[Issue]:
     """The issues of a resource and of those inside it."""
     validator = _validator(type)
     if not validator.is_valid(tree):
         for number, error in enumerate(validator.iter_errors(tree)):
-            if number == _MANY:
+            if number == most:
                 return
             yield from _issues(error, type, path)
     if "contained" not in tree and type not in _CARRIERS:
@@ -101,7 +128,7 @@ def _structure(tree: dict[str, Any], type: str, path: str) -> Iterator[Issue]:
         if not isinstance(named, str) or named not in definitions().resource_types:
             yield Issue("error", "structure", f"{inner_path}.resourceType is not a type of FHIR R4", f"{inner_path}.resourceType")
         else:
-            yield from _structure(inner, named, inner_path)
+            yield from _structure(inner, named, inner_path, most)
 
 
 def _inside(tree: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:

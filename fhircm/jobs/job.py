@@ -107,13 +107,14 @@ async def start(
     inputs: Sequence[tuple[str, str]] = (),
     operations: Sequence[Op] = (),
     keep: Sequence[tuple[str, str]] = (),
+    id: str | None = None,
 ) -> str:
     """Start a job; returns the id of its Task. `parameters` (JSON) are for its slices, `inputs` for those who read the Task.
 
-    `operations` commit with it; `keep` are resources (type, id) that it is about, kept for it until it ends. Whoever calls this has checked
+    `operations` commit with it, and may know it by an `id` that was chosen before; `keep` are resources (type, id) that it is about, kept for it until it ends. Whoever calls this has checked
     what the client may do.
     """
-    id = str(uuid4())
+    id = id or str(uuid4())
     now = instant(store.clock())
     task = {
         "resourceType": "Task",

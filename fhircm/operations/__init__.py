@@ -9,6 +9,7 @@ from __future__ import annotations
 from fhircm.operations.definition import Operation, load
 from fhircm.operations.export import export
 from fhircm.operations.meta import meta
+from fhircm.operations.validate import validate
 
 # The name of its definition in profiles/operation/: the function that carries it out. Several definitions may share a code ($export).
 OPERATIONS: dict[str, Operation] = {
@@ -18,5 +19,6 @@ OPERATIONS: dict[str, Operation] = {
         "group-export": export,
         "meta": meta,
         "patient-export": export,
+        "validate": validate,
     }.items()
 }

@@ -36,6 +36,7 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)  # of the request, names in lower case
     url: str = ""  # as it was requested, with its query
     ignored: Sequence[str] = ()  # parameters that the operation does not have, of a caller that prefers handling=lenient
+    may_create: bool = False  # whether an update of what does not exist creates it
 
     @property
     def lenient(self) -> bool:

@@ -14,7 +14,10 @@ from typing import Any
 from fhircm.fhir.artefacts import folder
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.outcome import Invalid, Issue, NotSupported
+from fhircm.fhir.systems import HUB
 from fhircm.operations.call import Answer, Argument, Call
+
+_AS_SENT = f"{HUB}StructureDefinition/as-sent"  # marks an operation that takes resources that may be wrong
 
 Function = Callable[[Call], Awaitable[Answer]]
 
@@ -41,6 +44,7 @@ class Operation:
     affects_state: bool
     parameters: tuple[Parameter, ...]
     function: Function
+    as_sent: bool = False  # a resource that is passed to it may be wrong: it is not checked before
 
     def is_at(self, type: str | None, id: str | None) -> bool:
         """Whether it may be called there."""
@@ -57,11 +61,12 @@ class Operation:
         """The arguments of a call by POST: a Parameters resource, or the one resource that the operation takes."""
         if tree is None:
             return self._complete([])
-        if tree["resourceType"] != "Parameters":
-            one = next((one for one in self.parameters if one.type in (tree["resourceType"], "Resource")), None)
+        type = str(tree.get("resourceType", ""))
+        if type != "Parameters":
+            one = next((one for one in self.parameters if one.type in (type, "Resource")), None)
             if one is None:
                 raise NotSupported(f"${self.code} takes its parameters in a resource of the type Parameters")
-            return self._complete([Argument(one.name, tree["resourceType"], tree)])
+            return self._complete([Argument(one.name, type, tree)])
         return self._complete(_arguments(self.code, self.parameters, tree.get("parameter", ()), "Parameters"))
 
     def has(self, name: str) -> bool:
@@ -84,7 +89,8 @@ def load(name: str, function: Function) -> Operation:
     levels = frozenset(level for level in ("system", "type", "instance") if tree[level])
     types = frozenset(tree.get("resource", ())) - {"Resource"}
     known = tuple(_defined(one) for one in tree.get("parameter", ()) if one["use"] == "in")
-    return Operation(tree["code"], tree["url"], levels, types, tree.get("affectsState", False), known, function)
+    as_sent = any(one["url"] == _AS_SENT for one in tree.get("extension", ()))
+    return Operation(tree["code"], tree["url"], levels, types, tree.get("affectsState", False), known, function, as_sent)
 
 
 def _defined(tree: dict[str, Any]) -> Parameter:
@@ -116,7 +122,7 @@ def _arguments(code: str, known: Sequence[Parameter], given: Sequence[dict[str, 
         at = f"{path}.parameter[{index}]" if path == "Parameters" else f"{path}.part[{index}]"
         one = _named(code, known, tree["name"])
         if "resource" in tree:
-            found.append(Argument(one.name, tree["resource"]["resourceType"], tree["resource"]))
+            found.append(Argument(one.name, str(tree["resource"].get("resourceType", "")), tree["resource"]))
         elif "part" in tree:
             parts = _arguments(code, one.parts, tree["part"], at)
             issues = list(_counted(one.parts, parts, at))

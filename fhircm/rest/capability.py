@@ -22,8 +22,8 @@ def capability_statement(
     operations = sorted(operations, key=lambda one: one.code)
     called = [{"name": one.code, "definition": one.url} for one in operations if "system" in one.levels]
     supported: dict[str, list[str]] = {}
-    for profile in profiles().values():
-        supported.setdefault(profile.type, []).append(profile.url)
+    for url, type in profiles().items():
+        supported.setdefault(type, []).append(url)
     return {
         "resourceType": "CapabilityStatement",
         "status": "active",
@@ -64,9 +64,8 @@ def _type(
     type: str, interactions: list[str], operations: list[Operation], profiles: list[str] | None, settings: RestSettings
 ) -> dict[str, Any]:
     parameters = [
-        {"name": code, "definition": one.url, "type": one.type}
-        for code, one in sorted(definitions().search_parameters[type].items())
-        if code in searchable(type).extractors
+        {"name": code, "definition": one.definition.url, "type": one.definition.type}
+        for code, one in sorted(searchable(type).extractors.items())
     ]
     called = [
         {"name": one.code, "definition": one.url}

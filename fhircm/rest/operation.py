@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.responses import Response
 
+from fhircm.fhir import json
 from fhircm.fhir.outcome import MethodNotAllowed, NotFound
 from fhircm.fhir.validation import check
 from fhircm.operations import OPERATIONS
@@ -28,7 +30,10 @@ async def operation(exchange: Exchange, code: str, type: str | None = None, id: 
     lenient = headers.preferences(request).get("handling") == "lenient"
     arguments = await _arguments(exchange, found, ignored if lenient else None)
     sent = {name.lower(): value for name, value in request.headers.items()}
-    call = Call(exchange.store, exchange.base_url, type, id, arguments, sent, str(request.url), ignored)
+    may_create = type is not None and exchange.may_create(type)
+    call = Call(
+        exchange.store, exchange.base_url, type, id, arguments, sent, str(request.url), ignored=ignored, may_create=may_create
+    )
     answer = await found.function(call)
     return Response(answer.body, answer.status, dict(answer.headers), headers.FHIR_JSON if answer.body else None)
 
@@ -47,9 +52,25 @@ async def _arguments(exchange: Exchange, found: Operation, ignored: list[str] | 
     if not body:
         return in_url or found.of_body(None)
     headers.require_json_body(request)
-    tree = check(body).tree
-    if ignored is not None and tree["resourceType"] == "Parameters":
+    tree = _as_sent(body) if found.as_sent else check(body).tree
+    if ignored is not None and tree.get("resourceType") == "Parameters":
         given = tree.get("parameter", [])
         ignored += [one["name"] for one in given if not found.has(one["name"])]
         tree = {**tree, "parameter": [one for one in given if found.has(one["name"])]}
     return [*in_url, *found.of_body(tree)]
+
+
+def _as_sent(body: bytes) -> dict[str, Any]:
+    """A resource that may be wrong, or Parameters that are right but for the resources that they carry."""
+    tree = json.parse(body)
+    if tree.get("resourceType") == "Parameters":
+        carried = tree.get("parameter")
+        shell = [_without_resource(one) for one in carried] if isinstance(carried, list) else carried
+        check(json.dumps({**tree, "parameter": shell} if carried is not None else tree))
+    return tree
+
+
+def _without_resource(parameter: Any) -> Any:
+    if not isinstance(parameter, dict) or not isinstance(parameter.get("resource"), dict):
+        return parameter
+    return {**parameter, "resource": {"resourceType": "Binary", "contentType": "application/fhir+json"}}

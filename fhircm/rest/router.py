@@ -94,6 +94,7 @@ class Router:
         try:
             if not _path(request).startswith("$export-file/"):
                 headers.require_acceptable(request)
+            await self.store.guides.follow()
             if _path(request) == "metadata" and request.method in ("GET", "HEAD"):
                 response = self._metadata()
             else:

@@ -50,6 +50,20 @@ async def read_changes(
     return Changes(found, upto)
 
 
+async def in_flight(connection: Connection, dialect: str) -> int:
+    """The number behind every transaction that is in flight; SQLite has one writer at a time, and nothing waits for it."""
+    if dialect == "sqlite":
+        return 0
+    return int(await connection.fetchval("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"))
+
+
+async def has_settled(connection: Connection, dialect: str, mark: int) -> bool:
+    """Whether every transaction before this number has ended."""
+    if dialect == "sqlite":
+        return True
+    return bool(await connection.fetchval("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= $1", mark))
+
+
 async def read_change(connection: Connection, type: str, id: str, version: int) -> Change:
     """The change that made one version. Raises NotFound."""
     # There is no index by identity: only a human who replays what was parked asks, and may wait for a scan.

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fhircm.fhir import json
+from fhircm.fhir.guides import in_force
 from fhircm.fhir.outcome import Invalid
 from fhircm.store.database import Connection
+from fhircm.store.guides import GuidesMoved
 from fhircm.store.operations import RewriteSearchRows
 from fhircm.store.search_rows import SearchRows, delete_search_rows, insert_statements, search_rows, write_search_rows
 from fhircm.store.transaction import lock_identities, versions_now
@@ -28,6 +30,7 @@ class Reindexed:
     id: str
     version: int
     rows: SearchRows
+    generation: str  # of the definitions that the rows were made by
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +71,22 @@ async def reindex_page(connection: Connection, type: str, after: int, limit: int
         except Invalid:
             page.refused.append(f"{type}/{row['id']}")
         else:
-            page.resources.append(Reindexed(row["key"], type, row["id"], row["version"], made))
+            page.resources.append(Reindexed(row["key"], type, row["id"], row["version"], made, in_force().generation))
     return page
 
 
 async def rewrite(connection: Connection, dialect: str, change: RewriteSearchRows) -> None:
-    """Replace the rows of those that are still at the version that was read: who wrote one meanwhile wrote its rows too."""
+    """Replace the rows of those that are still at the version that was read: who wrote one meanwhile wrote its rows too.
+
+    Raises GuidesMoved when the rows were made by definitions that are in force no longer: they are made anew.
+    """
     identities = {(one.type, one.id): one for one in change.resources}
     if not identities:
         return
     if dialect == "postgresql":
         await lock_identities(connection, identities)
+    if any(one.generation != in_force().generation for one in change.resources):
+        raise GuidesMoved
     now = await versions_now(connection, dialect, identities)
     same = [one for identity, one in identities.items() if now.get(identity) == one.version]
     await delete_search_rows(connection, dialect, [one.key for one in same])

@@ -11,6 +11,7 @@ import json as std_json
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -25,6 +26,7 @@ from fhircm.store import reindex as reindexing
 from fhircm.store import search as searching
 from fhircm.store import timers as timing
 from fhircm.store.database import Connection, Database
+from fhircm.store.guides import GuidesFollowed, GuidesMoved
 from fhircm.store.history import HistoryPage, HistoryQuery, history_page
 from fhircm.store.operations import (
     CancelTimer,
@@ -95,11 +97,16 @@ class _WrittenMeanwhile(Exception):
     """Somebody wrote what a plan had found before it could be locked: the plan is asked anew."""
 
 
+class _Rehearsed(Exception):
+    """All of a rehearsal went well; it leaves the transaction, and so undoes it."""
+
+
 class Store:
     """Everything that is kept, over one database. `clock` gives versions their time and says which timers are due."""
 
     def __init__(self, database: Database, *, clock: Clock, rules: Sequence[WriteRule] = ()) -> None:
         self.database, self.clock, self.rules = database, clock, tuple(rules)
+        self.guides = GuidesFollowed(database)
 
     # --- reading -------------------------------------------------------------------------------------------------------------
 
@@ -178,14 +185,26 @@ class Store:
         A plan is asked what to do inside the transaction. Raises what it raises, VersionConflict, Invalid (a reference to nowhere, with its path), Conflict (a delete of what others refer to, a fact
         that is there already), NotFound (a delete of nothing), CursorMoved, StaleClaim, and what a write rule raises.
         """
+        return await self._attempted(operations, origin)
+
+    async def rehearse(self, operations: Sequence[Op], *, origin: str) -> None:
+        """Do all of it as `transact` does, and take it back: nothing is written. Raises what `transact` raises."""
+        with suppress(_Rehearsed):
+            await self._attempted(operations, origin, rehearsal=True)
+
+    async def _attempted(self, operations: Sequence[Op] | Plan, origin: str, *, rehearsal: bool = False) -> list[Stored]:
         for attempt in range(ATTEMPTS):
+            await self.guides.follow()
             try:
                 async with self.database.writing() as connection:
                     planned = operations
                     if isinstance(operations, Plan):
                         planned = await self._planned(connection, operations)
-                    return await self._write(connection, planned, origin)
-            except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, _WrittenMeanwhile) as error:
+                    stored = await self._write(connection, planned, origin)
+                    if rehearsal:
+                        raise _Rehearsed
+                    return stored
+            except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, _WrittenMeanwhile, GuidesMoved) as error:
                 if attempt == ATTEMPTS - 1:
                     raise Conflict("Too many others write the same resources at this moment; try again") from error
                 await asyncio.sleep(0.01 * 2**attempt * (0.5 + random.random()))  # noqa: S311 jitter, not a secret
@@ -206,7 +225,11 @@ class Store:
     async def _write(self, connection: Connection, operations: Sequence[Op], origin: str) -> list[Stored]:
         writes = [one for one in operations if isinstance(one, Put | Delete)]
         dialect, now = self.database.dialect, self.clock()
-        stored = await write_resources(connection, dialect, writes, origin=origin, now=now, rules=self.rules) if writes else []
+        stored: list[Stored] = []
+        if writes:
+            stored = await write_resources(
+                connection, dialect, writes, origin=origin, now=now, rules=self.rules, confirm=self.guides.confirm
+            )
         # In one order for everybody, so that two transactions wait for each other at most, never both ways.
         for operation in sorted((one for one in operations if not isinstance(one, Put | Delete)), key=_order):
             match operation:
@@ -225,6 +248,7 @@ class Store:
                 case MoveCursor():
                     await change_log.move_cursor(connection, operation)
                 case RewriteSearchRows():
+                    await self.guides.confirm(connection)
                     await reindexing.rewrite(connection, dialect, operation)
                 case KeepForJob():
                     await job_files.keep(connection, operation)
@@ -327,8 +351,19 @@ class Store:
         async with self.database.reading() as connection:
             return await reindexing.count(connection, types)
 
+    async def in_flight(self) -> int:
+        """A mark behind every transaction that is in flight now, for `has_settled`."""
+        async with self.database.reading() as connection:
+            return await change_log.in_flight(connection, self.database.dialect)
+
+    async def has_settled(self, mark: int) -> bool:
+        """Whether all that was in flight at that mark has ended."""
+        async with self.database.reading() as connection:
+            return await change_log.has_settled(connection, self.database.dialect, mark)
+
     async def to_reindex(self, type: str, after: int, limit: int) -> reindexing.ReindexPage:
         """The search rows of the next resources of a type, in order of their keys, made anew from their bytes."""
+        await self.guides.follow()
         async with self.database.reading() as connection:
             return await reindexing.reindex_page(connection, type, after, limit)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fhircm.fhir.definitions import definitions, param_key
 from fhircm.fhir.extract import searchable
-from fhircm.fhir.outcome import FhirError
+from fhircm.fhir.outcome import TooCostly
 from fhircm.fhir.query import Include, Query
 from fhircm.store.database import Connection
 from fhircm.store.operations import Narrowing
@@ -28,12 +28,6 @@ COLUMNS = "r.key, r.type, r.id, r.version, r.last_updated, v.method, v.body"
 CURRENT = "JOIN version v ON v.resource_key = r.key AND v.version = r.version"
 
 Row = Mapping[str, Any]
-
-
-class TooCostly(FhirError):
-    """The answer would be too large; the text says what to ask instead."""
-
-    status, code = 403, "too-costly"
 
 
 def stored(row: Row) -> Stored:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json as std_json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -42,8 +42,12 @@ async def write_resources(
     origin: str,
     now: datetime,
     rules: Sequence[WriteRule],
+    confirm: Callable[[Connection], Awaitable[None]],
 ) -> list[Stored]:
-    """Write resources in the transaction of this connection; see Store.transact for what it raises."""
+    """Write resources in the transaction of this connection; see Store.transact for what it raises.
+
+    `confirm` makes sure that the search parameters in force are known, right before the rows are made of them.
+    """
     identities = [_identity(write) for write in writes]
     if len(set(identities)) != len(identities):
         raise ValueError("a resource stands twice in one transaction")
@@ -68,6 +72,7 @@ async def write_resources(
     old = [current[identity].key for identity in stored if identity in current]
     if old:
         await delete_search_rows(connection, dialect, old)
+    await confirm(connection)
     # Search reads meta.lastUpdated like any other element.
     trees = [{**put.resource.tree, "id": put.resource.id, "meta": metas[_identity(put)]} for put in puts]
     if stored:

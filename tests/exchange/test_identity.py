@@ -4,7 +4,7 @@ from itertools import permutations
 
 import pytest
 
-from fhircm.coordination.task_states import enforce
+from fhircm.coordination.task_states import RULE
 from fhircm.exchange.features import features
 from fhircm.exchange.identity import link_person
 from fhircm.exchange.mapping import hub_id
@@ -104,7 +104,7 @@ def sources(*pairs):
 
 @pytest.fixture
 async def hub(store):
-    store.rules = (enforce,)
+    store.rules = (RULE,)
     await store.transact([Put(check_tree({"resourceType": "Organization", "id": "hub", "name": "Coordination"}))], origin="hub")
     return Hub(store)
 

@@ -95,7 +95,9 @@ async def test_a_write_that_is_in_flight_at_the_first_page_is_on_no_page(store, 
     whole = (await store.search(replace(query, count=1000))).matches
     async with other.database.writing() as connection:
         late = [patient("late", random.Random(1)), patient("p3", random.Random(2))]
-        await write_resources(connection, other.database.dialect, late, origin="test", now=other.clock(), rules=())
+        await write_resources(
+            connection, other.database.dialect, late, origin="test", now=other.clock(), rules=(), confirm=other.guides.confirm
+        )
         page = await store.search(query)
     seen = page.matches
     while page.next:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import yaml
 
-from fhircm.coordination.task_states import enforce
+from fhircm.coordination.task_states import RULE
 from fhircm.exchange.capabilities import Capabilities
 from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.mapping import hub_id
@@ -240,7 +240,7 @@ def clinic(tmp_path):
 
 @pytest.fixture
 async def world(store, clock, hospital, clinic):
-    store.rules = (enforce,)
+    store.rules = (RULE,)
     made = World(store, clock, hospital, clinic)
     await made.write({"resourceType": "Organization", "id": "hub", "name": "Care coordination"})
     await made.pulled(
