@@ -7,7 +7,14 @@ https://hl7.org/fhir/R4/operations.html
 from __future__ import annotations
 
 from fhircm.operations.definition import Operation, load
-from fhircm.operations.meta import meta
+from fhircm.operations.meta import meta, meta_add, meta_delete
 
-# code: the function that carries it out
-OPERATIONS: dict[str, Operation] = {code: load(code, function) for code, function in {"meta": meta}.items()}
+# The name of its definition in profiles/operation/: the function that carries it out. Several definitions may share a code ($everything).
+OPERATIONS: dict[str, Operation] = {
+    name: load(name, function)
+    for name, function in {
+        "meta": meta,
+        "meta-add": meta_add,
+        "meta-delete": meta_delete,
+    }.items()
+}

@@ -25,7 +25,8 @@ class Argument:
 class Call:
     """A call that has passed its OperationDefinition: every argument is one of its parameters, of the type that it says.
 
-    `type` and `id` say at what it was called: neither at the system, `type` alone at a type, both at an instance.
+    `type` and `id` say at what it was called: neither at the system, `type` alone at a type, both at an instance; `version` one of
+    its versions, as it was written in the address. `if_version` is what If-Match names.
     """
 
     store: GuardedStore
@@ -35,6 +36,8 @@ class Call:
     arguments: Sequence[Argument] = ()
     headers: Mapping[str, str] = field(default_factory=dict)  # of the request, names in lower case
     url: str = ""  # as it was requested, with its query
+    version: str | None = None
+    if_version: int | None = None
 
     def all(self, name: str) -> list[Any]:
         """The values of a parameter that may come again."""
@@ -61,7 +64,7 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def parameters(*members: Mapping[str, Any]) -> Answer:
+def parameters(*members: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Answer:
     """An answer of a Parameters resource with these parameters, each as FHIR has it: name and value[x], resource or part."""
     tree: dict[str, Any] = {"resourceType": "Parameters"}
-    return Answer(json.dumps(tree | ({"parameter": list(members)} if members else {})))
+    return Answer(json.dumps(tree | ({"parameter": list(members)} if members else {})), headers=headers or {})

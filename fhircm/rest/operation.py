@@ -15,18 +15,24 @@ from fhircm.rest import headers
 from fhircm.rest.bodies import read_body
 from fhircm.rest.exchange import Exchange
 
+# The ones that HL7 lets be called at a version of a resource: https://hl7.org/fhir/R4/resource-operation-meta.html
+_OF_A_VERSION = frozenset({"meta", "meta-add", "meta-delete"})
 
-async def operation(exchange: Exchange, code: str, type: str | None = None, id: str | None = None) -> Response:
+
+async def operation(
+    exchange: Exchange, code: str, type: str | None = None, id: str | None = None, version: str | None = None
+) -> Response:
     """Carry it out. One that changes something is called by POST only."""
-    found = OPERATIONS.get(code)
-    if found is None or not found.is_at(type, id):
+    found = next((one for one in OPERATIONS.values() if one.code == code and one.is_at(type, id)), None)
+    if found is None or (version is not None and code not in _OF_A_VERSION):
         raise NotFound(f"There is no operation ${code[:64]} here")
     request = exchange.request
     if request.method != "POST" and found.affects_state:
         raise MethodNotAllowed(f"${code} changes something, so it is called by POST")
     arguments = await _arguments(exchange, found)
     sent = {name.lower(): value for name, value in request.headers.items()}
-    call = Call(exchange.store, exchange.base_url, type, id, arguments, sent, str(request.url))
+    if_version = headers.if_match(request)
+    call = Call(exchange.store, exchange.base_url, type, id, arguments, sent, str(request.url), version, if_version)
     answer = await found.function(call)
     return Response(answer.body, answer.status, dict(answer.headers), headers.FHIR_JSON if answer.body else None)
 
