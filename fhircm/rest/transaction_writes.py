@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 from uuid import uuid4
 
@@ -37,6 +38,15 @@ class _Write:
     matches: Sequence[Stored] = ()
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A conditional reference: which of the plan's searches it is, and where it stands first."""
+
+    search: int
+    write: _Write
+    path: str
+
+
 class Writes:
     """The writes of one transaction."""
 
@@ -44,7 +54,7 @@ class Writes:
         self.exchange, self.searches = exchange, list[Query]()
         self.writes = [_Write(entry, None) for entry in entries]
         self.targets: dict[str, str] = {}  # where references among the entries lead
-        self.asked: dict[str, int] = {}  # conditional references, and their searches
+        self.asked: dict[str, _Asked] = {}  # conditional references
         self.results: list[list[Put | Delete] | Stored | None] = []
 
     async def commit(self) -> list[Result]:
@@ -55,8 +65,21 @@ class Writes:
         needs = [(_VERBS[one.entry.method], one.entry.type) for one in self.writes]
         needs += [("c", one.entry.type) for one in self.writes if one.entry.method == "PUT" and one.search is not None]
         needs += [("s", query.type) for query in self.searches if query.used[0][0] != "_id"]
-        stored = iter(await self.exchange.store.transact(Plan(self.searches, self._make), dict.fromkeys(needs)))
+        try:
+            stored = iter(await self.exchange.store.transact(Plan(self.searches, self._make), dict.fromkeys(needs)))
+        except FhirError as error:
+            error.issues = self._located(error.issues)
+            raise
         return [self._result(one, stored) for one in self.results]
+
+    def _located(self, issues: Sequence[Issue]) -> list[Issue]:
+        """What the store found wrong with a resource, told of the entry that writes it."""
+        writing = {
+            _identity(operation): write.entry
+            for write, done in zip(self.writes, self.results, strict=False)
+            for operation in (done if isinstance(done, list) else ())
+        }
+        return [_placed(issue, writing[issue.resource]) if issue.resource in writing else issue for issue in issues]
 
     def _result(self, done: list[Put | Delete] | Stored | None, stored: Iterator[Stored]) -> Result:
         if isinstance(done, Stored):
@@ -133,7 +156,7 @@ class Writes:
             for reference in references(resource.tree):
                 if reference.kind == "conditional" and reference.type and reference.url not in self.asked:
                     query = conditional.condition(reference.type, reference.url, self.exchange.base_url)
-                    self.asked[reference.url] = self._search(query)
+                    self.asked[reference.url] = _Asked(self._search(query), write, reference.path)
 
     def _require_once(self) -> None:
         seen: set[str] = set()
@@ -153,7 +176,8 @@ class Writes:
             if write.search is not None:
                 write.matches = [one for one in found[write.search] if f"{one.type}/{one.id}" not in gone]
                 self._move(write, moved)
-        moved |= {text: self._led(text, found[number]) for text, number in self.asked.items()}
+        for text, asked in self.asked.items():
+            moved[text] = _placed_error(asked.write, partial(_led, text, found[asked.search], asked.path))
         self.results = [self._operations(write, moved) for write in self.writes]
         operations = [operation for done in self.results if isinstance(done, list) for operation in done]
         _require_distinct(operations)
@@ -167,13 +191,6 @@ class Writes:
         own = match.id if match else write.resource.id if write.resource and write.resource.id else write.id
         if own != write.id:
             moved[f"{write.entry.type}/{write.id}"] = f"{write.entry.type}/{own}"
-
-    def _led(self, text: str, matches: list[Stored]) -> str:
-        if len(matches) != 1:
-            many = "several resources" if matches else "nothing"
-            error = MultipleMatches if matches else Invalid
-            raise error(f"A conditional reference to {text.partition('?')[0]} matches {many}; it must match one")
-        return f"{matches[0].type}/{matches[0].id}"
 
     def _operations(self, write: _Write, moved: Mapping[str, str]) -> list[Put | Delete] | Stored | None:
         entry, matches = write.entry, list(write.matches)
@@ -198,6 +215,15 @@ class Writes:
         ]
 
 
+def _led(text: str, matches: list[Stored], path: str) -> str:
+    """Where a conditional reference leads. Raises Invalid, MultipleMatches."""
+    if len(matches) != 1:
+        many = "several resources" if matches else "nothing"
+        error = MultipleMatches if matches else Invalid
+        raise error(f"A conditional reference to {text.partition('?')[0]} matches {many}; it must match one", path)
+    return f"{matches[0].type}/{matches[0].id}"
+
+
 def _moved(resource: Checked | None, moved: Mapping[str, str]) -> Checked:
     assert resource is not None
     body = rewrite_urls(resource.body, moved) if moved else resource.body
@@ -205,12 +231,17 @@ def _moved(resource: Checked | None, moved: Mapping[str, str]) -> Checked:
 
 
 def _require_distinct(operations: Sequence[Put | Delete]) -> None:
-    seen: set[tuple[str, str | None]] = set()
+    seen: set[tuple[str, str]] = set()
     for one in operations:
-        identity = (one.type, one.id) if isinstance(one, Delete) else (one.resource.type, one.resource.id)
-        if identity in seen:
+        if _identity(one) in seen:
             raise Invalid("A condition matches what another entry of the transaction writes")
-        seen.add(identity)
+        seen.add(_identity(one))
+
+
+def _identity(operation: Put | Delete) -> tuple[str, str]:
+    if isinstance(operation, Delete):
+        return operation.type, operation.id
+    return operation.resource.type, operation.resource.id or ""
 
 
 def _placed(issue: Issue, entry: Entry) -> Issue:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json as std_json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from fhircm.fhir import json
-from fhircm.fhir.outcome import Conflict, Gone, Invalid, Issue, NotFound, VersionConflict
+from fhircm.fhir.outcome import Conflict, FhirError, Gone, Invalid, Issue, NotFound, VersionConflict
 from fhircm.fhir.query import Query
 from fhircm.fhir.references import Reference, references
 from fhircm.store.database import Connection
@@ -52,7 +53,8 @@ async def write_resources(
         await lock_identities(connection, identities)
     current = await _current(connection, identities)
     for write in writes:
-        _check_condition(write, current.get(_identity(write)))
+        with _about(_identity(write)):
+            _check_condition(write, current.get(_identity(write)))
     puts = [write for write in writes if isinstance(write, Put)]
     deletes = [write for write in writes if isinstance(write, Delete) and not current[_identity(write)].deleted]
     await _check_rules(connection, puts, current, rules, origin)
@@ -68,13 +70,23 @@ async def write_resources(
     old = [keys[identity] for identity in stored if identity in current]
     if old:
         await delete_search_rows(connection, dialect, old)
-    rows = [search_rows(keys[_identity(put)], put.resource.type, _with_meta(put, stored[_identity(put)])) for put in puts]
+    rows = [_rows(put, keys[_identity(put)], stored[_identity(put)]) for put in puts]
     if dialect == "postgresql":
         await _write_at_once(connection, list(stored.values()), keys, origin, rows)
     else:
         await _write_versions(connection, list(stored.values()), keys, origin)
         await write_search_rows(connection, rows)
     return [stored.get(_identity(write)) or _deleted_before(write, current, now) for write in writes]
+
+
+@contextmanager
+def _about(identity: Identity) -> Iterator[None]:
+    """Say of an error which of the resources of the transaction it is about."""
+    try:
+        yield
+    except FhirError as error:
+        error.issues = [replace(issue, resource=identity) for issue in error.issues]
+        raise
 
 
 def _identity(write: Put | Delete) -> Identity:
@@ -150,8 +162,9 @@ async def _check_rules(
                 "SELECT body FROM version WHERE resource_key = $1 AND version = $2", found.key, found.version
             )
             previous = json.loads(bytes(body))
-        for rule in rules:
-            rule(previous, put.resource.tree, origin)
+        with _about(_identity(put)):
+            for rule in rules:
+                rule(previous, put.resource.tree, origin)
 
 
 async def _check_references(
@@ -176,9 +189,15 @@ async def _check_references(
     known |= {_identity(delete): (versions[_identity(delete)], False) for delete in deletes}
     known |= {identity: (versions[identity], True) for identity in written}
     issues = [
-        Issue("error", "not-found", f"{reference.path} refers to {_named(reference)}, which does not exist", reference.path)
+        Issue(
+            "error",
+            "not-found",
+            f"{reference.path} refers to {_named(reference)}, which does not exist",
+            reference.path,
+            _identity(put),
+        )
         for identity, uses in wanted.items()
-        for _, reference in uses
+        for put, reference in uses
         if not _is_there(reference, *known.get(identity, (0, False)))
     ]
     if issues:
@@ -210,7 +229,8 @@ async def _check_not_referred_to(
         )
         others = [f"{row['type']}/{row['id']}" for row in rows if (row["type"], row["id"]) not in rewritten]
         if others:
-            raise Conflict(f"{delete.type}/{delete.id} cannot be deleted: {', '.join(others[:3])} refers to it")
+            text = f"{delete.type}/{delete.id} cannot be deleted: {', '.join(others[:3])} refers to it"
+            raise Conflict(text, issues=[Issue("error", Conflict.code, text, resource=_identity(delete))])
 
 
 def _version_of(put: Put, version: int, current: Mapping[Identity, _Current], now: datetime) -> Stored:
@@ -219,6 +239,11 @@ def _version_of(put: Put, version: int, current: Mapping[Identity, _Current], no
     body = json.splice(resource.body, {"id": resource.id, "meta": meta})
     method = "update" if (found := current.get(_identity(put))) and not found.deleted else "create"
     return Stored(resource.type, resource.id or "", version, now, False, body, method)
+
+
+def _rows(put: Put, key: int, stored: Stored) -> SearchRows:
+    with _about(_identity(put)):
+        return search_rows(key, put.resource.type, _with_meta(put, stored))
 
 
 def _with_meta(put: Put, stored: Stored) -> dict[str, Any]:
