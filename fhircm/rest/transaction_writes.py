@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from fhircm.fhir import json
@@ -145,7 +145,9 @@ class Writes:
         """Check the resource as it will be written, as far as that is known before conditions are asked."""
         entry = write.entry
         if entry.method == "PATCH":
-            write.change = change_of(*carried_patch(entry))
+            kind, patch = carried_patch(entry)
+            write.change = change_of(kind, rewrite_urls(patch, self.targets) if entry.resource_type == "Parameters" else patch)
+            self._ask_references(write, json.loads(entry.body))
         elif entry.method in ("POST", "PUT"):
             resource = check(rewrite_urls(entry.body, self.targets), entry.type)
             if entry.method == "PUT" and len(entry.steps) == 2 and resource.id != write.id:
@@ -153,10 +155,13 @@ class Writes:
             if write.search is None or entry.method == "POST":
                 resource = replace(resource, id=write.id)
             write.resource = resource
-            for reference in references(resource.tree):
-                if reference.kind == "conditional" and reference.type and reference.url not in self.asked:
-                    query = conditional.condition(reference.type, reference.url, self.exchange.base_url)
-                    self.asked[reference.url] = _Asked(self._search(query), write, reference.path)
+            self._ask_references(write, resource.tree)
+
+    def _ask_references(self, write: _Write, tree: dict[str, Any]) -> None:
+        for reference in references(tree):
+            if reference.kind == "conditional" and reference.type and reference.url not in self.asked:
+                query = conditional.condition(reference.type, reference.url, self.exchange.base_url)
+                self.asked[reference.url] = _Asked(self._search(query), write, reference.path)
 
     def _require_once(self) -> None:
         seen: set[str] = set()
@@ -201,7 +206,8 @@ class Writes:
             return list(_placed_error(write, lambda: conditional.deletes_of(matches, entry.type, limit, write.if_version)))
         if write.change is not None:
             change = write.change
-            return [_placed_error(write, lambda: patch_of(matches, entry.type, change, write.if_version))]
+            put = _placed_error(write, lambda: patch_of(matches, entry.type, change, write.if_version))
+            return [replace(put, resource=_moved(put.resource, moved))]
         resource = _moved(write.resource, moved)
         if entry.method == "POST":
             return matches[0] if matches else [Put(resource, if_version=0)]
