@@ -7,12 +7,17 @@ https://hl7.org/fhir/R4/operations.html
 from __future__ import annotations
 
 from fhircm.operations.definition import Operation, load
+from fhircm.operations.everything import everything
 from fhircm.operations.meta import meta, meta_add, meta_delete
 
 # The name of its definition in profiles/operation/: the function that carries it out. Several definitions may share a code ($everything).
 OPERATIONS: dict[str, Operation] = {
     name: load(name, function)
     for name, function in {
+        "Encounter-everything": everything,
+        "EpisodeOfCare-everything": everything,
+        "Group-everything": everything,
+        "Patient-everything": everything,
         "meta": meta,
         "meta-add": meta_add,
         "meta-delete": meta_delete,

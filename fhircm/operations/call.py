@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from fhircm.access.guarded_store import GuardedStore
 from fhircm.fhir import json
 from fhircm.fhir.outcome import NotSupported
+from fhircm.store.stored import Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,13 @@ class Argument:
     parts: tuple[Argument, ...] = ()
 
 
+class Links(Protocol):
+    """Makes and reads the tokens of next pages: fhircm/rest/links.py."""
+
+    def write(self, place: str, parameters: list[tuple[str, str]], state: dict[str, Any]) -> str: ...
+    def read(self, place: str, token: str) -> tuple[list[tuple[str, str]], dict[str, Any]]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A call that has passed its OperationDefinition: every argument is one of its parameters, of the type that it says.
@@ -31,6 +39,7 @@ class Call:
 
     store: GuardedStore
     base_url: str
+    links: Links
     type: str | None
     id: str | None
     arguments: Sequence[Argument] = ()
@@ -62,6 +71,23 @@ class Answer:
     body: bytes = b""
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Entry(NamedTuple):
+    """A resource in a Searchset, and its `search` element: mode, score …"""
+
+    stored: Stored
+    search: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Searchset:
+    """A result that is a Bundle of what was found, as it is stored."""
+
+    entries: Sequence[Entry]
+    self_url: str
+    next_url: str | None = None
+    total: int | None = None
 
 
 def parameters(*members: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Answer:

@@ -14,9 +14,9 @@ from typing import Any
 from fhircm.fhir.artefacts import folder
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.outcome import Invalid, Issue, NotSupported
-from fhircm.operations.call import Answer, Argument, Call
+from fhircm.operations.call import Answer, Argument, Call, Searchset
 
-Function = Callable[[Call], Awaitable[Answer]]
+Function = Callable[[Call], Awaitable[Answer | Searchset]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from starlette.responses import Response
 from fhircm.fhir.outcome import MethodNotAllowed, NotFound
 from fhircm.fhir.validation import check
 from fhircm.operations import OPERATIONS
-from fhircm.operations.call import Argument, Call
+from fhircm.operations.call import Argument, Call, Searchset
 from fhircm.operations.definition import Operation
-from fhircm.rest import headers
+from fhircm.rest import bundles, headers
 from fhircm.rest.bodies import read_body
 from fhircm.rest.exchange import Exchange
 
@@ -32,9 +32,21 @@ async def operation(
     arguments = await _arguments(exchange, found)
     sent = {name.lower(): value for name, value in request.headers.items()}
     if_version = headers.if_match(request)
-    call = Call(exchange.store, exchange.base_url, type, id, arguments, sent, str(request.url), version, if_version)
+    call = Call(
+        exchange.store, exchange.base_url, exchange.links, type, id, arguments, sent, str(request.url), version, if_version
+    )
     answer = await found.function(call)
+    if isinstance(answer, Searchset):
+        return Response(_bundle(exchange, answer), media_type=headers.FHIR_JSON)
     return Response(answer.body, answer.status, dict(answer.headers), headers.FHIR_JSON if answer.body else None)
+
+
+def _bundle(exchange: Exchange, answer: Searchset) -> bytes:
+    links = [("self", answer.self_url), *([("next", answer.next_url)] if answer.next_url else [])]
+    entries = [
+        bundles.Entry(f"{exchange.base_url}/{one.type}/{one.id}", one.body, {"search": search}) for one, search in answer.entries
+    ]
+    return bundles.bundle("searchset", entries, links, answer.total)
 
 
 async def _arguments(exchange: Exchange, found: Operation) -> list[Argument]:
