@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fhircm.operations.definition import Operation, load
 from fhircm.operations.everything import everything
+from fhircm.operations.match import match
 from fhircm.operations.meta import meta, meta_add, meta_delete
 
 # The name of its definition in profiles/operation/: the function that carries it out. Several definitions may share a code ($everything).
@@ -18,6 +19,7 @@ OPERATIONS: dict[str, Operation] = {
         "EpisodeOfCare-everything": everything,
         "Group-everything": everything,
         "Patient-everything": everything,
+        "Patient-match": match,
         "meta": meta,
         "meta-add": meta_add,
         "meta-delete": meta_delete,

@@ -42,6 +42,11 @@ class Operation:
     parameters: tuple[Parameter, ...]
     function: Function
 
+    @property
+    def needs_body(self) -> bool:
+        """Whether it must be given what no URL can hold."""
+        return any(one.min and one.type not in definitions().primitives for one in self.parameters)
+
     def is_at(self, type: str | None, id: str | None) -> bool:
         """Whether it may be called there."""
         if type is None:

@@ -22,13 +22,13 @@ _OF_A_VERSION = frozenset({"meta", "meta-add", "meta-delete"})
 async def operation(
     exchange: Exchange, code: str, type: str | None = None, id: str | None = None, version: str | None = None
 ) -> Response:
-    """Carry it out. One that changes something is called by POST only."""
+    """Carry it out. One that changes something, or takes what no URL can hold, is called by POST only."""
     found = next((one for one in OPERATIONS.values() if one.code == code and one.is_at(type, id)), None)
     if found is None or (version is not None and code not in _OF_A_VERSION):
         raise NotFound(f"There is no operation ${code[:64]} here")
     request = exchange.request
-    if request.method != "POST" and found.affects_state:
-        raise MethodNotAllowed(f"${code} changes something, so it is called by POST")
+    if request.method != "POST" and (found.affects_state or found.needs_body):
+        raise MethodNotAllowed(f"${code} is called by POST")
     arguments = await _arguments(exchange, found)
     sent = {name.lower(): value for name, value in request.headers.items()}
     if_version = headers.if_match(request)
