@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -12,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from fhircm import openapi
 from fhircm.access.bearer import Bearer
 from fhircm.exchange.backend_auth import public_jwks
 from fhircm.fhir.outcome import FhirError
@@ -63,7 +65,15 @@ def create_app(config: AppConfig) -> FastAPI:
         yield
         await store.close()
 
-    app = _Hub(title="fhircm", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = _Hub(
+        title="fhircm",
+        version=version("fhircm"),
+        description=openapi.DESCRIPTION,
+        servers=[{"url": config.public_base_url}],
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     _public_routes(app, config)
 
     return app
@@ -83,7 +93,13 @@ class _Hub(FastAPI):
 def _public_routes(app: FastAPI, config: AppConfig) -> None:
     open_to_all = {"Access-Control-Allow-Origin": "*"}
 
-    @app.post("/oauth/token")
+    @app.post(
+        "/oauth/token",
+        summary="Get an access token",
+        response_model=openapi.Token,
+        responses=openapi.TOKEN_ANSWERS,
+        openapi_extra=openapi.TOKEN_FORM,
+    )
     async def token(request: Request) -> JSONResponse:
         """SMART backend services: https://hl7.org/fhir/smart-app-launch/backend-services.html"""
         try:
@@ -96,23 +112,23 @@ def _public_routes(app: FastAPI, config: AppConfig) -> None:
             refusal = {"error": "invalid_request", "error_description": "The form cannot be read"}
             return JSONResponse(refusal, 400, headers=_NO_STORE)
 
-    @app.get("/.well-known/smart-configuration")
-    @app.get("/fhir/.well-known/smart-configuration")
+    @app.get("/.well-known/smart-configuration", summary="How to sign in", response_model=openapi.SmartConfiguration)
+    @app.get("/fhir/.well-known/smart-configuration", summary="How to sign in", response_model=openapi.SmartConfiguration)
     async def configuration() -> JSONResponse:
         """What the authorization server can do."""
         return JSONResponse(smart_configuration(config.public_base_url), headers=open_to_all)
 
-    @app.get("/.well-known/jwks.json")
+    @app.get("/.well-known/jwks.json", summary="The keys of the hub", response_model=openapi.Jwks)
     async def keys() -> JSONResponse:
         """The public keys with which the hub signs in at partners."""
         return JSONResponse(public_jwks(config.keys_dir), headers=open_to_all | {"Cache-Control": "max-age=60"})
 
-    @app.get("/health/live")
+    @app.get("/health/live", summary="Does the process run?", response_model=openapi.Health)
     async def live() -> JSONResponse:
         """The process answers."""
         return JSONResponse({"status": "ok"})
 
-    @app.get("/health/ready", response_model=None)
+    @app.get("/health/ready", summary="Can it be worked with?", response_model=openapi.Health, responses=openapi.READY_ANSWERS)
     async def ready() -> JSONResponse:
         """The database answers too."""
         try:

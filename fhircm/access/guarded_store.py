@@ -54,6 +54,17 @@ class GuardedStore:
             self.principal.require(verb, query.type)
         return await self.store.export_page(query, self._narrowing())
 
+    async def labels(self, type: str | None) -> list[Stored]:
+        """Resources that together have every profile, tag and security label in use, of a type or of all that the caller may search.
+
+        Raises Forbidden.
+        """
+        within = self._narrowing()
+        if type is not None:
+            self.principal.require("s", type)
+            within = Narrowing({type: within.by_type[type]})
+        return await self.store.labels(within)
+
     async def transact(self, operations: Sequence[Put | Delete] | Plan, needs: Iterable[tuple[str, str]]) -> list[Stored]:
         """Write, when the caller may do every verb that is needed with its type; the searches of a plan are narrowed like others.
 

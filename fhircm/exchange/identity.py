@@ -15,6 +15,7 @@ from itertools import combinations
 from typing import Any
 
 from fhircm.exchange import human
+from fhircm.exchange.candidates import BLOCK, blocks
 from fhircm.exchange.features import Features, features
 from fhircm.exchange.matching import Match, compare
 from fhircm.fhir.query import parse_query
@@ -23,7 +24,6 @@ from fhircm.fhir.validation import check_tree
 from fhircm.store.changes import Change
 from fhircm.store.resources import Op, Put, Store, Stored
 
-BLOCK = 200  # candidates of one search; more share a birth date only in a hub of some millions
 CROWD = 24  # so many Patients that all match one another are nobody's identity
 CODE, DISPLAY = "possible-match", "Decide whether two records are of one person"
 APART, APART_DISPLAY = "match-withdrawn", "Two records that were linked no longer match"
@@ -126,15 +126,8 @@ class _Surroundings:
         """Patients of other partners that share a birth date, a number of their own, or both names: never the whole panel."""
         if id not in self.patients:
             return set()
-        this, tree = self.folded[id], self.patients[id].tree
-        blocks = [[("birthdate", this.birth_date)]] if this.birth_date else []
-        numbers = {(n["system"], n["value"]) for n in tree.get("identifier", []) if n.get("system") and n.get("value")}
-        kept = {system for system, _ in this.personal}
-        blocks += [[("identifier", f"{_escape(s)}|{_escape(v)}")] for s, v in sorted(numbers) if s in kept]
-        names = [name for name in tree.get("name", []) if name.get("family") and any(name.get("given", []))]
-        blocks += [[("family", _escape(n["family"])), ("given", _escape(next(filter(None, n["given"]))))] for n in names[:3]]
         found: set[str] = set()
-        for block in blocks:
+        for block in blocks(self.patients[id].tree, self.folded[id]):
             for stored in await _search(self.store, "Patient", block):
                 if stored.id not in self.patients:
                     self._take(stored.id, stored)
@@ -207,13 +200,6 @@ def _answer(task: dict[str, Any]) -> str | None:
         if any(coding.get("code") == "match-decision" for coding in entry["type"].get("coding", []))
     )
     return next((code for code in said if code in ("same", "different")), None)
-
-
-def _escape(value: str) -> str:
-    """https://hl7.org/fhir/R4/search.html#escaping"""
-    for character in "\\,|$":
-        value = value.replace(character, "\\" + character)
-    return value
 
 
 async def _search(store: Store, type: str, parameters: list[tuple[str, str]]) -> list[Stored]:

@@ -133,12 +133,14 @@ def rewrite_urls(body: bytes, targets: Mapping[str, str]) -> bytes:
 
 
 def carried_patch(entry: Entry) -> tuple[str, bytes]:
-    """The content type and the bytes of a JSON Patch, which a bundle carries as a Binary. Raises Invalid.
+    """The content type and the bytes of a patch in a bundle: of a JSON Patch that a Binary holds, or a FHIRPath Patch. Raises Invalid.
 
     https://hl7.org/fhir/R4/http.html#jsonpatch-transaction
     """
+    if entry.resource_type == "Parameters":
+        return "application/fhir+json", entry.body
     if entry.resource_type != "Binary":
-        raise Invalid("A patch in a bundle is a Binary that holds a JSON Patch", "Binary")
+        raise Invalid("A patch in a bundle is a Binary that holds a JSON Patch, or a Parameters resource", "Binary")
     binary = check(entry.body, "Binary").tree
     try:
         return binary["contentType"], base64.b64decode(binary.get("data", ""))

@@ -40,6 +40,7 @@ class Issue:
     code: str  # https://hl7.org/fhir/R4/valueset-issue-type.html
     text: str
     expression: str | None = None  # FHIRPath of the element, for example Task.status
+    resource: tuple[str, str] | None = None  # type and id of what it is about, where several are written at once
 
     def as_json(self) -> dict[str, Any]:
         """The issue as an element of an OperationOutcome."""

@@ -66,7 +66,7 @@ class Sort:
 class Include:
     """Follow references of `source` by parameter `code` ("*": all of them) to `target` (None: to any type).
 
-    For _include from what was found; for _revinclude against the direction, where `source` "*" is every type. `iterate`: again from what was included.
+    For _include from what was found; for _revinclude against the direction; `source` "*" is every type. `iterate`: again from what was included.
     """
 
     source: str
@@ -113,7 +113,7 @@ class Query:
 
     `used` are the parameters as they were understood, for the self link; `ignored` those that a lenient search passed
     over, each with the reason. `count_only`: the total is asked, no entries. `others`: more types that are searched along with the
-    first, and what theirs fulfil.
+    first, and what theirs fulfil. `include_only`: the types that alone are included, and what those fulfil.
     """
 
     type: str
@@ -124,6 +124,7 @@ class Query:
     count_only: bool = False
     includes: tuple[Include, ...] = ()
     revincludes: tuple[Include, ...] = ()
+    include_only: tuple[tuple[str, tuple[Condition, ...]], ...] | None = None
     cursor: Cursor | None = None
     others: tuple[tuple[str, tuple[Condition, ...]], ...] = ()
     used: tuple[tuple[str, str], ...] = field(default=(), compare=False)

@@ -7,17 +7,26 @@ https://hl7.org/fhir/R4/operations.html
 from __future__ import annotations
 
 from fhircm.operations.definition import Operation, load
+from fhircm.operations.everything import everything
 from fhircm.operations.export import export
-from fhircm.operations.meta import meta
+from fhircm.operations.match import match
+from fhircm.operations.meta import meta, meta_add, meta_delete
 from fhircm.operations.validate import validate
 
 # The name of its definition in profiles/operation/: the function that carries it out. Several definitions may share a code ($export).
 OPERATIONS: dict[str, Operation] = {
     name: load(name, function)
     for name, function in {
+        "Encounter-everything": everything,
+        "EpisodeOfCare-everything": everything,
+        "Group-everything": everything,
+        "Patient-everything": everything,
+        "Patient-match": match,
         "export": export,
         "group-export": export,
         "meta": meta,
+        "meta-add": meta_add,
+        "meta-delete": meta_delete,
         "patient-export": export,
         "validate": validate,
     }.items()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from fhircm.access.guarded_store import GuardedStore
 from fhircm.fhir import json
 from fhircm.fhir.outcome import NotSupported
+from fhircm.store.stored import Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,20 +22,31 @@ class Argument:
     parts: tuple[Argument, ...] = ()
 
 
+class Links(Protocol):
+    """Makes and reads the tokens of next pages: fhircm/rest/links.py."""
+
+    def write(self, place: str, parameters: list[tuple[str, str]], state: dict[str, Any]) -> str: ...
+    def read(self, place: str, token: str) -> tuple[list[tuple[str, str]], dict[str, Any]]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A call that has passed its OperationDefinition: every argument is one of its parameters, of the type that it says.
 
-    `type` and `id` say at what it was called: neither at the system, `type` alone at a type, both at an instance.
+    `type` and `id` say at what it was called: neither at the system, `type` alone at a type, both at an instance; `version` one of
+    its versions, as it was written in the address. `if_version` is what If-Match names.
     """
 
     store: GuardedStore
     base_url: str
+    links: Links
     type: str | None
     id: str | None
     arguments: Sequence[Argument] = ()
     headers: Mapping[str, str] = field(default_factory=dict)  # of the request, names in lower case
     url: str = ""  # as it was requested, with its query
+    version: str | None = None
+    if_version: int | None = None
     ignored: Sequence[str] = ()  # parameters that the operation does not have, of a caller that prefers handling=lenient
     may_create: bool = False  # whether an update of what does not exist creates it
 
@@ -68,7 +80,24 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def parameters(*members: Mapping[str, Any]) -> Answer:
+class Entry(NamedTuple):
+    """A resource in a Searchset, and its `search` element: mode, score …"""
+
+    stored: Stored
+    search: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Searchset:
+    """A result that is a Bundle of what was found, as it is stored."""
+
+    entries: Sequence[Entry]
+    self_url: str
+    next_url: str | None = None
+    total: int | None = None
+
+
+def parameters(*members: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Answer:
     """An answer of a Parameters resource with these parameters, each as FHIR has it: name and value[x], resource or part."""
     tree: dict[str, Any] = {"resourceType": "Parameters"}
-    return Answer(json.dumps(tree | ({"parameter": list(members)} if members else {})))
+    return Answer(json.dumps(tree | ({"parameter": list(members)} if members else {})), headers=headers or {})

@@ -15,11 +15,11 @@ from fhircm.fhir.artefacts import folder
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.outcome import Invalid, Issue, NotSupported
 from fhircm.fhir.systems import HUB
-from fhircm.operations.call import Answer, Argument, Call
+from fhircm.operations.call import Answer, Argument, Call, Searchset
 
 _AS_SENT = f"{HUB}StructureDefinition/as-sent"  # marks an operation that takes resources that may be wrong
 
-Function = Callable[[Call], Awaitable[Answer]]
+Function = Callable[[Call], Awaitable[Answer | Searchset]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,11 @@ class Operation:
     parameters: tuple[Parameter, ...]
     function: Function
     as_sent: bool = False  # a resource that is passed to it may be wrong: it is not checked before
+
+    @property
+    def needs_body(self) -> bool:
+        """Whether it must be given what no URL can hold."""
+        return any(one.min and one.type not in definitions().primitives for one in self.parameters)
 
     def is_at(self, type: str | None, id: str | None) -> bool:
         """Whether it may be called there."""

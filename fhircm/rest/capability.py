@@ -10,7 +10,7 @@ from fhircm.fhir.extract import searchable
 from fhircm.fhir.profiles import profiles
 from fhircm.operations.definition import Operation
 from fhircm.rest.exchange import RestSettings
-from fhircm.rest.patch import JSON_PATCH
+from fhircm.rest.patch import FORMATS
 
 RELEASED = "2026-11-25"  # of this version of the software
 
@@ -33,7 +33,7 @@ def capability_statement(
         "implementation": {"description": "fhircm, care coordination", "url": base_url},
         "fhirVersion": "4.0.1",
         "format": ["application/fhir+json"],
-        "patchFormat": [JSON_PATCH],
+        "patchFormat": list(FORMATS),
         "rest": [
             {
                 "mode": "server",

@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from fhircm.fhir.fhirpath_patch import fhirpath_patched, read_fhirpath_patch
 from fhircm.fhir.outcome import NotFound, UnsupportedMediaType
 from fhircm.fhir.patch import json_patched, read_json_patch
 from fhircm.fhir.query import Query
@@ -18,6 +19,7 @@ from fhircm.store.operations import Plan, Put
 from fhircm.store.stored import Stored
 
 JSON_PATCH = "application/json-patch+json"
+FORMATS = (JSON_PATCH, headers.FHIR_JSON)
 Change = Callable[[dict[str, Any]], Checked]
 
 
@@ -43,11 +45,18 @@ async def _patched(exchange: Exchange, type: str, query: Query, *, conditionally
 
 
 def change_of(kind: str, body: bytes) -> Change:
-    """What a patch does to a tree. Raises UnsupportedMediaType, Malformed."""
-    if kind.partition(";")[0].strip().lower() != JSON_PATCH:
-        raise UnsupportedMediaType(f"A patch must be sent as Content-Type: {JSON_PATCH}")
-    operations = read_json_patch(body)
-    return lambda tree: json_patched(tree, operations)
+    """What a patch does to a tree: a JSON Patch, or a FHIRPath Patch, which is a Parameters resource.
+
+    Raises UnsupportedMediaType, Malformed, Invalid.
+    """
+    kind = kind.partition(";")[0].strip().lower()
+    if kind == JSON_PATCH:
+        changes = read_json_patch(body)
+        return lambda tree: json_patched(tree, changes)
+    if kind == headers.FHIR_JSON:
+        operations = read_fhirpath_patch(body)
+        return lambda tree: fhirpath_patched(tree, operations)
+    raise UnsupportedMediaType(f"A patch must be sent as Content-Type: {' or '.join(FORMATS)}")
 
 
 def patch_of(matches: list[Stored], type: str, change: Change, if_version: int | None) -> Put:

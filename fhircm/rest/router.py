@@ -158,6 +158,8 @@ def _shape_of(steps: list[str]) -> tuple[str, list[str]]:
             return "$export-file", [id, number]
         case [*where, called] if called.startswith("$") and len(where) < 3 and all(map(_ID.fullmatch, where)):
             return "$operation", [called[1:], *where]
+        case [type, id, "_history", version, called] if called.startswith("$") and all(map(_ID.fullmatch, (type, id, version))):
+            return "$operation", [called[1:], type, id, version]
         case [type]:
             return "type", [type]
         case [type, "_search"]:

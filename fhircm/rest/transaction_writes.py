@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from fhircm.fhir import json
@@ -37,6 +38,15 @@ class _Write:
     matches: Sequence[Stored] = ()
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A conditional reference: which of the plan's searches it is, and where it stands first."""
+
+    search: int
+    write: _Write
+    path: str
+
+
 class Writes:
     """The writes of one transaction."""
 
@@ -44,7 +54,7 @@ class Writes:
         self.exchange, self.searches = exchange, list[Query]()
         self.writes = [_Write(entry, None) for entry in entries]
         self.targets: dict[str, str] = {}  # where references among the entries lead
-        self.asked: dict[str, int] = {}  # conditional references, and their searches
+        self.asked: dict[str, _Asked] = {}  # conditional references
         self.results: list[list[Put | Delete] | Stored | None] = []
 
     async def commit(self) -> list[Result]:
@@ -55,8 +65,21 @@ class Writes:
         needs = [(_VERBS[one.entry.method], one.entry.type) for one in self.writes]
         needs += [("c", one.entry.type) for one in self.writes if one.entry.method == "PUT" and one.search is not None]
         needs += [("s", query.type) for query in self.searches if query.used[0][0] != "_id"]
-        stored = iter(await self.exchange.store.transact(Plan(self.searches, self._make), dict.fromkeys(needs)))
+        try:
+            stored = iter(await self.exchange.store.transact(Plan(self.searches, self._make), dict.fromkeys(needs)))
+        except FhirError as error:
+            error.issues = self._located(error.issues)
+            raise
         return [self._result(one, stored) for one in self.results]
+
+    def _located(self, issues: Sequence[Issue]) -> list[Issue]:
+        """What the store found wrong with a resource, told of the entry that writes it."""
+        writing = {
+            _identity(operation): write.entry
+            for write, done in zip(self.writes, self.results, strict=False)
+            for operation in (done if isinstance(done, list) else ())
+        }
+        return [_placed(issue, writing[issue.resource]) if issue.resource in writing else issue for issue in issues]
 
     def _result(self, done: list[Put | Delete] | Stored | None, stored: Iterator[Stored]) -> Result:
         if isinstance(done, Stored):
@@ -122,7 +145,9 @@ class Writes:
         """Check the resource as it will be written, as far as that is known before conditions are asked."""
         entry = write.entry
         if entry.method == "PATCH":
-            write.change = change_of(*carried_patch(entry))
+            kind, patch = carried_patch(entry)
+            write.change = change_of(kind, rewrite_urls(patch, self.targets) if entry.resource_type == "Parameters" else patch)
+            self._ask_references(write, json.loads(entry.body))
         elif entry.method in ("POST", "PUT"):
             resource = check(rewrite_urls(entry.body, self.targets), entry.type)
             if entry.method == "PUT" and len(entry.steps) == 2 and resource.id != write.id:
@@ -130,10 +155,13 @@ class Writes:
             if write.search is None or entry.method == "POST":
                 resource = replace(resource, id=write.id)
             write.resource = resource
-            for reference in references(resource.tree):
-                if reference.kind == "conditional" and reference.type and reference.url not in self.asked:
-                    query = conditional.condition(reference.type, reference.url, self.exchange.base_url)
-                    self.asked[reference.url] = self._search(query)
+            self._ask_references(write, resource.tree)
+
+    def _ask_references(self, write: _Write, tree: dict[str, Any]) -> None:
+        for reference in references(tree):
+            if reference.kind == "conditional" and reference.type and reference.url not in self.asked:
+                query = conditional.condition(reference.type, reference.url, self.exchange.base_url)
+                self.asked[reference.url] = _Asked(self._search(query), write, reference.path)
 
     def _require_once(self) -> None:
         seen: set[str] = set()
@@ -153,7 +181,8 @@ class Writes:
             if write.search is not None:
                 write.matches = [one for one in found[write.search] if f"{one.type}/{one.id}" not in gone]
                 self._move(write, moved)
-        moved |= {text: self._led(text, found[number]) for text, number in self.asked.items()}
+        for text, asked in self.asked.items():
+            moved[text] = _placed_error(asked.write, partial(_led, text, found[asked.search], asked.path))
         self.results = [self._operations(write, moved) for write in self.writes]
         operations = [operation for done in self.results if isinstance(done, list) for operation in done]
         _require_distinct(operations)
@@ -168,13 +197,6 @@ class Writes:
         if own != write.id:
             moved[f"{write.entry.type}/{write.id}"] = f"{write.entry.type}/{own}"
 
-    def _led(self, text: str, matches: list[Stored]) -> str:
-        if len(matches) != 1:
-            many = "several resources" if matches else "nothing"
-            error = MultipleMatches if matches else Invalid
-            raise error(f"A conditional reference to {text.partition('?')[0]} matches {many}; it must match one")
-        return f"{matches[0].type}/{matches[0].id}"
-
     def _operations(self, write: _Write, moved: Mapping[str, str]) -> list[Put | Delete] | Stored | None:
         entry, matches = write.entry, list(write.matches)
         if entry.method == "DELETE":
@@ -184,7 +206,8 @@ class Writes:
             return list(_placed_error(write, lambda: conditional.deletes_of(matches, entry.type, limit, write.if_version)))
         if write.change is not None:
             change = write.change
-            return [_placed_error(write, lambda: patch_of(matches, entry.type, change, write.if_version))]
+            put = _placed_error(write, lambda: patch_of(matches, entry.type, change, write.if_version))
+            return [replace(put, resource=_moved(put.resource, moved))]
         resource = _moved(write.resource, moved)
         if entry.method == "POST":
             return matches[0] if matches else [Put(resource, if_version=0, fresh=True)]
@@ -198,6 +221,15 @@ class Writes:
         ]
 
 
+def _led(text: str, matches: list[Stored], path: str) -> str:
+    """Where a conditional reference leads. Raises Invalid, MultipleMatches."""
+    if len(matches) != 1:
+        many = "several resources" if matches else "nothing"
+        error = MultipleMatches if matches else Invalid
+        raise error(f"A conditional reference to {text.partition('?')[0]} matches {many}; it must match one", path)
+    return f"{matches[0].type}/{matches[0].id}"
+
+
 def _moved(resource: Checked | None, moved: Mapping[str, str]) -> Checked:
     assert resource is not None
     body = rewrite_urls(resource.body, moved) if moved else resource.body
@@ -205,12 +237,17 @@ def _moved(resource: Checked | None, moved: Mapping[str, str]) -> Checked:
 
 
 def _require_distinct(operations: Sequence[Put | Delete]) -> None:
-    seen: set[tuple[str, str | None]] = set()
+    seen: set[tuple[str, str]] = set()
     for one in operations:
-        identity = (one.type, one.id) if isinstance(one, Delete) else (one.resource.type, one.resource.id)
-        if identity in seen:
+        if _identity(one) in seen:
             raise Invalid("A condition matches what another entry of the transaction writes")
-        seen.add(identity)
+        seen.add(_identity(one))
+
+
+def _identity(operation: Put | Delete) -> tuple[str, str]:
+    if isinstance(operation, Delete):
+        return operation.type, operation.id
+    return operation.resource.type, operation.resource.id or ""
 
 
 def _placed(issue: Issue, entry: Entry) -> Issue:

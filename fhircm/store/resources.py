@@ -28,6 +28,7 @@ from fhircm.store import timers as timing
 from fhircm.store.database import Connection, Database
 from fhircm.store.guides import GuidesFollowed, GuidesMoved
 from fhircm.store.history import HistoryPage, HistoryQuery, history_page
+from fhircm.store.labels import labels_in_use
 from fhircm.store.operations import (
     CancelTimer,
     Change,
@@ -176,6 +177,11 @@ class Store:
         """A page of what a query finds."""
         async with self.database.reading(one_moment=query.cursor is not None) as connection:
             return await searching.search(connection, self.database.dialect, query, within)
+
+    async def labels(self, within: Narrowing) -> list[Stored]:
+        """Resources that together have every profile, tag and security label in use among those of the narrowing."""
+        async with self.database.reading() as connection:
+            return await labels_in_use(connection, within)
 
     # --- writing -------------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fhircm.fhir.conditions import AnyOf
 from fhircm.fhir.definitions import definitions, param_key
 from fhircm.fhir.extract import searchable
 from fhircm.fhir.outcome import TooCostly
@@ -77,7 +78,7 @@ def _statements(
         builder = Builder(within)
         keys, types = write(builder, dialect, listed, frontier)
         if keys:
-            narrowed = _narrowed(builder, types)
+            narrowed = _narrowed(builder, types, query)
             yield (
                 f"SELECT {COLUMNS} FROM resource r {CURRENT} WHERE r.key IN ({keys}) AND NOT r.deleted{narrowed} "
                 f"ORDER BY r.key LIMIT {builder.argument(limit)}",
@@ -91,7 +92,7 @@ def _forward(builder: Builder, dialect: str, includes: Sequence[Include], fronti
     for include in includes:
         targets = [include.target] if include.target else _targets(include)
         types.update(targets)
-        sources = {row["key"] for row in frontier if row["type"] == include.source or include.code != "*"}
+        sources = {row["key"] for row in frontier if include.source in ("*", row["type"]) or include.code != "*"}
         if not sources:
             continue
         of_target = f" AND s.target_type = {builder.argument(include.target)}" if include.target else ""
@@ -138,14 +139,17 @@ def among(builder: Builder, dialect: str, values: Sequence[Any], type: str) -> s
     return f"IN (SELECT value FROM json_each({builder.argument(json.dumps(values))}))"
 
 
-def _narrowed(builder: Builder, types: Iterable[str]) -> str:
-    """What the caller may see of the included types."""
-    if builder.within is None:
+def _narrowed(builder: Builder, types: Iterable[str], query: Query) -> str:
+    """What the caller may see of the included types, and wants of them."""
+    if builder.within is None and query.include_only is None:
         return ""
+    only = None if query.include_only is None else dict(query.include_only)
     whole, tests = [], []
     for type in sorted(types):
-        conditions = builder.within.by_type.get(type)
-        if conditions is None:
+        if only is not None and type not in only:
+            continue
+        conditions = [*builder.narrowed(type, ()), *(only[type] if only else ())]
+        if AnyOf(()) in conditions:
             continue
         if not conditions:
             whole.append(type)

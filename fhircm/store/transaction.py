@@ -8,17 +8,17 @@ from __future__ import annotations
 import hashlib
 import json as std_json
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from fhircm.fhir import json
-from fhircm.fhir.outcome import Conflict, Gone, Invalid, Issue, NotFound, VersionConflict
+from fhircm.fhir.outcome import Conflict, FhirError, Gone, Invalid, Issue, NotFound, VersionConflict
 from fhircm.fhir.query import Query
 from fhircm.fhir.references import Reference, references
 from fhircm.store.database import Connection
 from fhircm.store.operations import Delete, Put, SetState, WriteRule
-from fhircm.store.search_rows import delete_search_rows, insert_statements, search_rows, write_search_rows
+from fhircm.store.search_rows import SearchRows, delete_search_rows, insert_statements, search_rows, write_search_rows
 from fhircm.store.stored import Stored, instant, micros
 
 Identity = tuple[str, str]
@@ -56,7 +56,8 @@ async def write_resources(
         await lock_identities(connection, known)
     current = await _current(connection, dialect, known)
     for write in writes:
-        _check_condition(write, current.get(_identity(write)))
+        with _About(_identity(write)):
+            _check_condition(write, current.get(_identity(write)))
     puts = [write for write in writes if isinstance(write, Put)]
     deletes = [write for write in writes if isinstance(write, Delete) and not current[_identity(write)].deleted]
     await _check_rules(connection, puts, current, rules, origin)
@@ -79,6 +80,27 @@ async def write_resources(
         write_versions = _write_at_once if dialect == "postgresql" else _write_in_turn
         await write_versions(connection, list(stored.values()), trees, current, origin)
     return [stored.get(_identity(write)) or _deleted_before(write, current, now) for write in writes]
+
+
+class _About:
+    """Says of an error which of the resources of the transaction it is about."""
+
+    __slots__ = ("identity",)
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, FhirError):
+            error.issues = [replace(issue, resource=self.identity) for issue in error.issues]
+
+
+def _rows(place: int, tree: Tree) -> SearchRows:
+    with _About((tree["resourceType"], tree["id"])):
+        return search_rows(place, tree["resourceType"], tree)
 
 
 def _identity(write: Put | Delete) -> Identity:
@@ -173,8 +195,9 @@ async def _check_rules(
                 "SELECT body FROM version WHERE resource_key = $1 AND version = $2", found.key, found.version
             )
             previous = json.loads(bytes(body))
-        for rule in concerned:
-            rule.check(previous, put.resource.tree, origin)
+        with _About(_identity(put)):
+            for rule in concerned:
+                rule.check(previous, put.resource.tree, origin)
 
 
 async def _check_references(
@@ -199,9 +222,15 @@ async def _check_references(
     known |= {_identity(delete): (versions[_identity(delete)], False) for delete in deletes}
     known |= {identity: (versions[identity], True) for identity in written}
     issues = [
-        Issue("error", "not-found", f"{reference.path} refers to {_named(reference)}, which does not exist", reference.path)
+        Issue(
+            "error",
+            "not-found",
+            f"{reference.path} refers to {_named(reference)}, which does not exist",
+            reference.path,
+            _identity(put),
+        )
         for identity, uses in wanted.items()
-        for _, reference in uses
+        for put, reference in uses
         if not is_there(reference, *known.get(identity, (0, False)))
     ]
     if issues:
@@ -233,7 +262,8 @@ async def _check_not_referred_to(
         )
         others = [f"{row['type']}/{row['id']}" for row in rows if (row["type"], row["id"]) not in rewritten]
         if others:
-            raise Conflict(f"{delete.type}/{delete.id} cannot be deleted: {', '.join(others[:3])} refers to it")
+            text = f"{delete.type}/{delete.id} cannot be deleted: {', '.join(others[:3])} refers to it"
+            raise Conflict(text, issues=[Issue("error", Conflict.code, text, resource=_identity(delete))])
 
 
 def _meta(put: Put, version: int, at: str) -> dict[str, Any]:
@@ -270,7 +300,7 @@ async def _write_at_once(
         "changes AS (INSERT INTO change (tx, type, id, version, method, origin, at)"
         " SELECT pg_current_xact_id()::text::bigint, type, id, version, method, $8::text, at FROM given ORDER BY place)",
     ]
-    rows = [search_rows(place, tree["resourceType"], tree) for place, tree in enumerate(trees, start=1)]
+    rows = [_rows(place, tree) for place, tree in enumerate(trees, start=1)]
     arguments: list[Any] = [*columns, origin]
     for number, (insert, arrays) in enumerate(insert_statements(rows, len(arguments) + 1)):
         parts.append(f"rows{number} AS ({insert})")
@@ -319,7 +349,7 @@ async def _write_in_turn(
         "INSERT INTO change (tx, type, id, version, method, origin, at) VALUES ($1, $2, $3, $4, $5, $6, $7)",
         [(0, one.type, one.id, one.version, one.method, origin, micros(one.last_updated)) for one in stored],
     )
-    rows = [search_rows(keys[tree["resourceType"], tree["id"]], tree["resourceType"], tree) for tree in trees]
+    rows = [_rows(keys[tree["resourceType"], tree["id"]], tree) for tree in trees]
     await write_search_rows(connection, rows)
 
 

@@ -13,11 +13,17 @@ REST = RestSettings(body_limit=20_000, bundle_limit=2_000_000, update_create=Fal
 
 
 @pytest.fixture
-async def anonymous(database_url, clock, tmp_path):
+async def rest_app(database_url, clock, tmp_path):
     await register(database_url, "app", "system/*.cruds")
     await register(database_url, "reader", "system/Patient.rs")
     app = create_app(AppConfig(database_url, BASE, tmp_path / "keys", REST, False, clock, [RULE]))
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE) as http:
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+@pytest.fixture
+async def anonymous(rest_app):
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(rest_app), base_url=BASE) as http:
         yield http
 
 

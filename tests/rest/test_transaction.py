@@ -81,8 +81,7 @@ async def test_references_may_name_the_address_of_an_entry(http):
 
 async def test_every_kind_of_write_in_one_and_the_answers_in_order(http):
     old, changing, patched = [await made(http, patient(value)) for value in ("old", "changing", "patched")]
-    change = {"resourceType": "Binary", "contentType": "application/json-patch+json"}
-    change["data"] = base64.b64encode(b'[{"op":"add","path":"/active","value":true}]').decode()
+    change = json_patch("/active", True)
     answered = await done(
         http,
         entry("GET", f"Patient?identifier={MRN}|new"),
@@ -126,6 +125,11 @@ async def test_conditions_are_decided_and_references_follow(http):
     assert await count(http, "Patient") == 2
 
 
+def json_patch(path, value):
+    operations = json.dumps([{"op": "add", "path": path, "value": value}]).encode()
+    return {"resourceType": "Binary", "contentType": "application/json-patch+json", "data": base64.b64encode(operations).decode()}
+
+
 TASK = {"resourceType": "Task", "status": "requested", "intent": "order"}
 FAILING = {
     "an unknown element": (lambda ids: entry("POST", "Patient", patient(colour="red")), 422, "Bundle.entry[1].resource"),
@@ -134,13 +138,15 @@ FAILING = {
     "another type than the URL": (lambda ids: entry("POST", "Task", patient()), 422, "Bundle.entry[1]"),
     "no resource": (lambda ids: entry("POST", "Patient"), 422, "Bundle.entry[1].resource"),
     "no request": (lambda ids: {"resource": patient()}, 422, "Bundle.entry[1].request"),
-    "a reference to nowhere": (lambda ids: entry("POST", "Condition", condition("Patient/nowhere")), 422, "Condition.subject"),
-    "a condition on nothing": (lambda ids: entry("POST", "Condition", condition("Patient?identifier=none")), 422, None),
-    "an update of nothing": (lambda ids: entry("PUT", "Patient/none", patient(id="none")), 404, None),
+    "a condition on nothing": (lambda ids: entry("POST", "Condition", condition("Patient?identifier=none")), 422, "Bundle.entry[1].resource.subject"),
     "another id than the URL": (lambda ids: entry("PUT", f"Patient/{ids[0]}", patient(id="x")), 422, "Bundle.entry[1].resource.id"),
-    "a stale version": (lambda ids: entry("PUT", f"Patient/{ids[0]}", patient(id=ids[0]), ifMatch='W/"9"'), 412, None),
-    "a delete of what is needed": (lambda ids: entry("DELETE", f"Patient/{ids[1]}"), 409, None),
-    "an illegal step": (lambda ids: entry("PUT", f"Task/{ids[2]}", TASK | {"id": ids[2], "status": "completed"}), 422, "Task.status"),
+    "a stale version": (lambda ids: entry("PUT", f"Patient/{ids[0]}", patient(id=ids[0]), ifMatch='W/"9"'), 412, "Bundle.entry[1]"),
+    "an update of nothing": (lambda ids: entry("PUT", "Patient/none", patient(id="none")), 404, "Bundle.entry[1]"),
+    "a delete of what is needed": (lambda ids: entry("DELETE", f"Patient/{ids[1]}"), 409, "Bundle.entry[1]"),
+    "a delete of nothing": (lambda ids: entry("DELETE", "Patient/none"), 404, "Bundle.entry[1]"),
+    "an illegal step": (lambda ids: entry("PUT", f"Task/{ids[2]}", TASK | {"id": ids[2], "status": "completed"}), 422, "Bundle.entry[1].resource.status"),
+    "a reference to nowhere": (lambda ids: entry("POST", "Condition", condition("Patient/none")), 422, "Bundle.entry[1].resource.subject"),
+    "a patch to a reference to nowhere": (lambda ids: entry("PATCH", f"Patient/{ids[0]}", json_patch("/managingOrganization", {"reference": "Organization/none"})), 422, "Bundle.entry[1].resource.managingOrganization"),
     "the same resource twice": (lambda ids: entry("DELETE", f"Patient/{ids[3]}"), 422, "Bundle.entry[2].request.url"),
     "an operation": (lambda ids: entry("POST", "Patient/$match", patient()), 422, "Bundle.entry[1].request.url"),
     "a condition that is none": (lambda ids: entry("DELETE", "Patient?colour=red"), 400, None),

@@ -1,0 +1,161 @@
+"""$everything: the record of patients, of an encounter or of an episode of care, and what it refers to.
+
+https://hl7.org/fhir/R4/patient-operation-everything.html, encounter-operation-everything.html and group-operation-everything.html.
+It is a search over all types that can belong there: pages are of one moment, and each is as large as one page, whatever the record is.
+What is referred to comes along on the page of what refers to it, so the same Practitioner may stand on several pages. With `_type`, what
+comes along is looked for from the types that are asked for; when one of them only ever comes along, from all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlencode
+
+from fhircm.fhir.belonging import Belonging, administrative, in_time, of_encounter, of_episode, of_every_patient, of_patients
+from fhircm.fhir.conditions import Condition, InvalidValue, Matches, SpanTest
+from fhircm.fhir.definitions import definitions
+from fhircm.fhir.outcome import Forbidden
+from fhircm.fhir.query import MAX_COUNT, Cursor, Include, Query
+from fhircm.fhir.ranges import date_range
+from fhircm.operations.call import Call, Entry, Searchset
+from fhircm.operations.linked import joined
+
+AT_ONCE = 20  # members of a Group whose records are in one search
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is asked for: `types` that may be in the answer, the time of care and of the last change in microseconds."""
+
+    types: frozenset[str]
+    low: int | None
+    high: int | None
+    since: int | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a page begins: the patients that it is about, which members of which version of a Group, and the cursor of the search."""
+
+    patients: tuple[str, ...] = ()
+    group: int = 0
+    member: int = 0
+    cursor: Cursor | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {"p": self.patients, "g": self.group, "m": self.member, "c": self.cursor.as_json() if self.cursor else None}
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> _Place:
+        cursor = Cursor.from_json(state["c"]) if state["c"] is not None else None
+        return cls(tuple(state["p"]), state["g"], state["m"], cursor)
+
+
+async def everything(call: Call) -> Searchset:
+    """A page of the record."""
+    path = "/".join(filter(None, (call.type, call.id, "$everything")))
+    given = [(one.name, str(one.value)) for one in call.arguments]
+    token = call.one("_page")
+    if token is None:
+        place = _Place()
+        if call.type and call.id:
+            stored = await call.store.read(call.type, call.id)
+            place = replace(place, group=stored.version)
+    else:
+        given, state = call.links.read(path, token)
+        place = _Place.from_json(state)
+    asked = _asked(given)
+    place, beyond = await _begun(call, place)
+    page = await call.store.search(_query(call, _belonging(call, place), asked, place.cursor))
+    url = f"{call.base_url}/{path}"
+    following = replace(place, cursor=page.next) if page.next else _Place(group=place.group, member=beyond) if beyond else None
+    entries = [Entry(one, {"mode": "match"}) for one in page.matches if one.type in asked.types]
+    entries += [Entry(one, {"mode": "include"}) for one in page.included if one.type in asked.types]
+    return Searchset(
+        entries,
+        self_url=f"{url}?{urlencode(given)}" if given else url,
+        next_url=f"{url}?_page={call.links.write(path, given, following.as_json())}" if following else None,
+    )
+
+
+def _asked(given: Sequence[tuple[str, str]]) -> _Asked:
+    known = definitions().resource_types
+    named = [type for name, value in given if name == "_type" for type in value.split(",")]
+    unknown = [type for type in named if type not in known]
+    if unknown:
+        raise InvalidValue(f"'_type' names '{unknown[0][:64]}', which is not a resource type of FHIR R4")
+    values = dict(given)
+    low, high, since = (_moment(values, *one) for one in (("start", 0), ("end", 1), ("_since", 0)))
+    if low is not None and high is not None and low >= high:
+        raise InvalidValue("'start' is after 'end'")
+    count = int(values.get("_count", MAX_COUNT))
+    if count < 1:
+        raise InvalidValue("'_count' takes a whole number of 1 or more")
+    return _Asked(frozenset(named) or known, low, high, since, min(count, MAX_COUNT))
+
+
+def _moment(values: dict[str, str], name: str, which: int) -> int | None:
+    try:
+        return date_range(values[name])[which] if name in values else None
+    except ValueError as error:
+        raise InvalidValue(f"'{name}' takes a date: this is {error}") from None
+
+
+async def _begun(call: Call, place: _Place) -> tuple[_Place, int]:
+    """The place with its patients, and with which member of the Group the next search begins (0: there is none)."""
+    if call.type == "Patient" and call.id and not place.patients:
+        (together,) = await joined(call.store, [call.id])
+        return replace(place, patients=tuple(sorted(together))), 0
+    if call.type != "Group" or call.id is None:
+        return place, 0
+    group = await call.store.vread("Group", call.id, place.group)  # whoever comes or goes meanwhile, the pages are of these
+    members = list(dict.fromkeys(_members(group.tree)))
+    until = place.member + AT_ONCE
+    if not place.patients:
+        before, now = set(members[: place.member]), members[place.member : until]
+        records = [one for one in await joined(call.store, now) if not one & before]  # linked to an earlier member: told there
+        place = replace(place, patients=tuple(sorted(id for one in records for id in one)))
+    return place, until if until < len(members) else 0
+
+
+def _members(group: dict[str, Any]) -> list[str]:
+    """The Patients who are members now."""
+    entities = [member["entity"].get("reference", "") for member in group.get("member", []) if not member.get("inactive")]
+    return [reference.removeprefix("Patient/") for reference in entities if reference.startswith("Patient/")]
+
+
+def _belonging(call: Call, place: _Place) -> Belonging:
+    match call.type, call.id:
+        case "Encounter", str(id):
+            return of_encounter(id)
+        case "EpisodeOfCare", str(id):
+            return of_episode(id)
+        case "Patient", None:
+            return of_every_patient()
+    return of_patients(place.patients)
+
+
+def _query(call: Call, belonging: Belonging, asked: _Asked, cursor: Cursor | None) -> Query:
+    """The search for it, in the types that the caller may search."""
+    along = tuple((type, conditions) for type, conditions in belonging.along.items() if type in asked.types)
+    # A type that only comes along is found from everything that could refer to it.
+    wanted = belonging.inside.keys() if asked.types - belonging.inside.keys() else asked.types
+    allowed = [type for type in belonging.inside if type in wanted and call.store.principal.may("s", type)]
+    if not allowed:
+        raise Forbidden("To search, the token needs a scope that ends with s, such as system/*.s")
+    besides = {type: (*_changed(type, asked.since), *in_time(type, asked.low, asked.high)) for type in allowed}
+    first, *others = [(type, (*belonging.inside[type], *besides[type])) for type in allowed]
+    includes = (
+        Include("*", "*", None, iterate=False),
+        *(Include(type, "*", None, iterate=True) for type in administrative()),
+    )
+    return Query(
+        *first, count=asked.count, includes=includes if along else (), include_only=along, cursor=cursor, others=tuple(others)
+    )
+
+
+def _changed(type: str, since: int | None) -> tuple[Condition, ...]:
+    return () if since is None else (Matches(type, "_lastUpdated", (SpanTest("ge", since, since),)),)
