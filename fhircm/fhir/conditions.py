@@ -8,14 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 from fhircm.fhir.definitions import definitions
-from fhircm.fhir.extract import Extractor, of_type
+from fhircm.fhir.extract import Extractor, component_key
 from fhircm.fhir.outcome import FhirError, NotSupported
-from fhircm.fhir.ranges import clip, date_range, normalise, number_range
+from fhircm.fhir.ranges import chord, clip, date_range, normalise, number_range, unit_vector
 from fhircm.fhir.references import parse_reference
+from fhircm.fhir.ucum import UCUM, length, unit
+from fhircm.fhir.values import canonical_key, of_type
 
+NEAR = 50_000.0  # metres: what counts as near when no distance is said
 VALUES_LIMIT = 500  # alternatives in one parameter; more would be a table, not a question
 LENGTH_LIMIT = 2000  # characters of one parameter's value
 
@@ -74,7 +77,7 @@ class SpanTest:
 class AmountTest:
     """A number that compares by `prefix`: with [low, high) for eq, ne and ap, with `number` for the others.
 
-    `system` None: any unit; '': `code` is a code or a unit of any system.
+    `system` None: any unit; '': `code` is a code or a unit of any system. `canonical`: all is in the base units of UCUM.
     """
 
     prefix: str
@@ -83,6 +86,7 @@ class AmountTest:
     high: float
     system: str | None
     code: str
+    canonical: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,17 @@ class IdTest:
     id: str
 
 
-Test = TokenTest | TargetTest | TextTest | SpanTest | AmountTest | UriTest | IdTest
+@dataclass(frozen=True, slots=True)
+class NearTest:
+    """A place at most `chord` away from this one, in a straight line through a sphere of radius 1."""
+
+    x: float
+    y: float
+    z: float
+    chord: float
+
+
+Test = TokenTest | TargetTest | TextTest | SpanTest | AmountTest | UriTest | IdTest | NearTest
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +125,18 @@ class Matches:
     parameter: str
     tests: tuple[Test, ...]
     negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """One element of the resource passes, in one of the alternatives, a test for each component of this composite parameter.
+
+    Each test comes with the parameter of the rows that it is about.
+    """
+
+    type: str
+    parameter: str
+    alternatives: tuple[tuple[tuple[str, Test], ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +174,7 @@ class AnyOf:
     conditions: tuple[Condition, ...]
 
 
-Condition = Matches | Missing | Chained | Linked | AnyOf
+Condition = Matches | Combined | Missing | Chained | Linked | AnyOf
 
 
 def value_condition(type: str, code: str, modifier: str, extractor: Extractor, text: str, base_url: str | None) -> Condition:
@@ -168,10 +194,36 @@ def value_condition(type: str, code: str, modifier: str, extractor: Extractor, t
     values = _split(text, ",")
     if len(values) > VALUES_LIMIT:
         raise InvalidValue(f"The search parameter '{code}' takes at most {VALUES_LIMIT} values at once")
-    parameter = f"{code}:of-type" if modifier == "of-type" else code
+    if kind == "composite":
+        return Combined(type, code, tuple(_alternative(code, extractor, value, base_url) for value in values))
     reader = _Reader(code, modifier, extractor, base_url)
     read: Callable[[str], Test] = reader.token if modifier == "identifier" else getattr(reader, kind)
-    return Matches(type, parameter, tuple(read(value) for value in values), negated=modifier == "not")
+    by_rows: dict[str, list[Test]] = {}
+    for test in map(read, values):
+        by_rows.setdefault(f"{code}:of-type" if modifier == "of-type" else _rows_of(code, test), []).append(test)
+    listed = tuple(Matches(type, rows, tuple(tests), negated=modifier == "not") for rows, tests in by_rows.items())
+    return listed[0] if len(listed) == 1 else AnyOf(listed)
+
+
+def _rows_of(code: str, test: Test) -> str:
+    """The parameter of the rows that a test is about."""
+    return canonical_key(code) if isinstance(test, AmountTest) and test.canonical else code
+
+
+def _alternative(code: str, extractor: Extractor, text: str, base_url: str | None) -> tuple[tuple[str, Test], ...]:
+    """One value of a composite parameter: a test for each component."""
+    parts = _split(text, "$")
+    names = [one.definition.code for one in extractor.components]
+    if len(parts) != len(names) or not all(parts):
+        raise InvalidValue(f"The search parameter '{code}' takes {len(names)} values joined by '$': {'$'.join(names)}")
+    tests = []
+    for number, (component, part) in enumerate(zip(extractor.components, parts, strict=True)):
+        try:
+            test = getattr(_Reader(names[number], "", component, base_url), component.definition.type)(part)
+        except InvalidValue as error:
+            raise InvalidValue(f"In part {number + 1} of '{code}': {error}") from None
+        tests.append((_rows_of(component_key(code, number), test), test))
+    return tuple(tests)
 
 
 def _check_modifier(code: str, modifier: str, extractor: Extractor) -> None:
@@ -292,15 +344,32 @@ class _Reader:
         found = _PREFIXED.fullmatch(text)
         if not found or not _NUMBER.fullmatch(found[2]):
             raise self.wrong("a number, with or without a prefix such as ge")
-        try:
-            number = Decimal(found[2])
-            low, high = number_range(number)
-        except (InvalidOperation, OverflowError):
-            raise self.wrong("a number of usual size") from None
-        prefix = found[1] or "eq"
+        number, prefix = Decimal(found[2]), found[1] or "eq"
+        read = unit(code) if system == UCUM else None
+        to_number = read.canonical if read else float
+        low, high = number_range(number)
         if prefix == "ap":
-            low, high = float(number - abs(number) / 10), float(number + abs(number) / 10)
-        return AmountTest(prefix, float(number), low, high, system, code)
+            low, high = number - abs(number) / 10, number + abs(number) / 10
+        try:
+            ends = to_number(number), to_number(low), to_number(high)
+        except OverflowError:
+            raise self.wrong("a number of usual size") from None
+        return AmountTest(prefix, *ends, system, read.code if read else code, canonical=read is not None)
+
+    def special(self, value: str) -> Test:
+        """`near`, the only one: latitude|longitude|distance|unit of length."""
+        latitude, longitude, distance, measure = [*(_plain(part) for part in _split(value, "|")), "", "", ""][:4]
+        if value.count("|") not in (1, 2, 3) or not all(map(_NUMBER.fullmatch, (latitude, longitude, distance or "0"))):
+            raise self.wrong("latitude|longitude, and perhaps |distance|unit: numbers, and a unit such as km, m or mi")
+        if abs(float(latitude)) > 90 or abs(float(longitude)) > 180:
+            raise self.wrong("a latitude from -90 to 90 and a longitude from -180 to 180")
+        try:
+            metres = length(Decimal(distance), measure or "km") if distance else NEAR
+        except OverflowError:
+            metres = None
+        if metres is None or metres < 0:
+            raise self.wrong("a distance of 0 or more in km, m, mi or another unit of length of UCUM")
+        return NearTest(*unit_vector(float(latitude), float(longitude)), chord(metres))
 
     def uri(self, value: str) -> Test:
         text = _plain(value)

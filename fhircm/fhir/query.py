@@ -244,7 +244,9 @@ class _QueryParser:
 
     def _sort_key(self, key: str) -> Sort:
         code = key.removeprefix("-")
-        self._extractor(self.type, code, "_sort")
+        kind = self._extractor(self.type, code, "_sort").definition.type
+        if kind in ("composite", "special"):
+            raise NotSupported(f"'_sort' has no order for '{code}', a {kind} parameter")
         return Sort(code, key.startswith("-"))
 
     def _include(self, name: str, value: str, *, iterate: bool) -> Include:

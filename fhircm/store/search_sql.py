@@ -13,14 +13,18 @@ from typing import Any
 from fhircm.fhir.conditions import (
     AnyOf,
     Chained,
+    Combined,
     Condition,
     IdTest,
     Linked,
     Matches,
     Missing,
+    NearTest,
     SpanTest,
     TargetTest,
+    Test,
     TextTest,
+    TokenTest,
     UriTest,
 )
 from fhircm.fhir.definitions import param_key
@@ -38,6 +42,8 @@ _TABLES_OF_KIND = {
     "number": ("search_quantity",),
     "quantity": ("search_quantity",),
     "uri": ("search_uri",),
+    "special": ("search_position",),
+    "composite": ("search_composite",),
 }
 _SORT_COLUMNS = {
     "token": ("search_token", "code"),
@@ -72,6 +78,8 @@ def _rank(condition: Condition) -> int:
     match condition:
         case Matches(tests=tests, negated=negated) if not negated and tests:
             return 7 if len(tests) > _MANY else _rank_of_match(condition)
+        case Combined(alternatives=alternatives):
+            return 4 if len(alternatives) <= _MANY else 7
         case Chained(targets=targets):
             return 3 if all(_rank(inner) < _CANNOT_DRIVE for _, inner in targets) else 8
         case Linked(condition=inner):
@@ -91,6 +99,8 @@ def _rank_of_match(condition: Matches) -> int:
             return 8 if how == "contains" else 4
         case UriTest():
             return 3
+        case NearTest():
+            return 4
         case SpanTest(prefix=prefix):
             return 5 if prefix in ("eq", "ap") else 7
         case _:
@@ -168,6 +178,8 @@ class Builder:
                 )
             case AnyOf(conditions):
                 return " UNION ".join(self.driven(one) for one in conditions)
+            case Combined(alternatives=alternatives):
+                return " UNION ".join(self._combined(condition, alternative) for alternative in alternatives)
         return self.keys(condition.type, [condition])
 
     def _chain_keys(self, chain: Chained, target: str, inner: Condition) -> str:
@@ -185,6 +197,9 @@ class Builder:
             case Matches(negated=negated):
                 found = self._some_row(condition, key, own)
                 return f"NOT {found}" if negated else found
+            case Combined(alternatives=alternatives):
+                ways = [f"EXISTS ({self._combined(condition, alternative, key)})" for alternative in alternatives]
+                return f"({' OR '.join(ways)})"
             case Missing(type, parameter, missing):
                 found = self._any_value(type, parameter, key)
                 return f"NOT {found}" if missing else found
@@ -200,6 +215,21 @@ class Builder:
                 return self._linked(condition, key)
             case AnyOf(conditions):
                 return f"({' OR '.join(self.holds(one, key, own) for one in conditions) or '1 = 0'})"
+
+    def _combined(self, condition: Combined, alternative: Sequence[tuple[str, Test]], key: str | None = None) -> str:
+        """The keys of resources (or this one) of which one element passes all tests, beginning with a code: that has an index."""
+        tables: list[str] = []
+        tests: list[str] = []
+        for parameter, test in sorted(alternative, key=lambda one: not isinstance(one[1], TokenTest)):
+            a = self.alias()
+            if tables:
+                tests.append(f"{a}.resource_key = {tables[0]}.resource_key AND {a}.at = {tables[0]}.at")
+            tables.append(a)
+            tests.append(f"{a}.param = {self.parameter(condition.type, parameter)} AND {row_test(test, a, self.argument)}")
+        own = f"{tables[0]}.resource_key = {key} AND " if key else ""
+        # CROSS JOIN keeps SQLite from turning the order round; PostgreSQL plans it like any join.
+        joined = " CROSS JOIN ".join(f"search_composite {a}" for a in tables)
+        return f"SELECT {tables[0]}.resource_key FROM {joined} WHERE {own}{' AND '.join(tests)}"
 
     def _way(self, x: str, t: str, target: str, inner: Condition) -> str:
         tests = [self.holds(one, f"{t}.key", t) for one in self.narrowed(target, [inner])]
