@@ -16,22 +16,12 @@ from fhircm.fhir.definitions import SearchParameter, definitions
 from fhircm.fhir.expressions import Branch, Getter, NotCompilable, compile_expression
 from fhircm.fhir.outcome import Invalid
 from fhircm.fhir.references import references
-from fhircm.fhir.values import CONVERTERS, Amount, Component, Converter, SearchValue, Span, Target, Text, Token
+from fhircm.fhir.values import COMPONENT_CONVERTERS, CONVERTERS, Component, Converter, SearchValue, Target, component
 
 # The parameter of the rows that hold every local reference, searchable or not; one to a version holds nobody, for versions stay for ever.
 ANY_REFERENCE = "*"
 OWN_COLUMNS = frozenset({"_id", "_lastUpdated"})  # the resource table itself answers these
 
-_COMPONENT_ROWS: dict[
-    str, type[SearchValue]
-] = {  # what a component is compared with; it has no modifiers that would ask for more
-    "token": Token,
-    "reference": Target,
-    "string": Text,
-    "date": Span,
-    "number": Amount,
-    "quantity": Amount,
-}
 _OF_RESOURCE = "%resource."
 
 
@@ -119,16 +109,13 @@ def _targets(parameter: SearchParameter, branches: list[Branch]) -> tuple[str, .
 class _Part:
     """A component within one kind of element: `sources` are asked for values of the element, or of the resource."""
 
-    kind: type[SearchValue]
     of_resource: bool
     sources: tuple[tuple[Getter, Converter], ...]
     branches: tuple[Branch, ...]
 
-    def rows(self, key: str, tree: Any, element: Any) -> Iterator[SearchValue]:
+    def rows(self, key: str, tree: Any, element: Any) -> list[SearchValue]:
         start = tree if self.of_resource else element
-        for get, convert in self.sources:
-            for value in get(start):
-                yield from (row for row in convert(key, value) if type(row) is self.kind)
+        return [row for get, convert in self.sources for value in get(start) for row in convert(key, value)]
 
 
 def component_key(code: str, number: int) -> str:
@@ -148,7 +135,7 @@ def _composite(parameter: SearchParameter, type: str, elements: list[Branch]) ->
         _of_branches(one, [branch for _, parts in places for branch in parts[number].branches], ())
         for number, one in enumerate(members)
     )
-    return Extractor(parameter, frozenset(), (), ((lambda tree: [tree], _combiner(places)),), components)
+    return Extractor(parameter, frozenset(), (), ((lambda tree: [tree], _combiner(parameter.code, places)),), components)
 
 
 def _part(parameter: SearchParameter, expressions: list[str], type: str, element: Branch) -> _Part:
@@ -162,21 +149,29 @@ def _part(parameter: SearchParameter, expressions: list[str], type: str, element
         except NotCompilable as reason:
             refusal = refusal or reason
             continue
-        sources = tuple((branch.get, _converter(parameter, branch)) for branch in usable)
-        return _Part(_COMPONENT_ROWS[parameter.type], of_resource, sources, tuple(usable))
+        converters = COMPONENT_CONVERTERS[parameter.type]
+        sources = tuple((branch.get, converters[branch.type]) for branch in usable)
+        return _Part(of_resource, sources, tuple(usable))
     raise refusal or NotCompilable("it has no components")
 
 
-def _combiner(places: list[tuple[Getter, list[_Part]]]) -> Converter:
+def _combiner(code: str, places: list[tuple[Getter, list[_Part]]]) -> Converter:
     """The rows of all components of each element that has a value of every one."""
+    # The later components are the rarer: every Observation has a code.
+    backwards = [(get, [(component_key(code, number), part) for number, part in enumerate(parts)][::-1]) for get, parts in places]
 
-    def convert(code: str, tree: Any) -> Iterator[Component]:
+    def convert(_: str, tree: Any) -> Iterator[Component]:
         at = 0
-        for elements, parts in places:
+        for elements, parts in backwards:
             for element in elements(tree):
-                found = [list(part.rows(component_key(code, number), tree, element)) for number, part in enumerate(parts)]
-                if all(found):
-                    yield from (Component(at=at, **row._asdict()) for rows in found for row in rows)
+                found: list[SearchValue] = []
+                for key, part in parts:
+                    rows = part.rows(key, tree, element)
+                    if not rows:
+                        break
+                    found += rows
+                else:
+                    yield from (component(at, row) for row in found)
                     at += 1
 
     return convert

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from fhircm.fhir.ranges import BOUNDLESS, EARLIEST, LATEST, clip, date_range, normalise, unit_vector
@@ -122,10 +123,19 @@ def _address(parameter: str, address: dict[str, Any]) -> Iterator[Text]:
 
 
 def _coding(parameter: str, coding: dict[str, Any]) -> Iterator[SearchValue]:
+    yield from _bare_coding(parameter, coding)
+    yield from _text(parameter, coding.get("display"))
+
+
+def _bare_coding(parameter: str, coding: dict[str, Any]) -> Iterator[Token]:
     code, system = coding.get("code", ""), coding.get("system", "")
     if code or system:
         yield Token(parameter, clip(code.casefold()), clip(system))
-    yield from _text(parameter, coding.get("display"))
+
+
+def _bare_concept(parameter: str, concept: dict[str, Any]) -> Iterator[Token]:
+    for coding in concept.get("coding", ()):
+        yield from _bare_coding(parameter, coding)
 
 
 def _concept(parameter: str, concept: dict[str, Any]) -> Iterator[SearchValue]:
@@ -164,6 +174,11 @@ def _reference(parameter: str, value: dict[str, Any]) -> Iterator[SearchValue]:
         yield from (row for row in _identifier(parameter, identifier) if type(row) is Token)
     elif text is None:  # a display alone can be looked for with :missing only
         yield Target(parameter, "", "")
+
+
+def _referred_to(parameter: str, value: dict[str, Any]) -> Iterator[Target]:
+    if isinstance(text := value.get("reference"), str):
+        yield from _url_reference(parameter, text)
 
 
 def _url_reference(parameter: str, text: str) -> Iterator[Target]:
@@ -232,8 +247,16 @@ def _canonical(parameter: str, system: str, code: str, *, low: Any, high: Any) -
     """The same amount in base units; None is an open end."""
     if system == UCUM and (read := unit(code)):
         with suppress(OverflowError):  # too large or too small for a unit: it is found as written
-            ends = -BOUNDLESS if low is None else read.canonical(low), BOUNDLESS if high is None else read.canonical(high)
-            yield Amount(canonical_key(parameter), *ends, UCUM, read.code, "")
+            least = -BOUNDLESS if low is None else _in_base_units(low, code)
+            most = BOUNDLESS if high is None else _in_base_units(high, code)
+            yield Amount(canonical_key(parameter), least, most, UCUM, read.code, "")
+
+
+@lru_cache(maxsize=1024)  # one value stands in the rows of several parameters
+def _in_base_units(number: Any, code: str) -> float:
+    read = unit(code)
+    assert read
+    return read.canonical(number)
 
 
 def _money(parameter: str, money: dict[str, Any]) -> Iterator[Amount]:
@@ -312,3 +335,25 @@ CONVERTERS: Mapping[str, dict[str, Converter]] = {
     "uri": _URIS,
     "special": _SPECIAL,
 }
+
+
+# What a component of a composite parameter is compared with: it has no modifiers that would ask for more.
+COMPONENT_CONVERTERS: Mapping[str, dict[str, Converter]] = {
+    **CONVERTERS,
+    "token": {**_TOKENS, "Coding": _bare_coding, "CodeableConcept": _bare_concept},
+    "reference": {"Reference": _referred_to},
+}
+_COMPONENTS: dict[type, Callable[[int, Any], Component]] = {
+    Token: lambda at, row: Component(row.parameter, at, code=row.code, system=row.system),
+    Target: lambda at, row: Component(row.parameter, at, target_id=row.target_id, target_type=row.target_type),
+    Text: lambda at, row: Component(row.parameter, at, start=row.start, normalised=row.normalised, exact=row.exact),
+    Span: lambda at, row: Component(row.parameter, at, low=row.low, high=row.high),
+    Amount: lambda at, row: Component(
+        row.parameter, at, code=row.code, system=row.system, low=row.low, high=row.high, unit=row.unit
+    ),
+}
+
+
+def component(at: int, row: SearchValue) -> Component:
+    """The row of a value that belongs to the element number `at` of a composite parameter."""
+    return _COMPONENTS[row.__class__](at, row)
