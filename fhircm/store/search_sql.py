@@ -63,6 +63,7 @@ _LAST_TEXT = (chr(0x10FFFF), "")
 _FEW_CODES = frozenset({"code", "boolean"})  # element types of which each value is in a large part of all resources
 _MANY = 50  # alternatives: more of them match too much to begin with
 _CANNOT_DRIVE = 9
+_UNCLUSTERED = frozenset({"search_string", "search_quantity", "search_position", "search_composite"})
 
 
 def _is_own(condition: Condition) -> bool:
@@ -113,7 +114,8 @@ def _rank_of_match(condition: Matches) -> int:
 class Builder:
     """Builds the text of one statement and gathers its arguments."""
 
-    def __init__(self, within: Narrowing | None = None) -> None:
+    def __init__(self, dialect: str, within: Narrowing | None = None) -> None:
+        self.dialect = dialect
         self.arguments: list[Any] = []
         self.within = within
         self.aliases = 0
@@ -126,6 +128,15 @@ class Builder:
     def parameter(self, type: str, code: str) -> str:
         """The placeholder of a search parameter's key."""
         return self.argument(param_key(type, code))
+
+    def param(self, a: str, table: str, type: str, code: str) -> str:
+        """That a row (alias `a`) of a resource that is known belongs to this search parameter.
+
+        Without statistics SQLite would rather read all rows of the parameter, by its index, than the few of the resource. PostgreSQL
+        knows better. Tables that are clustered have an index of resources that goes on with the parameter.
+        """
+        unindexed = " + 0" if self.dialect == "sqlite" and table in _UNCLUSTERED else ""
+        return f"{a}.param{unindexed} = {self.parameter(type, code)}"
 
     def alias(self) -> str:
         """A table alias that no other part of the statement has."""
@@ -224,8 +235,12 @@ class Builder:
             a = self.alias()
             if tables:
                 tests.append(f"{a}.resource_key = {tables[0]}.resource_key AND {a}.at = {tables[0]}.at")
+            first = isinstance(test, TokenTest) and not tables
+            known = "" if first and (test.codes or not key) else "search_composite"
             tables.append(a)
-            tests.append(f"{a}.param = {self.parameter(condition.type, parameter)} AND {row_test(test, a, self.argument)}")
+            tests.append(f"{self.param(a, known, condition.type, parameter)} AND {row_test(test, a, self.argument)}")
+            if first:
+                tests.append(f"{a}.low IS NULL")  # what its index holds
         own = f"{tables[0]}.resource_key = {key} AND " if key else ""
         # CROSS JOIN keeps SQLite from turning the order round; PostgreSQL plans it like any join.
         joined = " CROSS JOIN ".join(f"search_composite {a}" for a in tables)
@@ -249,16 +264,19 @@ class Builder:
             return f"({self.row(condition, own)})"
         a = self.alias()
         column = "key" if _is_own(condition) else "resource_key"
-        return f"EXISTS (SELECT 1 FROM {_table(condition)} {a} WHERE {a}.{column} = {key} AND {self.row(condition, a)})"
+        test = self.row(condition, a, known=True)
+        return f"EXISTS (SELECT 1 FROM {_table(condition)} {a} WHERE {a}.{column} = {key} AND {test})"
 
     def _any_value(self, type: str, code: str, key: str) -> str:
-        param = self.parameter(type, code)
         tables = _TABLES_OF_KIND[searchable(type).extractors[code].definition.type]
-        found = [f"EXISTS (SELECT 1 FROM {table} s WHERE s.resource_key = {key} AND s.param = {param})" for table in tables]
+        found = [
+            f"EXISTS (SELECT 1 FROM {table} s WHERE s.resource_key = {key} AND {self.param('s', table, type, code)})"
+            for table in tables
+        ]
         return f"({' OR '.join(found)})"
 
-    def row(self, condition: Matches, a: str) -> str:
-        """The condition as a test on one row (alias `a`) of its table."""
+    def row(self, condition: Matches, a: str, known: bool = False) -> str:
+        """The condition as a test on one row (alias `a`) of its table; `known`: of a resource that the statement has already."""
         if condition.parameter == "_lastUpdated":
             tests = [updated_test(test, a, self.argument) for test in condition.tests if isinstance(test, SpanTest)]
         else:
@@ -266,7 +284,8 @@ class Builder:
         either = " OR ".join(f"({test})" for test in tests)
         if _is_own(condition):
             return f"({either})"
-        return f"{a}.param = {self.parameter(condition.type, condition.parameter)} AND ({either})"
+        table = _table(condition) if known else ""
+        return f"{self.param(a, table, condition.type, condition.parameter)} AND ({either})"
 
     def sort_value(self, type: str, sort: Sort, key: str, own: str | None) -> str:
         """What a resource is sorted by: of several values the first in the direction; without any it comes last."""
@@ -277,8 +296,8 @@ class Builder:
         table, column = _SORT_COLUMNS[kind]
         first = "MAX" if sort.descending else "MIN"
         last = _LAST.get(kind, _LAST_TEXT)[sort.descending]
-        param = self.parameter(type, sort.code)
+        param = self.param("s", table, type, sort.code)
         return (
-            f"COALESCE((SELECT {first}(s.{column}) FROM {table} s WHERE s.resource_key = {key} AND s.param = {param}), "
+            f"COALESCE((SELECT {first}(s.{column}) FROM {table} s WHERE s.resource_key = {key} AND {param}), "
             f"{self.argument(last)})"
         )

@@ -248,12 +248,15 @@ class SearchPosition(SQLModel, table=True):
     z: float = _column(Double)
 
 
+_CODED = text("low IS NULL")  # the rows that a search begins with; those of quantities have a code, too: their unit
+
+
 class SearchComposite(SQLModel, table=True):
     """The components of composite parameters, in the columns of their kinds; `at` is the same for those of one element."""
 
     __tablename__ = "search_composite"
     __table_args__ = (
-        Index("search_composite_code", "param", "code", "resource_key"),
+        Index("search_composite_code", "param", "code", "resource_key", sqlite_where=_CODED, postgresql_where=_CODED),
         Index("search_composite_resource", "resource_key", "at"),
     )
     __mapper_args__ = {"primary_key": ["param", "resource_key", "at"]}

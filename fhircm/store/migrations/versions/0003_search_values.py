@@ -22,7 +22,10 @@ def upgrade():
         sa.Column("high", sa.Double()),
         sa.Column("unit", _PLAIN),
     )
-    op.create_index("search_composite_code", "search_composite", ["param", "code", "resource_key"])
+    coded = sa.text("low IS NULL")
+    op.create_index(
+        "search_composite_code", "search_composite", ["param", "code", "resource_key"], sqlite_where=coded, postgresql_where=coded
+    )
     op.create_index("search_composite_resource", "search_composite", ["resource_key", "at"])
     op.create_table(
         "search_position",
