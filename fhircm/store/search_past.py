@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from sqlalchemy.dialects import sqlite
@@ -31,7 +31,6 @@ SNAPSHOT = re.compile(r"[0-9:,]{1,10000}")
 _ASKED = 400
 
 Branch = tuple[str, Sequence[Condition]]  # a resource type, and what its matches fulfil
-Present = Callable[[], Builder]  # begins a statement on how things are
 
 # The moment that a statement sees, as text; and which changes are not yet in it.
 NOW = {
@@ -84,8 +83,9 @@ async def changed_since(
     scratch = _scratch()
     for row in rows:
         _remember(scratch, row)
-    present = partial(Builder, dialect, within)
-    resolved = [(type, [await _resolved(connection, present, scratch, one) for one in listed]) for type, listed in branches]
+    resolved = [
+        (type, [await _resolved(connection, dialect, within, scratch, one) for one in listed]) for type, listed in branches
+    ]
     return Past(keys, resolved, scratch)
 
 
@@ -135,16 +135,18 @@ def _remember(scratch: sqlite3.Connection, row: Mapping[str, Any]) -> None:
         scratch.executemany(insert_statement(table), rows)
 
 
-async def _resolved(connection: Connection, present: Present, scratch: sqlite3.Connection, condition: Condition) -> Condition:
+async def _resolved(
+    connection: Connection, dialect: str, within: Narrowing | None, scratch: sqlite3.Connection, condition: Condition
+) -> Condition:
     """The condition in words that the scratch database can tell: what lies beyond a reference is asked of the present."""
     match condition:
         case AnyOf(conditions):
-            return AnyOf(tuple([await _resolved(connection, present, scratch, one) for one in conditions]))
+            return AnyOf(tuple([await _resolved(connection, dialect, within, scratch, one) for one in conditions]))
         case Chained():
-            return await _beyond(connection, present, scratch, condition)
+            return await _beyond(connection, dialect, within, scratch, condition)
         case Linked(type=type):
             rows = scratch.execute("SELECT key, id FROM resource WHERE type = ?", (type,)).fetchall()
-            builder = present()
+            builder = Builder(dialect, within)
             holds = builder.holds(condition, "r.key", "r")
             ids = {row["key"]: row["id"] for row in rows}
             found = await _among_keys(connection, builder, holds, list(ids))
@@ -152,7 +154,9 @@ async def _resolved(connection: Connection, present: Present, scratch: sqlite3.C
     return condition
 
 
-async def _beyond(connection: Connection, present: Present, scratch: sqlite3.Connection, chain: Chained) -> Condition:
+async def _beyond(
+    connection: Connection, dialect: str, within: Narrowing | None, scratch: sqlite3.Connection, chain: Chained
+) -> Condition:
     """A chain as the references to those targets that fulfil it."""
     param = param_key(chain.type, chain.parameter)
     rows = scratch.execute("SELECT DISTINCT resource_key, target_id, target_type FROM search_reference WHERE param = ?", (param,))
@@ -160,7 +164,7 @@ async def _beyond(connection: Connection, present: Present, scratch: sqlite3.Con
     held: set[str] = set()
     for target, inner in chain.targets:
         wanted = {row["target_id"] for row in referring if row["target_type"] == target}
-        builder = present()
+        builder = Builder(dialect, within)
         tests = [builder.holds(one, "r.key", "r") for one in builder.narrowed(target, [inner])]
         holds = " AND ".join(tests)
         listed = ", ".join(builder.argument(id) for id in wanted) or "NULL"

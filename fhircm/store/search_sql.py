@@ -63,7 +63,7 @@ _LAST_TEXT = (chr(0x10FFFF), "")
 _FEW_CODES = frozenset({"code", "boolean"})  # element types of which each value is in a large part of all resources
 _MANY = 50  # alternatives: more of them match too much to begin with
 _CANNOT_DRIVE = 9
-_UNCLUSTERED = frozenset({"search_string", "search_quantity", "search_position", "search_composite"})
+_WITH_ROWID = frozenset({"search_string", "search_quantity", "search_position", "search_composite"})
 
 
 def _is_own(condition: Condition) -> bool:
@@ -130,13 +130,13 @@ class Builder:
         return self.argument(param_key(type, code))
 
     def param(self, a: str, table: str, type: str, code: str) -> str:
-        """That a row (alias `a`) of a resource that is known belongs to this search parameter.
+        """That a row (alias `a`) of `table`, of a resource that the statement has already, belongs to this search parameter.
 
-        Without statistics SQLite would rather read all rows of the parameter, by its index, than the few of the resource. PostgreSQL
-        knows better. Tables that are clustered have an index of resources that goes on with the parameter.
+        Where a table's index by resource holds nothing besides, the + keeps SQLite, which guesses, from reading all rows of the
+        parameter, once for each candidate.
         """
-        unindexed = " + 0" if self.dialect == "sqlite" and table in _UNCLUSTERED else ""
-        return f"{a}.param{unindexed} = {self.parameter(type, code)}"
+        plus = "+" if self.dialect == "sqlite" and table in _WITH_ROWID else ""
+        return f"{plus}{a}.param = {self.parameter(type, code)}"
 
     def alias(self) -> str:
         """A table alias that no other part of the statement has."""
@@ -264,7 +264,7 @@ class Builder:
             return f"({self.row(condition, own)})"
         a = self.alias()
         column = "key" if _is_own(condition) else "resource_key"
-        test = self.row(condition, a, known=True)
+        test = self.row(condition, a, of_candidate=True)
         return f"EXISTS (SELECT 1 FROM {_table(condition)} {a} WHERE {a}.{column} = {key} AND {test})"
 
     def _any_value(self, type: str, code: str, key: str) -> str:
@@ -275,8 +275,8 @@ class Builder:
         ]
         return f"({' OR '.join(found)})"
 
-    def row(self, condition: Matches, a: str, known: bool = False) -> str:
-        """The condition as a test on one row (alias `a`) of its table; `known`: of a resource that the statement has already."""
+    def row(self, condition: Matches, a: str, *, of_candidate: bool = False) -> str:
+        """The condition as a test on one row (alias `a`) of its table; `of_candidate`: of those that one resource has."""
         if condition.parameter == "_lastUpdated":
             tests = [updated_test(test, a, self.argument) for test in condition.tests if isinstance(test, SpanTest)]
         else:
@@ -284,7 +284,7 @@ class Builder:
         either = " OR ".join(f"({test})" for test in tests)
         if _is_own(condition):
             return f"({either})"
-        table = _table(condition) if known else ""
+        table = _table(condition) if of_candidate else ""
         return f"{self.param(a, table, condition.type, condition.parameter)} AND ({either})"
 
     def sort_value(self, type: str, sort: Sort, key: str, own: str | None) -> str:
