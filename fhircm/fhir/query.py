@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
+from fhircm.fhir.asked import value_condition
 from fhircm.fhir.conditions import (
     VALUES_LIMIT,
     AnyOf,
@@ -22,7 +23,6 @@ from fhircm.fhir.conditions import (
     Matches,
     Missing,
     in_compartment,
-    value_condition,
 )
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.extract import Extractor, searchable
