@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from decimal import Decimal
+from decimal import Context, Decimal
 from fractions import Fraction
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 UCUM = "http://unitsofmeasure.org"
 
 _LONGEST = 100  # characters of a unit that is read
+_DIGITS = Context(prec=100)  # of a number; a million of them would take minutes
 _LARGEST = 400  # decimal places before or behind the point; more is beyond any floating point number
 _PART = re.compile(r"(10[*^]|(?:[^\W\d]|[%'\"]|\[[!-Z\\^-~]+\])+)([+-]?\d{1,2})?|(\d{1,9})", re.ASCII)
 _ANNOTATION = re.compile(r"\{[!-z|~]*\}")
@@ -34,8 +35,10 @@ class Unit(NamedTuple):
 
     def canonical(self, number: Decimal | int | float) -> float:
         """A number of this unit in base units. Raises OverflowError when no floating point number holds it."""
-        if isinstance(number, Decimal) and not -_LARGEST < number.adjusted() < _LARGEST:
-            raise OverflowError
+        if isinstance(number, Decimal):
+            number = _DIGITS.plus(number)
+            if not -_LARGEST < number.adjusted() < _LARGEST:
+                raise OverflowError
         return float((Fraction(number) + self.offset) * self.factor)
 
 

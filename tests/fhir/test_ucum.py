@@ -118,6 +118,12 @@ def test_equal_amounts_are_equal_numbers_to_the_last_bit():
         assert unit("mg").canonical(number) == unit("g").canonical(number.scaleb(-3)) == unit("ug").canonical(number.scaleb(3))
 
 
+def test_a_number_of_a_million_digits_is_read_as_its_beginning():
+    assert unit("mg").canonical(Decimal("5." + "4" * 10**6)) == 0.0054444444444444445
+    with pytest.raises(OverflowError):
+        unit("mg").canonical(Decimal("5" * 10**6))
+
+
 def test_lengths():
     assert length(Decimal("1"), "mi") == length(Decimal("1"), "[mi_i]") == 1609.344
     assert length(Decimal("1.5"), "km") == 1500
