@@ -23,6 +23,7 @@ ANY_REFERENCE = "*"
 OWN_COLUMNS = frozenset({"_id", "_lastUpdated"})  # the resource table itself answers these
 
 _OF_RESOURCE = "%resource."
+_SHARED_LIMIT = 20  # values of the resource that are kept with each of its elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,12 @@ class _Part:
 
     def rows(self, key: str, tree: Any, element: Any) -> list[SearchValue]:
         start = tree if self.of_resource else element
-        return [row for get, convert in self.sources for value in get(start) for row in convert(key, value)]
+        rows = [row for get, convert in self.sources for value in get(start) for row in convert(key, value)]
+        if self.of_resource and len(rows) > _SHARED_LIMIT:
+            raise Invalid(
+                f"At most {_SHARED_LIMIT} codes are taken here, for each is kept again with every element", self.branches[0].path
+            )
+        return rows
 
 
 def component_key(code: str, number: int) -> str:

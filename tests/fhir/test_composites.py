@@ -6,10 +6,12 @@ from decimal import Decimal
 from functools import cache
 
 import fhirpathpy
+import pytest
 from fhirpathpy.models import models
 
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.extract import component_key, search_values, searchable
+from fhircm.fhir.outcome import Invalid
 from fhircm.fhir.ranges import BOUNDLESS, EARLIEST, LATEST, date_range, normalise
 from fhircm.fhir.values import Component
 
@@ -124,6 +126,13 @@ def test_every_composite_ties_on_every_example_what_fhirpath_finds_in_one_elemen
 def test_components_of_an_element_without_all_of_them_are_no_value():
     tree = {"resourceType": "Observation", "code": {"coding": [{"code": "a"}]}, "component": [{"valueQuantity": {"value": 1}}]}
     assert ours(tree) == {}
+
+
+def test_what_would_be_kept_again_with_every_element_is_limited():
+    chromosome = {"coding": [{"code": str(number)} for number in range(21)]}
+    tree = {"resourceType": "MolecularSequence", "referenceSeq": {"chromosome": chromosome}, "variant": [{"start": 1, "end": 2}]}
+    with pytest.raises(Invalid, match="20 codes"):
+        search_values(tree)
 
 
 def test_all_composites_of_hl7_can_be_searched():

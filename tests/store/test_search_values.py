@@ -1,8 +1,13 @@
 """Composite values, quantities in comparable units and places, found over the store's search on both databases."""
 
 import math
+import operator
 import random
 from dataclasses import replace
+from decimal import Decimal
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fhircm.fhir.query import Cursor, parse_query
 from fhircm.fhir.validation import check_tree
@@ -184,6 +189,58 @@ async def test_an_open_end_stays_open_in_other_units(store):
     await kept(store, observation("less", "a", valueQuantity=quantity(5, "mg", comparator="<")))
     assert await found(store, "Observation", ("value-quantity", f"lt0.001|{UCUM}|g")) == {"less"}
     assert await found(store, "Observation", ("value-quantity", f"gt0.01|{UCUM}|g")) == set()
+
+
+AMOUNTS = st.tuples(st.sampled_from(["1", "2", "2.0", "2.5", "3", "1000", "2000"]), st.sampled_from(["mg", "g", "ug"]))
+COMPONENTS = st.lists(st.tuples(st.sampled_from("abc"), AMOUNTS), max_size=3)
+ASKED = st.lists(
+    st.tuples(st.sampled_from("abc"), st.sampled_from(["", "eq", "ne", "gt", "lt", "ge", "le"]), AMOUNTS), min_size=1, max_size=2
+)
+GRAMS = {"mg": Decimal("0.001"), "g": Decimal(1), "ug": Decimal("0.000001")}
+HOLDS = {"gt": operator.gt, "lt": operator.lt, "ge": operator.ge, "le": operator.le}
+
+
+def passes(prefix, kept_as, asked):
+    """Whether an amount passes by the prefix: the number counts as it is written, the range of its digits for equality."""
+    value, number = (Decimal(one) * GRAMS[code] for one, code in (kept_as, asked))
+    if prefix in HOLDS:
+        return HOLDS[prefix](value, number)
+    half = Decimal(5).scaleb(Decimal(asked[0]).as_tuple().exponent - 1) * GRAMS[asked[1]]
+    return (number - half <= value < number + half) is (prefix != "ne")
+
+
+async def test_composites_mean_what_a_model_of_them_means(store):
+    cases = []
+
+    @settings(max_examples=30, suppress_health_check=list(HealthCheck))
+    @given(st.lists(COMPONENTS, min_size=60, max_size=60), st.lists(ASKED, min_size=4, max_size=4))
+    def collect(components, asked):
+        cases.append((components, asked))
+
+    collect()
+    richest = max((components for components, _ in cases), key=lambda components: sum(map(len, components)))
+    model = {f"o{number}": parts for number, parts in enumerate(richest)}
+    await kept(
+        store,
+        *(
+            observation(id, "panel", **({"component": [{"code": coded(code), "valueQuantity": quantity(float(value), unit)} for code, (value, unit) in parts]} if parts else {}))
+            for id, parts in model.items()
+        ),
+    )  # fmt: skip
+    for alternatives in (one for _, asked in cases for one in asked):
+        value = ",".join(f"{code}${prefix}{number}|{UCUM}|{unit}" for code, prefix, (number, unit) in alternatives)
+        expected = {
+            id
+            for id, parts in model.items()
+            if any(
+                code == wanted and passes(prefix, amount, number)
+                for code, amount in parts
+                for wanted, prefix, number in alternatives
+            )
+        }
+        for also in ((), (("status", "final"),), (("_id", ",".join(model)),)):
+            found_now = await found(store, "Observation", ("component-code-value-quantity", value), *also, ("_count", "100"))
+            assert found_now == expected, value
 
 
 # --- places
