@@ -1,34 +1,17 @@
-"""What a search asks of a resource, and how the written value of one parameter becomes it.
+"""What a search asks of a resource.
 
 https://hl7.org/fhir/R4/search.html#ptypes, #modifiers and #prefix
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 
 from fhircm.fhir.definitions import definitions
-from fhircm.fhir.extract import Extractor, of_type
-from fhircm.fhir.outcome import FhirError, NotSupported
-from fhircm.fhir.ranges import clip, date_range, normalise, number_range
-from fhircm.fhir.references import parse_reference
+from fhircm.fhir.outcome import FhirError
 
 VALUES_LIMIT = 500  # alternatives in one parameter; more would be a table, not a question
 LENGTH_LIMIT = 2000  # characters of one parameter's value
-
-_PREFIXED = re.compile(r"(eq|ne|gt|lt|ge|le|sa|eb|ap)?(.+)", re.DOTALL)
-_NUMBER = re.compile(r"[+-]?\d{1,30}(\.\d{1,30})?([eE][+-]?\d{1,2})?", re.ASCII)
-_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
-_BARE_CODES = frozenset({"code", "boolean", "string", "id", "uri"})
-_MODIFIERS = {
-    "string": ("exact", "contains"),
-    "token": ("not", "text"),
-    "reference": ("identifier",),
-    "uri": ("below", "above"),
-}
 
 
 class InvalidValue(FhirError):
@@ -74,7 +57,7 @@ class SpanTest:
 class AmountTest:
     """A number that compares by `prefix`: with [low, high) for eq, ne and ap, with `number` for the others.
 
-    `system` None: any unit; '': `code` is a code or a unit of any system.
+    `system` None: any unit; '': `code` is a code or a unit of any system. `canonical`: all is in the base units of UCUM.
     """
 
     prefix: str
@@ -83,6 +66,7 @@ class AmountTest:
     high: float
     system: str | None
     code: str
+    canonical: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +84,17 @@ class IdTest:
     id: str
 
 
-Test = TokenTest | TargetTest | TextTest | SpanTest | AmountTest | UriTest | IdTest
+@dataclass(frozen=True, slots=True)
+class NearTest:
+    """A place at most `chord` away from this one, in a straight line through a sphere of radius 1."""
+
+    x: float
+    y: float
+    z: float
+    chord: float
+
+
+Test = TokenTest | TargetTest | TextTest | SpanTest | AmountTest | UriTest | IdTest | NearTest
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +105,18 @@ class Matches:
     parameter: str
     tests: tuple[Test, ...]
     negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """One element of the resource passes, in one of the alternatives, a test for each component of this composite parameter.
+
+    Each test comes with the parameter of the rows that it is about.
+    """
+
+    type: str
+    parameter: str
+    alternatives: tuple[tuple[tuple[str, Test], ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,170 +154,7 @@ class AnyOf:
     conditions: tuple[Condition, ...]
 
 
-Condition = Matches | Missing | Chained | Linked | AnyOf
-
-
-def value_condition(type: str, code: str, modifier: str, extractor: Extractor, text: str, base_url: str | None) -> Condition:
-    """The condition that `code:modifier=text` asks. Raises NotSupported for the modifier, InvalidValue for the value."""
-    if not text:
-        raise InvalidValue(f"The search parameter '{code}' has no value")
-    if "\0" in text:
-        raise InvalidValue(f"The value of the search parameter '{code}' holds the character U+0000")
-    if len(text) > LENGTH_LIMIT:
-        raise InvalidValue(f"The value of the search parameter '{code}' is longer than {LENGTH_LIMIT} characters")
-    kind = extractor.definition.type
-    if modifier == "missing" and extractor.sources:
-        if text not in ("true", "false"):
-            raise InvalidValue(f"'{code}:missing' takes true or false")
-        return Missing(type, code, text == "true")
-    _check_modifier(code, modifier, extractor)
-    values = _split(text, ",")
-    if len(values) > VALUES_LIMIT:
-        raise InvalidValue(f"The search parameter '{code}' takes at most {VALUES_LIMIT} values at once")
-    parameter = f"{code}:of-type" if modifier == "of-type" else code
-    reader = _Reader(code, modifier, extractor, base_url)
-    read: Callable[[str], Test] = reader.token if modifier == "identifier" else getattr(reader, kind)
-    return Matches(type, parameter, tuple(read(value) for value in values), negated=modifier == "not")
-
-
-def _check_modifier(code: str, modifier: str, extractor: Extractor) -> None:
-    kind = extractor.definition.type
-    possible = list(_MODIFIERS.get(kind, ())) if extractor.sources else ["not"] if code == "_id" else []
-    if kind == "token" and "Identifier" in extractor.types:
-        possible.append("of-type")
-    if kind == "reference":
-        possible += extractor.targets
-    if extractor.sources:
-        possible.append("missing")
-    if modifier and modifier not in possible:
-        raise NotSupported(f"'{code}' has no modifier ':{modifier[:64]}'; it has: {', '.join(possible) or 'none'}")
-
-
-def _split(text: str, separator: str) -> list[str]:
-    """Split at separators that no backslash escapes; the escapes stay."""
-    parts, current, escaped = [], "", False
-    for character in text:
-        if character == separator and not escaped:
-            parts.append(current)
-            current = ""
-        else:
-            current += character
-        escaped = character == "\\" and not escaped
-    return [*parts, current]
-
-
-def _plain(text: str) -> str:
-    r"""Take the escapes away: \, \| \$ and \\ stand for the character."""
-    return re.sub(r"\\([,|$\\])", r"\1", text)
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Reads one value of a parameter; the methods are named after the parameter types."""
-
-    code: str
-    modifier: str
-    extractor: Extractor
-    base_url: str | None
-
-    def wrong(self, expected: str) -> InvalidValue:
-        return InvalidValue(f"The search parameter '{self.code}' takes {expected}")
-
-    def token(self, value: str) -> Test:
-        parts = [_plain(part) for part in _split(value, "|")]
-        if self.modifier == "text":
-            return self.string(value)
-        if self.modifier == "of-type":
-            if len(parts) != 3 or not all(parts):
-                raise self.wrong("system|code|value behind ':of-type'")
-            row = of_type(self.code, *parts)
-            return TokenTest((row.code,), row.system)
-        if len(parts) > 2 or not any(parts):
-            raise self.wrong("code, system|code, system| or |code")
-        system = parts[0] if len(parts) == 2 else None
-        code = parts[-1]
-        if self.code == "_id":
-            return IdTest(code)
-        if system and self.extractor.types <= _BARE_CODES:
-            raise self.wrong("a code without a system, for its codes have none in the resource")
-        if self.extractor.types == {"boolean"} and code not in ("true", "false"):
-            raise self.wrong("true or false")
-        codes = (code,) if self._exact_case else (code.casefold(),)
-        return TokenTest(tuple(clip(one) for one in codes) if code else None, clip(system) if system is not None else None)
-
-    @property
-    def _exact_case(self) -> bool:
-        return self.extractor.exact_case or self.modifier == "identifier"
-
-    def reference(self, value: str) -> Test:
-        text = _plain(value)
-        targets = (self.modifier,) if self.modifier else self.extractor.targets
-        if _ID.fullmatch(text):
-            return TargetTest(text, tuple(targets) if len(targets) == 1 else None)
-        reference = parse_reference(text, self.base_url)
-        if reference.kind == "local" and reference.version is None and reference.type and reference.id:
-            if targets and reference.type not in targets:
-                raise self.wrong(f"a reference to {' or '.join(targets)}")
-            return TargetTest(reference.id, (reference.type,))
-        if reference.kind in ("absolute", "canonical", "urn"):
-            return TargetTest(clip(text), ("",))
-        raise self.wrong("an id, Type/id or a URL")
-
-    def string(self, value: str) -> Test:
-        text = _plain(value)
-        if self.modifier == "exact":
-            return TextTest(text, "exact")
-        folded = normalise(text)
-        if not folded:
-            raise self.wrong("some text")
-        return TextTest(folded, "contains" if self.modifier == "contains" else "start")
-
-    def date(self, value: str) -> Test:
-        found = _PREFIXED.fullmatch(value)
-        try:
-            low, high = date_range(found[2] if found else "")
-        except ValueError as error:
-            raise self.wrong(f"a date or time, with or without a prefix such as ge; this is {error}") from None
-        prefix = (found and found[1]) or "eq"
-        if prefix == "ap":  # as far again on both sides as the value was precise: no clock is needed
-            low, high = low - (high - low), high + (high - low)
-        return SpanTest(prefix, low, high)
-
-    def number(self, value: str) -> Test:
-        return self._amount(value, None, "")
-
-    def quantity(self, value: str) -> Test:
-        parts = [_plain(part) for part in _split(value, "|")]
-        if len(parts) == 1:
-            return self._amount(parts[0], None, "")
-        if len(parts) != 3 or not parts[2]:
-            raise self.wrong("number, number|system|code or number||code")
-        return self._amount(parts[0], clip(parts[1]), clip(parts[2]))
-
-    def _amount(self, text: str, system: str | None, code: str) -> Test:
-        found = _PREFIXED.fullmatch(text)
-        if not found or not _NUMBER.fullmatch(found[2]):
-            raise self.wrong("a number, with or without a prefix such as ge")
-        try:
-            number = Decimal(found[2])
-            low, high = number_range(number)
-        except (InvalidOperation, OverflowError):
-            raise self.wrong("a number of usual size") from None
-        prefix = found[1] or "eq"
-        if prefix == "ap":
-            low, high = float(number - abs(number) / 10), float(number + abs(number) / 10)
-        return AmountTest(prefix, float(number), low, high, system, code)
-
-    def uri(self, value: str) -> Test:
-        text = _plain(value)
-        if self.modifier == "below":
-            return UriTest((clip(text),), text.rstrip("/") + "/")
-        if self.modifier == "above":
-            scheme, separator, rest = text.rstrip("/").partition("://")
-            parts = rest.split("/") if separator else []
-            above = [scheme + separator + "/".join(parts[:length]) for length in range(1, len(parts) + 1)]
-            return UriTest(tuple(clip(end) for uri in above or [text] for end in (uri, uri + "/")))
-        return UriTest((clip(text),))
+Condition = Matches | Combined | Missing | Chained | Linked | AnyOf
 
 
 def in_compartment(compartment: str, ids: tuple[str, ...], type: str) -> Condition | None:

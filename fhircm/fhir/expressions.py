@@ -43,12 +43,13 @@ class Branch:
     targets: tuple[str, ...] = ()
 
 
-def compile_expression(expression: str, type: str) -> list[Branch]:
+def compile_expression(expression: str, type: str, within: Branch | None = None) -> list[Branch]:
     """Compile the expression for resources of this type; parts that belong to other types yield no branch.
 
-    Raises NotCompilable, with the reason.
+    `within`: the expression starts from an element that this branch yields, not from the resource. Raises NotCompilable, with the reason.
     """
-    parser = _Parser(expression, type, [Branch(lambda tree: [tree], type, type)])
+    start = within or Branch(lambda tree: [tree], type, type)
+    parser = _Parser(expression, type, [replace(start, get=lambda value: [value])])
     branches = parser.whole()
     if any(branch.type in (_RESOLVED, _LITERAL) for branch in branches):
         raise NotCompilable("the expression yields no element")
@@ -240,7 +241,7 @@ def _followed(parent: Getter, key: str) -> Getter:
 
 
 def _of_type(branches: list[Branch], type: str) -> list[Branch]:
-    return [branch for branch in branches if branch.type == type]
+    return [branch for branch in branches if branch.type.casefold() == type.casefold()]  # HL7 writes DateTime, too
 
 
 def _at(branch: Branch, index: int) -> Branch:

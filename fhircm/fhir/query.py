@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
+from fhircm.fhir.asked import value_condition
 from fhircm.fhir.conditions import (
     VALUES_LIMIT,
     AnyOf,
@@ -22,7 +23,6 @@ from fhircm.fhir.conditions import (
     Matches,
     Missing,
     in_compartment,
-    value_condition,
 )
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.extract import Extractor, searchable
@@ -245,7 +245,9 @@ class _QueryParser:
 
     def _sort_key(self, key: str) -> Sort:
         code = key.removeprefix("-")
-        self._extractor(self.type, code, "_sort")
+        kind = self._extractor(self.type, code, "_sort").definition.type
+        if kind in ("composite", "special"):
+            raise NotSupported(f"'_sort' has no order for '{code}', a {kind} parameter")
         return Sort(code, key.startswith("-"))
 
     def _include(self, name: str, value: str, *, iterate: bool) -> Include:

@@ -6,6 +6,7 @@ https://hl7.org/fhir/R4/search.html#prefix and https://hl7.org/fhir/R4/search.ht
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import sys
 import unicodedata
@@ -22,6 +23,7 @@ _DATE = re.compile(
     r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:T(\d\d):(\d\d)(?::(\d\d)(?:\.(\d+))?)?(Z|[+-]\d\d:\d\d)?)?)?)?",
     re.ASCII,
 )
+_EARTH = 6_371_008.8  # metres: the mean radius
 _CLIPPED = 120
 _LIMIT = 200
 _DROPPED = re.compile(r"['’`´]")  # noqa: RUF001 — O'Brien is written with any of them
@@ -76,12 +78,23 @@ def _offset(zone: str | None) -> int:
     return (-1 if zone[0] == "-" else 1) * (hours * 3600 + minutes * 60) * _SECOND
 
 
-def number_range(number: Decimal) -> tuple[float, float]:
+def number_range(number: Decimal) -> tuple[Decimal, Decimal]:
     """What a written number stands for when it is searched: 5.4 is [5.35, 5.45), 100 is [99.5, 100.5)."""
     exponent = number.as_tuple().exponent
     assert isinstance(exponent, int)
     half = Decimal(5).scaleb(exponent - 1)
-    return float(number - half), float(number + half)
+    return number - half, number + half
+
+
+def unit_vector(latitude: float, longitude: float) -> tuple[float, float, float]:
+    """A place on the sphere, from degrees: distances are then the same everywhere, at the poles and at the date line too."""
+    phi, lam = math.radians(latitude), math.radians(longitude)
+    return math.cos(phi) * math.cos(lam), math.cos(phi) * math.sin(lam), math.sin(phi)
+
+
+def chord(metres: float) -> float:
+    """The straight line, on a sphere of radius 1, under a way of so many metres over the surface of the earth."""
+    return 2 * math.sin(min(metres / _EARTH, math.pi) / 2)
 
 
 def normalise(text: str) -> str:

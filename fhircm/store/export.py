@@ -90,7 +90,7 @@ async def export_page(connection: Connection, dialect: str, query: ExportQuery, 
     if not heads:
         return ExportPage([], [], 0, None)
     then = [one for one in await _then(connection, query, heads) if _in_time(query, one)]
-    narrowed = Builder(within).narrowed(query.type, [])
+    narrowed = Builder(dialect, within).narrowed(query.type, [])
     if narrowed or not query.plain:
         now = {one.key for one in then if not one.changed}
         passed = await _holding(connection, dialect, query, within, narrowed, now) if now else set()
@@ -224,7 +224,7 @@ async def _holding(
     keys: Iterable[int],
 ) -> set[int]:
     """Those of these keys that pass every test now."""
-    builder = Builder(within)
+    builder = Builder(dialect, within)
     where = f"r.key {among(builder, dialect, sorted(keys), 'bigint')}"
     sql = f"SELECT r.key FROM resource r WHERE {where} AND {_tests(builder, query, query.alternatives, narrowed)}"
     return {row["key"] for row in await connection.fetch(sql, *builder.arguments)}
@@ -245,7 +245,7 @@ async def _held(
         *_wanted(dialect, [(one.key, one.version - one.deleted) for one in was]),
     )
     branches = [(query.type, list(one)) for one in (*query.alternatives, narrowed)]
-    past = await scratch_of(connection, within, rows, branches)
+    past = await scratch_of(connection, dialect, within, rows, branches)
     *alternatives, extra = (tuple(conditions) for _, conditions in past.branches)
     assert past.scratch is not None
     past.scratch.execute("CREATE TABLE job_target (job, type, id)")
@@ -254,7 +254,7 @@ async def _held(
         ids = {row["id"] for row in referred} | {row["id"] for row in rows}
         members = [(query.job, "Patient", id) for id in await _members(connection, query.job, sorted(ids))]
         past.scratch.executemany("INSERT INTO job_target VALUES (?, ?, ?)", members)
-    builder = Builder()
+    builder = Builder("sqlite")
     sql = f"SELECT r.key FROM resource r WHERE {_tests(builder, query, alternatives, extra)}"
     return {row["key"] for row in past.fetch(sql, builder.arguments)}
 

@@ -20,11 +20,14 @@ LIMIT = 2000  # different labels
 _ASKED = 400  # keys in one statement
 
 
-async def labels_in_use(connection: Connection, within: Narrowing) -> list[Stored]:
+async def labels_in_use(connection: Connection, dialect: str, within: Narrowing) -> list[Stored]:
     """Resources that together have every label in use. Raises TooCostly for more labels than anybody could choose from."""
     keys: set[int] = set()
     whole = [type for type, conditions in within.by_type.items() if not conditions]
-    for sql, arguments in [_of_whole_types(whole), *(_of_part(within, *one) for one in within.by_type.items() if one[1])]:
+    for sql, arguments in [
+        _of_whole_types(whole),
+        *(_of_part(dialect, within, *one) for one in within.by_type.items() if one[1]),
+    ]:
         keys |= {row["resource_key"] for row in await connection.fetch(sql, *arguments)} if sql else set()
     if len(keys) > LIMIT:
         raise TooCostly(f"More than {LIMIT} different labels are in use; ask for one resource type")
@@ -54,9 +57,9 @@ def _of_whole_types(types: Sequence[str]) -> tuple[str, list[object]]:
     return f"SELECT k.resource_key FROM ({sql}) k LIMIT {LIMIT + 1}", []
 
 
-def _of_part(within: Narrowing, type: str, conditions: Sequence[Condition]) -> tuple[str, list[object]]:
+def _of_part(dialect: str, within: Narrowing, type: str, conditions: Sequence[Condition]) -> tuple[str, list[object]]:
     """The same of a type of which the caller sees a part."""
-    builder = Builder(within)
+    builder = Builder(dialect, within)
     ways = []
     for table, column, code in (
         ("search_uri", "s.uri", "_profile"),

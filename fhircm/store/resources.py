@@ -181,7 +181,7 @@ class Store:
     async def labels(self, within: Narrowing) -> list[Stored]:
         """Resources that together have every profile, tag and security label in use among those of the narrowing."""
         async with self.database.reading() as connection:
-            return await labels_in_use(connection, within)
+            return await labels_in_use(connection, self.database.dialect, within)
 
     # --- writing -------------------------------------------------------------------------------------------------------------
 

@@ -80,7 +80,7 @@ async def changed_since(
     if len(changed) > CHANGED_LIMIT:
         raise PagesOutdated(f"More than {CHANGED_LIMIT} resources have changed since the first page; ask for it again")
     keys, rows = await _as_they_were(connection, [(row["type"], row["id"], row["version"] - 1) for row in changed])
-    return replace(await scratch_of(connection, within, rows, branches), keys=keys)
+    return replace(await scratch_of(connection, dialect, within, rows, branches), keys=keys)
 
 
 async def _as_they_were(
@@ -130,17 +130,17 @@ def _remember(scratch: sqlite3.Connection, row: Mapping[str, Any]) -> None:
 
 
 async def _resolved(
-    connection: Connection, within: Narrowing | None, scratch: sqlite3.Connection, condition: Condition
+    connection: Connection, dialect: str, within: Narrowing | None, scratch: sqlite3.Connection, condition: Condition
 ) -> Condition:
     """The condition in words that the scratch database can tell: what lies beyond a reference is asked of the present."""
     match condition:
         case AnyOf(conditions):
-            return AnyOf(tuple([await _resolved(connection, within, scratch, one) for one in conditions]))
+            return AnyOf(tuple([await _resolved(connection, dialect, within, scratch, one) for one in conditions]))
         case Chained():
-            return await _beyond(connection, within, scratch, condition)
+            return await _beyond(connection, dialect, within, scratch, condition)
         case Linked(type=type):
             rows = scratch.execute("SELECT key, id FROM resource WHERE type = ?", (type,)).fetchall()
-            builder = Builder(within)
+            builder = Builder(dialect, within)
             holds = builder.holds(condition, "r.key", "r")
             ids = {row["key"]: row["id"] for row in rows}
             found = await _among_keys(connection, builder, holds, list(ids))
@@ -148,7 +148,9 @@ async def _resolved(
     return condition
 
 
-async def _beyond(connection: Connection, within: Narrowing | None, scratch: sqlite3.Connection, chain: Chained) -> Condition:
+async def _beyond(
+    connection: Connection, dialect: str, within: Narrowing | None, scratch: sqlite3.Connection, chain: Chained
+) -> Condition:
     """A chain as the references to those targets that fulfil it."""
     param = param_key(chain.type, chain.parameter)
     rows = scratch.execute("SELECT DISTINCT resource_key, target_id, target_type FROM search_reference WHERE param = ?", (param,))
@@ -156,7 +158,7 @@ async def _beyond(connection: Connection, within: Narrowing | None, scratch: sql
     held: set[str] = set()
     for target, inner in chain.targets:
         wanted = {row["target_id"] for row in referring if row["target_type"] == target}
-        builder = Builder(within)
+        builder = Builder(dialect, within)
         tests = [builder.holds(one, "r.key", "r") for one in builder.narrowed(target, [inner])]
         holds = " AND ".join(tests)
         listed = ", ".join(builder.argument(id) for id in wanted) or "NULL"
@@ -177,11 +179,13 @@ async def _among_keys(connection: Connection, builder: Builder, holds: str, keys
 
 
 async def scratch_of(
-    connection: Connection, within: Narrowing | None, rows: Sequence[Mapping[str, Any]], branches: Sequence[Branch]
+    connection: Connection, dialect: str, within: Narrowing | None, rows: Sequence[Mapping[str, Any]], branches: Sequence[Branch]
 ) -> Past:
     """Versions (as `_as_they_were` reads them) in a scratch database, and conditions that it can tell of them."""
     scratch = _scratch()
     for row in rows:
         _remember(scratch, row)
-    resolved = [(type, [await _resolved(connection, within, scratch, one) for one in listed]) for type, listed in branches]
+    resolved = [
+        (type, [await _resolved(connection, dialect, within, scratch, one) for one in listed]) for type, listed in branches
+    ]
     return Past([row["key"] for row in rows], resolved, scratch)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fhircm.fhir.definitions import param_key
-from fhircm.fhir.extract import ANY_REFERENCE, Amount, Span, Target, Text, Token, Uri, search_values
+from fhircm.fhir.extract import ANY_REFERENCE, search_values
+from fhircm.fhir.values import Amount, Component, Place, Span, Target, Text, Token, Uri
 from fhircm.store.database import Connection
 
 ANY_PARAM = 0  # the param of the rows that hold every local reference
@@ -24,6 +25,8 @@ _LAYOUT: dict[type, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     Span: ("search_date", ("low", "high"), ("bigint", "bigint")),
     Amount: ("search_quantity", ("low", "high", "system", "code", "unit"), ("float8", "float8", "text", "text", "text")),
     Uri: ("search_uri", ("uri",), ("text",)),
+    Place: ("search_position", ("x", "y", "z"), ("float8", "float8", "float8")),
+    Component: ("search_composite", Component._fields[1:], ("integer", *["text"] * 7, "float8", "float8", "text")),
 }
 SEARCH_TABLES = tuple(table for table, _, _ in _LAYOUT.values())
 

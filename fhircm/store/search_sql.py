@@ -13,14 +13,18 @@ from typing import Any
 from fhircm.fhir.conditions import (
     AnyOf,
     Chained,
+    Combined,
     Condition,
     IdTest,
     Linked,
     Matches,
     Missing,
+    NearTest,
     SpanTest,
     TargetTest,
+    Test,
     TextTest,
+    TokenTest,
     UriTest,
 )
 from fhircm.fhir.definitions import param_key
@@ -38,6 +42,8 @@ _TABLES_OF_KIND = {
     "number": ("search_quantity",),
     "quantity": ("search_quantity",),
     "uri": ("search_uri",),
+    "special": ("search_position",),
+    "composite": ("search_composite",),
 }
 _SORT_COLUMNS = {
     "token": ("search_token", "code"),
@@ -57,6 +63,7 @@ _LAST_TEXT = (chr(0x10FFFF), "")
 _FEW_CODES = frozenset({"code", "boolean"})  # element types of which each value is in a large part of all resources
 _MANY = 50  # alternatives: more of them match too much to begin with
 _CANNOT_DRIVE = 9
+_WITH_ROWID = frozenset({"search_string", "search_quantity", "search_position", "search_composite"})
 
 
 def _is_own(condition: Condition) -> bool:
@@ -72,6 +79,8 @@ def _rank(condition: Condition) -> int:
     match condition:
         case Matches(tests=tests, negated=negated) if not negated and tests:
             return 7 if len(tests) > _MANY else _rank_of_match(condition)
+        case Combined(alternatives=alternatives):
+            return 4 if len(alternatives) <= _MANY else 7
         case Chained(targets=targets):
             return 3 if all(_rank(inner) < _CANNOT_DRIVE for _, inner in targets) else 8
         case Linked(condition=inner):
@@ -91,6 +100,8 @@ def _rank_of_match(condition: Matches) -> int:
             return 8 if how == "contains" else 4
         case UriTest():
             return 3
+        case NearTest():
+            return 4
         case SpanTest(prefix=prefix):
             return 5 if prefix in ("eq", "ap") else 7
         case _:
@@ -103,7 +114,8 @@ def _rank_of_match(condition: Matches) -> int:
 class Builder:
     """Builds the text of one statement and gathers its arguments."""
 
-    def __init__(self, within: Narrowing | None = None) -> None:
+    def __init__(self, dialect: str, within: Narrowing | None = None) -> None:
+        self.dialect = dialect
         self.arguments: list[Any] = []
         self.within = within
         self.aliases = 0
@@ -116,6 +128,15 @@ class Builder:
     def parameter(self, type: str, code: str) -> str:
         """The placeholder of a search parameter's key."""
         return self.argument(param_key(type, code))
+
+    def param(self, a: str, table: str, type: str, code: str) -> str:
+        """That a row (alias `a`) of `table`, of a resource that the statement has already, belongs to this search parameter.
+
+        Where a table's index by resource holds nothing besides, the + keeps SQLite, which guesses, from reading all rows of the
+        parameter, once for each candidate.
+        """
+        plus = "+" if self.dialect == "sqlite" and table in _WITH_ROWID else ""
+        return f"{plus}{a}.param = {self.parameter(type, code)}"
 
     def alias(self) -> str:
         """A table alias that no other part of the statement has."""
@@ -168,6 +189,8 @@ class Builder:
                 )
             case AnyOf(conditions):
                 return " UNION ".join(self.driven(one) for one in conditions)
+            case Combined(alternatives=alternatives):
+                return " UNION ".join(self._combined(condition, alternative) for alternative in alternatives)
         return self.keys(condition.type, [condition])
 
     def _chain_keys(self, chain: Chained, target: str, inner: Condition) -> str:
@@ -185,6 +208,9 @@ class Builder:
             case Matches(negated=negated):
                 found = self._some_row(condition, key, own)
                 return f"NOT {found}" if negated else found
+            case Combined(alternatives=alternatives):
+                ways = [f"EXISTS ({self._combined(condition, alternative, key)})" for alternative in alternatives]
+                return f"({' OR '.join(ways)})"
             case Missing(type, parameter, missing):
                 found = self._any_value(type, parameter, key)
                 return f"NOT {found}" if missing else found
@@ -200,6 +226,25 @@ class Builder:
                 return self._linked(condition, key)
             case AnyOf(conditions):
                 return f"({' OR '.join(self.holds(one, key, own) for one in conditions) or '1 = 0'})"
+
+    def _combined(self, condition: Combined, alternative: Sequence[tuple[str, Test]], key: str | None = None) -> str:
+        """The keys of resources (or this one) of which one element passes all tests, beginning with a code: that has an index."""
+        tables: list[str] = []
+        tests: list[str] = []
+        for parameter, test in sorted(alternative, key=lambda one: not isinstance(one[1], TokenTest)):
+            a = self.alias()
+            if tables:
+                tests.append(f"{a}.resource_key = {tables[0]}.resource_key AND {a}.at = {tables[0]}.at")
+            first = isinstance(test, TokenTest) and not tables
+            known = "" if first and (test.codes or not key) else "search_composite"
+            tables.append(a)
+            tests.append(f"{self.param(a, known, condition.type, parameter)} AND {row_test(test, a, self.argument)}")
+            if first:
+                tests.append(f"{a}.low IS NULL")  # what its index holds
+        own = f"{tables[0]}.resource_key = {key} AND " if key else ""
+        # CROSS JOIN keeps SQLite from turning the order round; PostgreSQL plans it like any join.
+        joined = " CROSS JOIN ".join(f"search_composite {a}" for a in tables)
+        return f"SELECT {tables[0]}.resource_key FROM {joined} WHERE {own}{' AND '.join(tests)}"
 
     def _way(self, x: str, t: str, target: str, inner: Condition) -> str:
         tests = [self.holds(one, f"{t}.key", t) for one in self.narrowed(target, [inner])]
@@ -219,16 +264,19 @@ class Builder:
             return f"({self.row(condition, own)})"
         a = self.alias()
         column = "key" if _is_own(condition) else "resource_key"
-        return f"EXISTS (SELECT 1 FROM {_table(condition)} {a} WHERE {a}.{column} = {key} AND {self.row(condition, a)})"
+        test = self.row(condition, a, of_candidate=True)
+        return f"EXISTS (SELECT 1 FROM {_table(condition)} {a} WHERE {a}.{column} = {key} AND {test})"
 
     def _any_value(self, type: str, code: str, key: str) -> str:
-        param = self.parameter(type, code)
         tables = _TABLES_OF_KIND[searchable(type).extractors[code].definition.type]
-        found = [f"EXISTS (SELECT 1 FROM {table} s WHERE s.resource_key = {key} AND s.param = {param})" for table in tables]
+        found = [
+            f"EXISTS (SELECT 1 FROM {table} s WHERE s.resource_key = {key} AND {self.param('s', table, type, code)})"
+            for table in tables
+        ]
         return f"({' OR '.join(found)})"
 
-    def row(self, condition: Matches, a: str) -> str:
-        """The condition as a test on one row (alias `a`) of its table."""
+    def row(self, condition: Matches, a: str, *, of_candidate: bool = False) -> str:
+        """The condition as a test on one row (alias `a`) of its table; `of_candidate`: of those that one resource has."""
         if condition.parameter == "_lastUpdated":
             tests = [updated_test(test, a, self.argument) for test in condition.tests if isinstance(test, SpanTest)]
         else:
@@ -236,7 +284,8 @@ class Builder:
         either = " OR ".join(f"({test})" for test in tests)
         if _is_own(condition):
             return f"({either})"
-        return f"{a}.param = {self.parameter(condition.type, condition.parameter)} AND ({either})"
+        table = _table(condition) if of_candidate else ""
+        return f"{self.param(a, table, condition.type, condition.parameter)} AND ({either})"
 
     def sort_value(self, type: str, sort: Sort, key: str, own: str | None) -> str:
         """What a resource is sorted by: of several values the first in the direction; without any it comes last."""
@@ -247,8 +296,8 @@ class Builder:
         table, column = _SORT_COLUMNS[kind]
         first = "MAX" if sort.descending else "MIN"
         last = _LAST.get(kind, _LAST_TEXT)[sort.descending]
-        param = self.parameter(type, sort.code)
+        param = self.param("s", table, type, sort.code)
         return (
-            f"COALESCE((SELECT {first}(s.{column}) FROM {table} s WHERE s.resource_key = {key} AND s.param = {param}), "
+            f"COALESCE((SELECT {first}(s.{column}) FROM {table} s WHERE s.resource_key = {key} AND {param}), "
             f"{self.argument(last)})"
         )

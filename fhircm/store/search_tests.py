@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fhircm.fhir.conditions import AmountTest, IdTest, SpanTest, TargetTest, Test, TextTest, TokenTest, UriTest
-from fhircm.fhir.extract import START
+from fhircm.fhir.conditions import AmountTest, IdTest, NearTest, SpanTest, TargetTest, Test, TextTest, TokenTest, UriTest
 from fhircm.fhir.ranges import normalise
+from fhircm.fhir.values import START
 
 Argument = Callable[[Any], str]  # turns a value into its placeholder
 
@@ -21,7 +21,10 @@ TABLES: dict[type, str] = {
     SpanTest: "search_date",
     AmountTest: "search_quantity",
     UriTest: "search_uri",
+    NearTest: "search_position",
 }
+
+_ROUNDING = 1e-11  # of the radius of the earth: less than 0.1 mm
 
 # The search value is [{low}, {high}), the row is [low, high). Each form keeps one column within bounds, for the index.
 _SPANS = {
@@ -80,6 +83,8 @@ def row_test(test: Test, a: str, argument: Argument) -> str:
         case UriTest(uris, below):
             equal = one_of(f"{a}.uri", uris, argument)
             return equal if below is None else f"({equal} OR {begins(f'{a}.uri', below, argument)})"
+        case NearTest():
+            return _near(test, a, argument)
         case IdTest(id):
             return f"{a}.id = {argument(id)}"
 
@@ -124,6 +129,18 @@ def _unit(system: str | None, code: str, a: str, argument: Argument) -> str:
         written = argument(code)
         return f" AND ({a}.code = {written} OR {a}.unit = {written})"
     return f" AND {a}.system = {argument(system)} AND {a}.code = {argument(code)}"
+
+
+def _near(test: NearTest, a: str, argument: Argument) -> str:
+    """A box around the place, for the index, and the distance itself; no function that a database may lack."""
+    within, across = [], []
+    for axis in "zxy":
+        middle = getattr(test, axis)
+        low, high = argument(middle - test.chord - _ROUNDING), argument(middle + test.chord + _ROUNDING)
+        within.append(f"{a}.{axis} BETWEEN {low} AND {high}")
+        at = argument(middle)
+        across.append(f"({a}.{axis} - {at}) * ({a}.{axis} - {at})")
+    return f"{' AND '.join(within)} AND {' + '.join(across)} <= {argument((test.chord + _ROUNDING) ** 2)}"
 
 
 def merged(tests: Sequence[Test]) -> list[Test]:

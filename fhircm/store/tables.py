@@ -21,6 +21,10 @@ def _column(type: TypeEngine[Any], **options: Any) -> Any:
     return Field(sa_column=Column(type, nullable=False, **options))
 
 
+def _perhaps(type: Any) -> Any:
+    return Field(sa_column=Column(type, nullable=True))
+
+
 class Resource(SQLModel, table=True):
     """Each resource once: which version is current. `key` never changes, so the order of pages does not either."""
 
@@ -247,3 +251,46 @@ class SearchUri(SQLModel, table=True):
     param: int = _column(Integer)
     uri: str = _column(_Plain)
     resource_key: int = _column(BigInteger)
+
+
+class SearchPosition(SQLModel, table=True):
+    """Places as unit vectors from the centre of the earth."""
+
+    __tablename__ = "search_position"
+    __table_args__ = (
+        Index("search_position_box", "param", "z", "x", "y", "resource_key"),
+        Index("search_position_resource", "resource_key"),
+    )
+    __mapper_args__ = {"primary_key": ["param", "resource_key"]}
+    param: int = _column(Integer)
+    resource_key: int = _column(BigInteger)
+    x: float = _column(Double)
+    y: float = _column(Double)
+    z: float = _column(Double)
+
+
+_CODED = text("low IS NULL")  # the rows that a search begins with; those of quantities have a code, too: their unit
+
+
+class SearchComposite(SQLModel, table=True):
+    """The components of composite parameters, in the columns of their kinds; `at` is the same for those of one element."""
+
+    __tablename__ = "search_composite"
+    __table_args__ = (
+        Index("search_composite_code", "param", "code", "resource_key", sqlite_where=_CODED, postgresql_where=_CODED),
+        Index("search_composite_resource", "resource_key", "at"),
+    )
+    __mapper_args__ = {"primary_key": ["param", "resource_key", "at"]}
+    param: int = _column(Integer)
+    resource_key: int = _column(BigInteger)
+    at: int = _column(Integer)
+    code: str | None = _perhaps(_Plain)
+    system: str | None = _perhaps(_Plain)
+    target_id: str | None = _perhaps(_Plain)
+    target_type: str | None = _perhaps(_Plain)
+    start: str | None = _perhaps(_Plain)
+    normalised: str | None = _perhaps(_Plain)
+    exact: str | None = _perhaps(_Plain)
+    low: float | None = _perhaps(Double)
+    high: float | None = _perhaps(Double)
+    unit: str | None = _perhaps(_Plain)

@@ -8,6 +8,7 @@ from fhircm.fhir.conditions import (
     AmountTest,
     AnyOf,
     Chained,
+    Combined,
     IdTest,
     Linked,
     Matches,
@@ -110,10 +111,50 @@ def test_dates():
 def test_numbers_and_quantities():
     assert asked("RiskAssessment", "probability", "gt0.8") == (AmountTest("gt", 0.8, 0.75, 0.85, None, ""),)
     assert asked("Observation", "value-quantity", "5.40|http://unitsofmeasure.org|mg") == (
-        AmountTest("eq", 5.4, 5.395, 5.405, "http://unitsofmeasure.org", "mg"),
+        AmountTest("eq", 0.0054, 0.005395, 0.005405, "http://unitsofmeasure.org", "g", canonical=True),
+    )
+    assert asked("Observation", "value-quantity", "5.40|http://unitsofmeasure.org|pills") == (
+        AmountTest("eq", 5.4, 5.395, 5.405, "http://unitsofmeasure.org", "pills"),
     )
     assert asked("Observation", "value-quantity", "le5||mg") == (AmountTest("le", 5.0, 4.5, 5.5, "", "mg"),)
     assert asked("Observation", "value-quantity", "ap100") == (AmountTest("ap", 100.0, 90.0, 110.0, None, ""),)
+
+
+def test_composites():
+    assert condition("Observation", "code-value-quantity", r"http://s|a\$b$gt5,c$6|http://unitsofmeasure.org|mg") == Combined(
+        "Observation",
+        "code-value-quantity",
+        (
+            (
+                ("code-value-quantity", TokenTest(("a$b",), "http://s")),
+                ("code-value-quantity$1", AmountTest("gt", 5.0, 4.5, 5.5, None, "")),
+            ),
+            (
+                ("code-value-quantity", TokenTest(("c",), None)),
+                (
+                    "code-value-quantity$1:canonical",
+                    AmountTest("eq", 0.006, 0.0055, 0.0065, "http://unitsofmeasure.org", "g", canonical=True),
+                ),
+            ),
+        ),
+    )
+    (both,) = condition("DocumentReference", "relationship", "DocumentReference/1$replaces").alternatives
+    assert [test for _, test in both] == [TargetTest("1", ("DocumentReference",)), TokenTest(("replaces",), None)]
+
+
+def test_quantities_with_and_without_a_unit_are_looked_for_in_different_rows():
+    found = condition("Observation", "value-quantity", "5|http://unitsofmeasure.org|mg,5,6||mg")
+    assert [(one.parameter, len(one.tests)) for one in found.conditions] == [
+        ("value-quantity:canonical", 1),
+        ("value-quantity", 2),
+    ]
+
+
+def test_places():
+    (here,) = asked("Location", "near", "0|90")
+    assert (round(here.x, 12), round(here.y, 12), here.z) == (0, 1, 0)
+    assert here.chord == asked("Location", "near", "0|90|50|km")[0].chord == asked("Location", "near", "0|90|50000|m")[0].chord
+    assert asked("Location", "near", "0|90|31.25|mi")[0].chord == asked("Location", "near", "0|90|31.25|[mi_i]")[0].chord
 
 
 def test_uris():
@@ -195,6 +236,9 @@ def test_counts():
         ("Patient", "_id:missing", "true", "_id"),
         ("Patient", "_lastUpdated:missing", "true", "_lastUpdated"),
         ("Patient", "_sort", "shoe", "_sort"),
+        ("Observation", "_sort", "code-value-quantity", "composite"),
+        ("Observation", "code-value-quantity:not", "a$1", "missing"),
+        ("Location", "_sort", "near", "special"),
         ("Patient", "_sort:asc", "name", "_sort"),
         ("Patient", "_include", "Patient:shoe", "shoe"),
         ("Patient", "_include", "Task:focus", "_include"),
@@ -202,8 +246,6 @@ def test_counts():
         ("Patient", "_include:recurse", "Patient:organization", "_include"),
         ("Patient", "_revinclude", "Observation:code", "code"),
         ("Organization", "_revinclude", "Observation:encounter", "encounter"),
-        ("Location", "near", "1|2|3", "near"),
-        ("Observation", "code-value-quantity", "a$b", "composite"),
         ("CarePlan", "category:in", "http://v", "in"),
         ("CarePlan", "subject:Practitioner", "7", "Practitioner"),
         ("CarePlan", "subject.shoe", "7", "shoe"),
@@ -227,6 +269,24 @@ def test_what_is_unknown_or_not_there_is_refused(type, name, value, told):
 @pytest.mark.parametrize(
     ("type", "name", "value"),
     [
+        ("Observation", "code-value-quantity", "a"),
+        ("Observation", "code-value-quantity", "a$1$2"),
+        ("Observation", "code-value-quantity", "a$"),
+        ("Observation", "code-value-quantity", "a$b"),
+        ("Observation", "code-value-quantity", r"a\$1"),
+        ("Observation", "code-value-quantity", "a$1,b"),
+        ("Observation", "code-value-date", "a$2024-02-30"),
+        ("DocumentReference", "relationship", "Patient/1$replaces"),
+        ("MolecularSequence", "chromosome-window-coordinate", "1$2"),
+        ("Location", "near", "1"),
+        ("Location", "near", "1|"),
+        ("Location", "near", "91|0"),
+        ("Location", "near", "0|-181"),
+        ("Location", "near", "1|2|3|mg"),
+        ("Location", "near", "1|2|-3|km"),
+        ("Location", "near", "1|2|km"),
+        ("Location", "near", "1|2|3|km|4"),
+        ("Location", "near", "1|2|9e99|Ym99/m98"),
         ("CarePlan", "date", "foo"),
         ("CarePlan", "date", "xx2024"),
         ("CarePlan", "date", "ge"),

@@ -198,3 +198,33 @@ async def test_revinclude_of_everything(http, two_charts):
     one, other, mine, theirs = two_charts
     assert await listed(http, f"Patient?_id={one[8:]}&_revinclude=*") == {one, *mine}
     assert await listed(http, f"Patient?_id={other[8:]}&_revinclude=*") == {other, theirs}
+
+
+async def test_values_of_every_kind_are_asked_by_get_and_post_and_told_in_metadata(http):
+    def component(code, value):
+        quantity = {"value": value, "unit": "mmHg", "system": "http://unitsofmeasure.org", "code": "mm[Hg]"}
+        return {"code": {"coding": [{"system": "http://loinc.org", "code": code}]}, "valueQuantity": quantity}
+
+    code = {"coding": [{"system": "http://loinc.org", "code": "85354-9"}]}
+    high = await made(
+        http, "Observation", status="final", code=code, component=[component("8480-6", 150), component("8462-4", 80)]
+    )
+    await made(http, "Observation", status="final", code=code, component=[component("8480-6", 120), component("8462-4", 150)])
+    asked = {"component-code-value-quantity": "http://loinc.org|8480-6$ge15|http://unitsofmeasure.org|cm[Hg]"}
+    answer = await http.get("/fhir/Observation", params=asked)
+    assert ids(answer.json()) == [high["id"]]
+    assert "component-code-value-quantity=" in answer.json()["link"][0]["url"]
+    assert ids((await http.post("/fhir/Observation/_search", data=asked)).json()) == [high["id"]]
+    wrong = await http.get("/fhir/Observation", params={"component-code-value-quantity": "8480-6"})
+    assert wrong.status_code == 400
+    assert "component-code$component-value-quantity" in wrong.json()["issue"][0]["diagnostics"]
+    place = await made(http, "Location", name="Clinic", position={"latitude": 52.52, "longitude": 13.405})
+    await made(http, "Location", name="Elsewhere", position={"latitude": -52.52, "longitude": 13.405})
+    assert ids(await found(http, "/fhir/Location?near=52.5|13.4|10|km")) == [place["id"]]
+    assert (await http.get("/fhir/Location?near=here")).status_code == 400
+    told = {
+        one["type"]: {p["name"]: p["type"] for p in one["searchParam"]}
+        for one in (await found(http, "/fhir/metadata"))["rest"][0]["resource"]
+    }
+    assert told["Observation"]["combo-code-value-concept"] == "composite"
+    assert told["Location"]["near"] == "special"

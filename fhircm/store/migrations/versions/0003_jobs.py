@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003_jobs"
+revision = "0003"
 down_revision = "0002"
 
 _PLAIN = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
