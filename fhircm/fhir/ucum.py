@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 UCUM = "http://unitsofmeasure.org"
 
 _LONGEST = 100  # characters of a unit that is read
-_DIGITS = Context(prec=100)  # of a number; a million of them would take minutes
+_DIGITS = Context(prec=100, traps=[])  # of a number; a million of them would take minutes
 _LARGEST = 400  # decimal places before or behind the point; more is beyond any floating point number
 _PART = re.compile(r"(10[*^]|(?:[^\W\d]|[%'\"]|\[[!-Z\\^-~]+\])+)([+-]?\d{1,2})?|(\d{1,9})", re.ASCII)
 _ANNOTATION = re.compile(r"\{[!-z|~]*\}")

@@ -68,7 +68,7 @@ def test_what_cannot_be_searched_is_listed_here_with_the_reason():
         for type in definitions().resource_types
         for code, reason in searchable(type).refused.items()
     }
-    assert refused == {("_filter", "special", "HL7 gives no expression for it")}
+    assert refused == {("_filter", "special", "its definition has no expression")}
 
 
 def test_element_types_that_no_parameter_can_compare_are_listed_here():
