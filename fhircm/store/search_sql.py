@@ -2,17 +2,19 @@
 
 https://hl7.org/fhir/R4/search.html. The most selective condition drives: its index gives resource keys newest first, so that a
 page reads little more than it shows. The others become EXISTS on the candidate's key. Nothing here depends on a
-planner's statistics, and the same text runs on SQLite and PostgreSQL.
+planner's statistics, and the same text runs on SQLite and PostgreSQL, but for lists of any length.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from fhircm.fhir.conditions import (
     AnyOf,
     Chained,
+    CodesTest,
     Condition,
     IdTest,
     Linked,
@@ -28,7 +30,7 @@ from fhircm.fhir.extract import OWN_COLUMNS, searchable
 from fhircm.fhir.query import Sort
 from fhircm.fhir.ranges import BOUNDLESS, EARLIEST, LATEST
 from fhircm.store.operations import Narrowing
-from fhircm.store.search_tests import TABLES, merged, row_test, updated_test
+from fhircm.store.search_tests import TABLES, Listed, merged, row_test, updated_test
 
 _TABLES_OF_KIND = {
     "token": ("search_token", "search_string"),
@@ -89,6 +91,8 @@ def _rank_of_match(condition: Matches) -> int:
             return 2
         case TextTest(how=how):
             return 8 if how == "contains" else 4
+        case CodesTest(codes) if sum(len(listed) for _, listed in codes) > _MANY:
+            return 7
         case UriTest():
             return 3
         case SpanTest(prefix=prefix):
@@ -103,13 +107,18 @@ def _rank_of_match(condition: Matches) -> int:
 class Builder:
     """Builds the text of one statement and gathers its arguments."""
 
-    def __init__(self, within: Narrowing | None = None) -> None:
+    def __init__(self, dialect: str, within: Narrowing | None = None) -> None:
+        self.dialect = dialect
         self.arguments: list[Any] = []
         self.within = within
         self.aliases = 0
 
     def argument(self, value: Any) -> str:
-        """The placeholder of a value."""
+        """The placeholder of a value; of Listed ones a query for them."""
+        if isinstance(value, Listed):
+            if self.dialect == "postgresql":
+                return f"(SELECT unnest({self.argument(list(value))}::text[]))"
+            return f"(SELECT value FROM json_each({self.argument(json.dumps(value))}))"
         self.arguments.append(value)
         return f"${len(self.arguments)}"
 

@@ -8,14 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fhircm.fhir.conditions import AmountTest, IdTest, SpanTest, TargetTest, Test, TextTest, TokenTest, UriTest
+from fhircm.fhir.conditions import AmountTest, CodesTest, IdTest, SpanTest, TargetTest, Test, TextTest, TokenTest, UriTest
 from fhircm.fhir.extract import START
 from fhircm.fhir.ranges import normalise
 
-Argument = Callable[[Any], str]  # turns a value into its placeholder
+Argument = Callable[[Any], str]  # turns a value into its placeholder, Listed values into a query for them
+
+
+class Listed(tuple[str, ...]):
+    """Texts, of any number, that go along as one argument: databases limit how many a statement may have."""
+
 
 TABLES: dict[type, str] = {
     TokenTest: "search_token",
+    CodesTest: "search_token",
     TargetTest: "search_reference",
     TextTest: "search_string",
     SpanTest: "search_date",
@@ -67,6 +73,9 @@ def row_test(test: Test, a: str, argument: Argument) -> str:
             tests = [] if codes is None else [one_of(f"{a}.code", codes, argument)]
             tests += [] if system is None else [f"{a}.system = {argument(system)}"]
             return " AND ".join(tests)
+        case CodesTest(codes):
+            ways = [f"({a}.system = {argument(system)} AND {a}.code IN {argument(Listed(listed))})" for system, listed in codes]
+            return f"({' OR '.join(ways) or '1 = 0'})"
         case TargetTest(target_id, types):
             local = f"{a}.target_type <> ''" if types is None else one_of(f"{a}.target_type", types, argument)
             return f"{a}.target_id = {argument(target_id)} AND {local}"
@@ -82,6 +91,7 @@ def row_test(test: Test, a: str, argument: Argument) -> str:
             return equal if below is None else f"({equal} OR {begins(f'{a}.uri', below, argument)})"
         case IdTest(id):
             return f"{a}.id = {argument(id)}"
+    raise TypeError(f"{type(test).__name__} must be resolved before it is asked")
 
 
 def updated_test(test: SpanTest, a: str, argument: Argument) -> str:

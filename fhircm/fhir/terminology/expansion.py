@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from fhircm.fhir.outcome import TooCostly
-from fhircm.fhir.terminology.artefacts import Artefact, Canonical, CannotCompute, Tree, canonical
+from fhircm.fhir.terminology.artefacts import Artefact, CannotCompute, Canonical, Tree, canonical
 from fhircm.fhir.terminology.code_system import CodeSystem, Concept
 from fhircm.fhir.terminology.filters import filtered
 from fhircm.fhir.terminology.library import Library, Versions
@@ -59,7 +59,7 @@ class Expansion:
 
     members: Members = field(default_factory=dict)
     systems: set[Canonical] = field(default_factory=set)
-    fragments: set[Canonical] = field(default_factory=set)
+    parts: set[Canonical] = field(default_factory=set)
     stored: set[str] = field(default_factory=set)
 
 
@@ -161,7 +161,7 @@ class _Work:
             raise CannotCompute(f"Of the code system {Canonical(url, version)} no codes are known here")
         self._used(system)
         if system.content in PARTS:
-            self.found.fragments.add(Canonical(system.url, system.version))
+            self.found.parts.add(Canonical(system.url, system.version))
         concepts = filtered(system, part["filter"]) if "filter" in part else system.concepts.values()
         return (Member(url, system.version, one.code, one.display, one) for one in concepts)
 
@@ -194,5 +194,11 @@ def _listed(stored: Tree) -> Iterator[Member]:
         if "code" in one and "system" in one:
             marked = frozenset(name for name in ("inactive", "abstract") if one.get(name) is True)
             yield Member(
-                one["system"], one.get("version"), one["code"], one.get("display"), None, tuple(one.get("designation", ())), marked
+                one["system"],
+                one.get("version"),
+                one["code"],
+                one.get("display"),
+                None,
+                tuple(one.get("designation", ())),
+                marked,
             )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fhircm.fhir.terminology import builtin
-from fhircm.fhir.terminology.artefacts import Artefact, Canonical, CannotCompute, Tree, best, canonical
+from fhircm.fhir.terminology.artefacts import Artefact, CannotCompute, Canonical, Tree, best, canonical
 from fhircm.fhir.terminology.code_system import CodeSystem
 
 
