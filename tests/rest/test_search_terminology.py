@@ -95,7 +95,7 @@ async def test_above_and_below_a_code_of_a_required_binding(http):
 async def test_in_chains_and_from_the_other_side(http):
     (patient,) = [one["id"] for one in await put(http, {"resourceType": "Patient", "gender": "female"})]
     to = {"subject": {"reference": f"Patient/{patient}"}}
-    red, blue = [one["id"] for one in await put(http, observation("red", **to), observation("blue"))]
+    red, _ = [one["id"] for one in await put(http, observation("red", **to), observation("blue"))]
     await put(http, COLOURS, value_set())
     assert await found(http, "Observation", **{"subject:Patient.gender:in": GENDER}) == [red]
     assert await found(http, "Observation", **{"patient.gender:not-in": GENDER}) == []
