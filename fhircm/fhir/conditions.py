@@ -69,9 +69,13 @@ class SubsumedTest:
 
 @dataclass(frozen=True, slots=True)
 class CodesTest:
-    """A token of one of any number of codes, by their systems, folded as the rows are."""
+    """A token of one of any number of codes, by their systems, folded as the rows are.
+
+    `beside`: it is asked of the few rows of one resource, for which looking up every code in an index would be the long way.
+    """
 
     codes: tuple[tuple[str, tuple[str, ...]], ...]
+    beside: bool = False
 
 
 @dataclass(frozen=True, slots=True)

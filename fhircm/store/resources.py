@@ -144,7 +144,7 @@ class Store:
 
     async def search(self, query: Query, within: Narrowing | None = None) -> searching.Page:
         """A page of what a query finds."""
-        of_terms = any(True for _ in asked(query.branches))
+        of_terms = bool(asked(query.branches))
         async with self.database.reading(one_moment=of_terms or query.cursor is not None) as connection:
             if of_terms:
                 query = await self.terminology.resolved(connection, query, within)

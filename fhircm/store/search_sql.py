@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fhircm.fhir.conditions import (
@@ -104,6 +105,15 @@ def _rank_of_match(condition: Matches) -> int:
             return 6 if types <= _FEW_CODES else 5
 
 
+def _beside(condition: Matches) -> Matches:
+    """The condition as one that does not drive."""
+    if not any(isinstance(test, CodesTest) for test in condition.tests):
+        return condition
+    return replace(
+        condition, tests=tuple(replace(test, beside=True) if isinstance(test, CodesTest) else test for test in condition.tests)
+    )
+
+
 class Builder:
     """Builds the text of one statement and gathers its arguments."""
 
@@ -114,11 +124,11 @@ class Builder:
         self.aliases = 0
 
     def argument(self, value: Any) -> str:
-        """The placeholder of a value; of Listed ones a query for them."""
+        """The placeholder of a value; of Listed ones what a column is compared with, to be one of them."""
         if isinstance(value, Listed):
             if self.dialect == "postgresql":
-                return f"(SELECT unnest({self.argument(list(value))}::text[]))"
-            return f"(SELECT value FROM json_each({self.argument(json.dumps(value))}))"
+                return f"= ANY({self.argument(list(value))}::text[])"
+            return f"IN (SELECT value FROM json_each({self.argument(json.dumps(value))}))"
         self.arguments.append(value)
         return f"${len(self.arguments)}"
 
@@ -228,7 +238,8 @@ class Builder:
             return f"({self.row(condition, own)})"
         a = self.alias()
         column = "key" if _is_own(condition) else "resource_key"
-        return f"EXISTS (SELECT 1 FROM {_table(condition)} {a} WHERE {a}.{column} = {key} AND {self.row(condition, a)})"
+        test = self.row(_beside(condition), a)
+        return f"EXISTS (SELECT 1 FROM {_table(condition)} {a} WHERE {a}.{column} = {key} AND {test})"
 
     def _any_value(self, type: str, code: str, key: str) -> str:
         param = self.parameter(type, code)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from typing import Any
 
 from fhircm.fhir import json
@@ -19,18 +20,19 @@ from fhircm.fhir.ranges import clip
 from fhircm.fhir.terminology import builtin
 from fhircm.fhir.terminology.artefacts import Artefact, CannotCompute, Canonical, canonical
 from fhircm.fhir.terminology.code_system import compiled
-from fhircm.fhir.terminology.expansion import Expansion, Versions, expand
-from fhircm.fhir.terminology.library import Library, Wanted, needs
+from fhircm.fhir.terminology.expansion import Expansion, Members, expand
+from fhircm.fhir.terminology.library import Library, Versions, Wanted, needs
 from fhircm.store.database import Connection
 from fhircm.store.operations import Narrowing
 from fhircm.store.search_sql import Builder
 
 KEPT_ARTEFACTS = 8_000_000  # bytes of bodies whose artefacts a process keeps compiled: some 40 MB of memory
-KEPT_MEMBERS = 50_000  # members of expansions that it keeps: some 15 MB
+KEPT_MEMBERS = 50_000  # members of expansions that it keeps, and as many codes that searches looked for: some 20 MB
 GATHERED = 2_000  # artefacts of the store that one computation may need
 SEARCHED = 20_000  # codes of a value set that a search looks for
 
 Version = tuple[int, int]  # key of a resource, and number of its version
+Asked = MemberTest | SubsumedTest
 
 
 class Kept:
@@ -60,7 +62,7 @@ class Terminology:
 
     def __init__(self, dialect: str) -> None:
         self.dialect = dialect
-        self.artefacts, self.expansions = Kept(KEPT_ARTEFACTS), Kept(KEPT_MEMBERS)
+        self.artefacts, self.expansions, self.searched = Kept(KEPT_ARTEFACTS), Kept(KEPT_MEMBERS), Kept(KEPT_MEMBERS)
 
     async def library(self, connection: Connection, roots: Iterable[Wanted], within: Narrowing | None) -> Library:
         """The artefacts that these need, and those that they need in turn. Raises TooCostly."""
@@ -117,7 +119,7 @@ class Terminology:
 
     async def resolved(self, connection: Connection, query: Query, within: Narrowing | None) -> Query:
         """The query with codes in place of value sets and of what is above or below a code. Raises InvalidValue, TooCostly."""
-        answers: dict[MemberTest | SubsumedTest, CodesTest] = {}
+        answers: dict[Asked, CodesTest] = {}
         for test in set(asked(query)):
             make = self._members if isinstance(test, MemberTest) else self._subsumed
             answers[test] = await make(connection, test, within)
@@ -127,13 +129,21 @@ class Terminology:
         library, value_set = await self._value_set(connection, test, within)
         if value_set is None:
             raise InvalidValue(f"The value set that '{test.parameter}:in' names is not known here")
+        question = (value_set.identity, library.identity, test.bare)
+        known = self.searched.get(question)
+        if known is None:
+            known = _codes(self._computed(library, value_set, test), bare=test.bare)
+            self.searched.keep(question, known, sum(len(listed) for _, listed in known.codes) + 1)
+        return known
+
+    def _computed(self, library: Library, value_set: Artefact, test: MemberTest) -> Members:
         try:
             members = self.expansion(library, value_set, Versions()).members
         except CannotCompute as error:
             raise InvalidValue(f"The value set that '{test.parameter}:in' names cannot be computed: {error}") from None
         if len(members) > SEARCHED:
             raise TooCostly(f"The value set that '{test.parameter}:in' names has more than {SEARCHED} codes")
-        return _codes(members, bare=test.bare)
+        return members
 
     async def _value_set(
         self, connection: Connection, test: MemberTest, within: Narrowing | None
@@ -157,26 +167,31 @@ class Terminology:
         return _codes([(test.system, code) for code in codes], bare=test.bare)
 
 
-def asked(value: Any) -> Iterable[MemberTest | SubsumedTest]:
+def asked(value: Any) -> list[Asked]:
     """All that a query or a condition asks of terminology, at any depth."""
-    if isinstance(value, MemberTest | SubsumedTest):
-        yield value
-    elif isinstance(value, tuple):
-        for one in value:
-            yield from asked(one)
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from asked(getattr(value, field.name))
+    kind = type(value)
+    if kind in (MemberTest, SubsumedTest):
+        return [value]
+    parts = value if kind is tuple else [getattr(value, name) for name in _holders(kind)]
+    return [one for part in parts for one in asked(part)]
 
 
-def _replaced(value: Any, answers: dict[MemberTest | SubsumedTest, CodesTest]) -> Any:
-    if isinstance(value, MemberTest | SubsumedTest):
+@cache
+def _holders(kind: type) -> tuple[str, ...]:
+    """The members of a query, condition or test that can hold conditions or tests; of anything else none."""
+    if not is_dataclass(kind):
+        return ()
+    return tuple(field.name for field in fields(kind) if "Condition" in str(field.type) or "Test" in str(field.type))
+
+
+def _replaced(value: Any, answers: dict[Asked, CodesTest]) -> Any:
+    kind = type(value)
+    if kind in (MemberTest, SubsumedTest):
         return answers[value]
-    if isinstance(value, tuple):
+    if kind is tuple:
         return tuple([_replaced(one, answers) for one in value])
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{field.name: _replaced(getattr(value, field.name), answers) for field in fields(value)})
-    return value
+    changed = {name: _replaced(getattr(value, name), answers) for name in _holders(kind)}
+    return replace(value, **changed) if changed else value
 
 
 def _codes(members: Iterable[tuple[str, str]], *, bare: bool) -> CodesTest:
