@@ -73,9 +73,16 @@ class GuardedStore:
         """The concept maps of the store that map from or to codes of a system, as far as the caller may read them."""
         return await self.store.concept_maps(system, self._readable_terms())
 
-    def expansion(self, library: Library, value_set: Artefact, versions: Versions, without: Sequence[Canonical]) -> Expansion:
+    def expansion(
+        self,
+        library: Library,
+        value_set: Artefact,
+        versions: Versions,
+        without: Sequence[Canonical] = (),
+        only: str | None = None,
+    ) -> Expansion:
         """A value set of the library, computed. Raises CannotCompute, TooCostly."""
-        return self.store.terminology.expansion(library, value_set, versions, without)
+        return self.store.terminology.expansion(library, value_set, versions, without, only)
 
     @property
     def now(self) -> datetime:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from fhircm.fhir.outcome import NotSupported
 from fhircm.fhir.terminology import builtin
-from fhircm.fhir.terminology.artefacts import Artefact, Tree, canonical
+from fhircm.fhir.terminology.artefacts import Artefact, Tree, best, canonical
 from fhircm.fhir.terminology.library import Library, Wanted
 from fhircm.fhir.terminology.translation import NO_MATCH, Match, Question, fits
 from fhircm.fhir.terminology.translation import translate as by_maps
@@ -33,13 +33,15 @@ async def _fitting(call: Call, asked: list[Asked]) -> list[Artefact]:
     systems = sorted({one.system for one in asked if one.system})
     if not systems or not (call.one("target") or call.one("targetsystem") or call.one("source")):
         raise NotSupported("A concept map is needed, by 'url'; or the system of the code, and 'target' or 'targetsystem'")
-    maps = [one for system in systems for one in (*await call.store.concept_maps(system), *builtin.concept_maps(system))]
+    by_url: dict[str, list[Artefact]] = {}
+    for system in systems:
+        for one in await call.store.concept_maps(system):
+            by_url.setdefault(one.url or one.identity, []).append(one)
+    for one in [one for system in systems for one in builtin.concept_maps(system)]:
+        by_url.setdefault(one.url, [one])
+    maps = [found for listed in by_url.values() if (found := best(listed, None))]
     source, target, reverse = call.one("source"), call.one("target"), call.one("reverse", False)
-    return [
-        one
-        for one in {one.url or one.identity: one for one in reversed(maps)}.values()
-        if fits(one, source, target, reverse=reverse)
-    ]
+    return [one for one in maps if fits(one, source, target, reverse=reverse)]
 
 
 async def _others(call: Call, maps: list[Artefact]) -> Library:

@@ -5,6 +5,7 @@ https://hl7.org/fhir/R4/valueset-operation-validate-code.html and https://hl7.or
 
 from __future__ import annotations
 
+from fhircm.fhir.terminology.library import Versions
 from fhircm.fhir.terminology.validation import Asked, Verdict, any_of, in_code_system, in_value_set
 from fhircm.operations.call import Answer, Call, parameters
 from fhircm.operations.terms import artefact, code_system, codings, member, present, with_codes
@@ -15,7 +16,14 @@ async def validate_in_value_set(call: Call) -> Answer:
     asked = codings(call, version="systemVersion")
     library, value_set = await artefact(call, "ValueSet", "valueSet", "valueSetVersion")
     abstract, language = call.one("abstract", False), call.one("displayLanguage")
-    return _answer(any_of(asked, lambda one: in_value_set(library, value_set, one, abstract=abstract, language=language)))
+
+    def check(one: Asked) -> Verdict:
+        versions = Versions(default={one.system: one.version} if one.system and one.version else {})
+        members = call.store.expansion(library, value_set, versions, only=one.system).members
+        system = library.code_system(one.system, one.version) if one.system else None
+        return in_value_set(members, system, value_set.canonical, one, abstract=abstract, language=language)
+
+    return _answer(any_of(asked, check))
 
 
 async def validate_in_code_system(call: Call) -> Answer:

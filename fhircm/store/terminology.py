@@ -105,13 +105,18 @@ class Terminology:
         return known
 
     def expansion(
-        self, library: Library, value_set: Artefact, versions: Versions, without: Sequence[Canonical] = ()
+        self,
+        library: Library,
+        value_set: Artefact,
+        versions: Versions,
+        without: Sequence[Canonical] = (),
+        only: str | None = None,
     ) -> Expansion:
         """A value set, computed once for the same artefacts. Raises what `expand` does."""
-        question = (value_set.identity, library.identity, repr(versions), tuple(without))
+        question = (value_set.identity, library.identity, repr(versions), tuple(without), only)
         known = self.expansions.get(question)
         if known is None:
-            known = expand(library, value_set, versions, without)
+            known = expand(library, value_set, versions, without, only)
             self.expansions.keep(question, known, len(known.members) + 1)
         return known
 

@@ -226,8 +226,12 @@ def test_versions():
     assert codes(known, value_set([{"system": "urn:s"}]), versions=Versions(default={"urn:s": "1.9"})) == ["old"]
     assert codes(known, value_set([{"system": "urn:s", "version": "2"}]), versions=Versions(force={"urn:s": "1.9"})) == ["old"]
     assert codes(known, value_set([{"system": "urn:s"}]), versions=Versions(check={"urn:s": "1.9"})) == ["old"]
+    assert codes(known, value_set([{"system": "urn:s|2"}])) == ["draft"]  # as US Core writes it
     with pytest.raises(CannotCompute):
         codes(known, value_set([{"system": "urn:s", "version": "3"}]))
+    empty = code_system([], content="not-present", url="http://hl7.org/fhir/administrative-gender")
+    gender = value_set([{"system": "http://hl7.org/fhir/administrative-gender"}])
+    assert len(codes(library(empty), gender)) == 4
     assert canonical("urn:s|1", "2") == ("urn:s", "1")
 
 
@@ -239,8 +243,13 @@ def test_inactive_codes_stay_until_the_value_set_says_otherwise():
 
 def test_too_many_codes(monkeypatch):
     monkeypatch.setattr(expansion, "LIMIT", 2)
+    system = code_system([{"code": code} for code in "abc"])
     with pytest.raises(TooCostly, match="2"):
-        codes(library(code_system([{"code": code} for code in "abc"])), value_set([{"system": "urn:s"}]))
+        codes(library(system), value_set([{"system": "urn:s"}]))
+    one = value_set([{"system": "urn:s", "concept": [{"code": "a"}]}], "urn:one")
+    assert codes(library(one), value_set([{"valueSet": ["urn:one"]}] * 19)) == ["a"]
+    with pytest.raises(TooCostly, match="twice"):
+        codes(library(one), value_set([{"valueSet": ["urn:one"]}] * 20))
 
 
 def test_a_concept_of_which_only_an_extension_is_there_is_passed_over():

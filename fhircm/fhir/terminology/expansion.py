@@ -86,6 +86,7 @@ class _Work:
     without: dict[str, str | None]
     only: str | None
     found: Expansion = field(default_factory=Expansion)
+    counted: int = 0
     known: dict[str, Members] = field(default_factory=dict)
 
     def members(self, value_set: Artefact, above: tuple[str, ...]) -> Members:
@@ -121,37 +122,46 @@ class _Work:
     def _composed(self, compose: Tree, above: tuple[str, ...]) -> Members:
         members: Members = {}
         for part in compose.get("include", ()):
-            for key, one in self._part(part, above).items():
+            for key, one in self._counted(self._part(part, above)).items():
                 members.setdefault(key, one)
             if len(members) > LIMIT:
                 raise TooCostly(f"The value set has more than {LIMIT} codes, which is the limit here")
         for part in compose.get("exclude", ()):
-            for key in self._part(part, above):
+            for key in self._counted(self._part(part, above)):
                 members.pop(key, None)
         if compose.get("inactive") is False:
             return {key: one for key, one in members.items() if not one.inactive}
         return members
 
+    def _counted(self, members: Members) -> Members:
+        """The members; all parts of all value sets together are limited too, for a few small ones can include a large one often."""
+        self.counted += len(members)
+        if self.counted > 10 * LIMIT:
+            raise TooCostly(f"The value set is made of more than {10 * LIMIT} codes, many of them twice, which is the limit here")
+        return members
+
     def _part(self, part: Tree, above: tuple[str, ...]) -> Members:
         """What one include or exclude says: everything in it must hold."""
-        system = part.get("system")
+        # Published guides write the version behind the system here and there, as a canonical: a URI holds no '|'.
+        named = canonical(part["system"], part.get("version")) if "system" in part else None
+        system = named.url if named else None
         if system is not None and self.only not in (None, system):
             return {}
         imported = [self._imported(canonical(text), above) for text in part.get("valueSet", ())]
-        if system is None or (imported and not part.keys() & {"concept", "filter"}):
+        if named is None or (imported and not part.keys() & {"concept", "filter"}):
             first, *others = imported or [{}]
             return {key: one for key, one in first.items() if system in (None, key[0]) and all(key in other for other in others)}
-        chosen = {(one.system, one.code): one for one in self._kept(self._of_system(system, part))}
+        chosen = {(one.system, one.code): one for one in self._kept(self._of_system(named, part))}
         return {key: one for key, one in chosen.items() if all(key in other for other in imported)}
 
     def _imported(self, wanted: Canonical, above: tuple[str, ...]) -> Members:
         found = self.library.find("ValueSet", wanted)
         if found is None:
-            raise CannotCompute("A value set that this one includes is not known here")
+            raise CannotCompute(f"The value set {wanted}, which is included, is not known here")
         return self.members(found, above)
 
-    def _of_system(self, url: str, part: Tree) -> Iterator[Member]:
-        version = self.versions.of(url, part.get("version"))
+    def _of_system(self, named: Canonical, part: Tree) -> Iterator[Member]:
+        url, version = named.url, self.versions.of(*named)
         system = self.library.code_system(url, version)
         if "concept" in part:
             return self._named(url, version, system, part["concept"])

@@ -6,6 +6,7 @@ https://hl7.org/fhir/R4/valueset-operation-expand.html
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 
 from fhircm.fhir.ranges import normalise
 from fhircm.fhir.terminology.artefacts import Tree
@@ -26,8 +27,11 @@ def selected(members: Iterable[Member], words: str = "", *, active_only: bool = 
 
 def _found(member: Member, wanted: Sequence[str]) -> bool:
     texts = (member.code, member.display or "", *(one.get("value", "") for one in member.designations))
-    found = f" {' '.join(map(normalise, texts))}"
+    found = f" {' '.join(map(_folded, texts))}"
     return all(f" {word}" in found for word in wanted)
+
+
+_folded = lru_cache(maxsize=20_000)(normalise)  # who types a word asks again with every letter
 
 
 def display(member: Member, language: str | None = None) -> str | None:

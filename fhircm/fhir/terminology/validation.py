@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from fhircm.fhir.terminology.artefacts import Artefact, Tree
+from fhircm.fhir.terminology.artefacts import Tree
 from fhircm.fhir.terminology.code_system import CodeSystem
-from fhircm.fhir.terminology.expansion import PARTS, Member, expand
-from fhircm.fhir.terminology.library import Library, Versions
+from fhircm.fhir.terminology.expansion import PARTS, Member, Members
 from fhircm.fhir.terminology.listing import display
 
 
@@ -50,15 +49,21 @@ def any_of(asked: Sequence[Asked], check: Callable[[Asked], Verdict]) -> Verdict
 
 
 def in_value_set(
-    library: Library, value_set: Artefact, asked: Asked, *, abstract: bool = False, language: str | None = None
+    members: Members,
+    system: CodeSystem | None,
+    value_set: str,
+    asked: Asked,
+    *,
+    abstract: bool = False,
+    language: str | None = None,
 ) -> Verdict:
-    """Check a coding against a value set. Raises CannotCompute, TooCostly."""
-    versions = Versions(default={asked.system: asked.version} if asked.system and asked.version else {})
-    members = expand(library, value_set, versions, only=asked.system).members
-    system = library.code_system(asked.system, asked.version) if asked.system else None
+    """Check a coding against the members of a value set; `system` is the code system of the coding, where it is here."""
     concept = system.find(asked.code) if system else None
     code = concept.code if concept else asked.code
-    found = [one for key, one in members.items() if key[1] == code]
+    if asked.system is not None:
+        found = [one for one in (members.get((asked.system, code)),) if one]
+    else:
+        found = [one for key, one in members.items() if key[1] == code]
     if len(found) > 1:
         return Verdict(False, f"The code '{asked.code}' is in the value set in several systems: say which is meant")
     if found:
@@ -66,7 +71,7 @@ def in_value_set(
     if system is not None and concept is None:
         return _unknown(system, asked)
     of = f" of {asked.system}" if asked.system else ""
-    return Verdict(False, f"The code '{asked.code}'{of} is not in the value set {value_set.canonical}")
+    return Verdict(False, f"The code '{asked.code}'{of} is not in the value set {value_set}")
 
 
 def in_code_system(system: CodeSystem, asked: Asked, *, abstract: bool = True, language: str | None = None) -> Verdict:
