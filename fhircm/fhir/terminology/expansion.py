@@ -142,8 +142,7 @@ class _Work:
 
     def _part(self, part: Tree, above: tuple[str, ...]) -> Members:
         """What one include or exclude says: everything in it must hold."""
-        # Published guides write the version behind the system here and there, as a canonical: a URI holds no '|'.
-        named = canonical(part["system"], part.get("version")) if "system" in part else None
+        named = self._system(part["system"], part.get("version")) if "system" in part else None
         system = named.url if named else None
         if system is not None and self.only not in (None, system):
             return {}
@@ -153,6 +152,12 @@ class _Work:
             return {key: one for key, one in first.items() if system in (None, key[0]) and all(key in other for other in others)}
         chosen = {(one.system, one.code): one for one in self._kept(self._of_system(named, part))}
         return {key: one for key, one in chosen.items() if all(key in other for other in imported)}
+
+    def _system(self, written: str, version: str | None) -> Canonical:
+        """HL7's old v2 tables have a '|' in their URL; elsewhere it is a version, as published guides write it here and there."""
+        if "|" in written and self.library.code_system(written) is None:
+            return canonical(written, version)
+        return Canonical(written, version)
 
     def _imported(self, wanted: Canonical, above: tuple[str, ...]) -> Members:
         found = self.library.find("ValueSet", wanted)

@@ -71,6 +71,6 @@ def needs(value_set: Tree) -> Iterator[Wanted]:
     compose = value_set.get("compose", {})
     for part in (*compose.get("include", ()), *compose.get("exclude", ())):
         if "system" in part:
-            yield Wanted("CodeSystem", canonical(part["system"]).url)
+            yield from (Wanted("CodeSystem", url) for url in {part["system"], canonical(part["system"]).url})
         for url in part.get("valueSet", ()):
             yield Wanted("ValueSet", canonical(url).url)
