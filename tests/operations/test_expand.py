@@ -2,6 +2,7 @@
 
 import pytest
 
+from fhircm.fhir.validation import check
 from tests.rest.signing import signed_in
 
 JSON = {"Content-Type": "application/fhir+json"}
@@ -50,6 +51,7 @@ async def put(http, *resources):
 async def codes(http, path, **query):
     answer = await http.get(f"/fhir/{path}", params=query)
     assert answer.status_code == 200, answer.text
+    check(answer.content)  # what is answered is FHIR
     return [one["code"] for one in answer.json()["expansion"].get("contains", [])]
 
 
@@ -249,3 +251,15 @@ async def test_metadata_lists_each_by_its_own_definition(anonymous):
         ("ConceptMap", "translate", "ConceptMap-translate"),
     } <= told
     assert not any(name == "expand" for type, name, _ in told if type != "ValueSet")
+
+
+async def test_what_the_terminology_service_can_do(anonymous):
+    answer = await anonymous.get("/fhir/metadata?mode=terminology")
+    check(answer.content)
+    told = answer.json()
+    known = {one["uri"]: one.get("version", [{}])[0].get("code") for one in told["codeSystem"]}
+    assert known["http://terminology.hl7.org/CodeSystem/v3-ActCode"] == "2018-08-12"
+    assert "https://fhircm.example/CodeSystem/coordination" in known
+    assert len(known) > 1000
+    assert {"name": "filter"} in told["expansion"]["parameter"]
+    assert (await anonymous.get("/fhir/metadata?mode=full")).json()["resourceType"] == "CapabilityStatement"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fhircm.fhir.validation import check
 from tests.operations.test_expand import COLOURS, JSON, put
 
 ACT_CODE = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
@@ -10,6 +11,7 @@ ACT_CODE = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
 async def looked_up(http, **query):
     answer = await http.get("/fhir/CodeSystem/$lookup", params=query)
     assert answer.status_code == 200, answer.text
+    check(answer.content)
     return answer.json()["parameter"]
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fhircm.fhir.validation import check
 from tests.operations.test_expand import JSON, put
 from tests.rest.signing import signed_in
 
@@ -57,6 +58,7 @@ async def translated(http, at="ConceptMap", body=None, **query):
     else:
         answer = await http.post(f"/fhir/{at}/$translate", json={"resourceType": "Parameters", "parameter": body}, headers=JSON)
     assert answer.status_code == 200, answer.text
+    check(answer.content)
     parameters = answer.json()["parameter"]
     matches = [{part["name"]: part for part in one["part"]} for one in parameters if one["name"] == "match"]
     told = [(one["equivalence"]["valueCode"], one.get("concept", {}).get("valueCoding", {}).get("code")) for one in matches]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fhircm.fhir.validation import check
 from tests.operations.test_expand import COLOURS, GENDER, JSON, put, value_set
 
 SYSTEM = "http://hl7.org/fhir/administrative-gender"
@@ -15,6 +16,7 @@ async def validated(http, type="ValueSet", body=None, **query):
             f"/fhir/{type}/$validate-code", json={"resourceType": "Parameters", "parameter": body}, headers=JSON
         )
     assert answer.status_code == 200, answer.text
+    check(answer.content)
     found = {one["name"]: next(value for name, value in one.items() if name != "name") for one in answer.json()["parameter"]}
     return found["result"], found.get("display"), found.get("message")
 
