@@ -1,7 +1,5 @@
 """$expand over HTTP. https://hl7.org/fhir/R4/valueset-operation-expand.html"""
 
-import pytest
-
 from fhircm.fhir.validation import check
 from tests.rest.signing import signed_in
 
@@ -204,9 +202,8 @@ async def test_more_than_goes_at_once_is_too_costly(http):
     assert len(await codes(http, "ValueSet/$expand", url="urn:many", count=100, offset=9_950)) == 51
 
 
-@pytest.mark.parametrize(
-    ("query", "status", "code"),
-    [
+async def test_what_cannot_be_answered_is_told(http):
+    cases = [
         ({}, 400, "not-supported"),
         ({"url": "urn:nowhere"}, 404, "not-found"),
         ({"url": f"{GENDER}|3"}, 404, "not-found"),
@@ -216,10 +213,9 @@ async def test_more_than_goes_at_once_is_too_costly(http):
         ({"url": GENDER, "count": "-1"}, 422, "invalid"),
         ({"url": GENDER, "count": "many"}, 422, "invalid"),
         ({"url": GENDER, "system-version": "http://hl7.org/fhir/administrative-gender"}, 422, "invalid"),
-    ],
-)
-async def test_what_cannot_be_answered_is_told(http, query, status, code):
-    assert (await refused(http, "ValueSet/$expand", **query))[:2] == (status, code)
+    ]
+    for query, status, code in cases:
+        assert (await refused(http, "ValueSet/$expand", **query))[:2] == (status, code)
 
 
 async def test_the_wrong_place_or_more_than_one_value_set(http):
