@@ -29,7 +29,9 @@ from fhircm.store.search_sql import Builder
 KEPT_ARTEFACTS = 8_000_000  # bytes of bodies whose artefacts a process keeps compiled: some 40 MB of memory
 KEPT_MEMBERS = 50_000  # members of expansions that it keeps, and as many codes that searches looked for: some 20 MB
 GATHERED = 2_000  # artefacts of the store that one computation may need
+GATHERED_BYTES = 20_000_000  # of their bodies: some 100 MB of memory
 SEARCHED = 20_000  # codes of a value set that a search looks for
+SEARCHED_TOGETHER = 100_000  # codes that one search looks for
 
 Version = tuple[int, int]  # key of a resource, and number of its version
 Asked = MemberTest | SubsumedTest
@@ -75,8 +77,8 @@ class Terminology:
                 for one in await self.found(connection, type, Matches(type, "url", (UriTest(tuple(map(clip, urls))),)), within):
                     fresh.get(Wanted(type, one.url), []).append(one)
             stored |= fresh
-            if sum(map(len, stored.values())) > GATHERED:
-                raise TooCostly(f"More than {GATHERED} artefacts of terminology would be needed, which is the limit here")
+            known = [one for listed in stored.values() for one in listed]
+            _check_gathered(len(known), sum(one.size for one in known))
             waiting = {need for wanted in fresh for one in self._of(wanted, fresh) for need in needs(one.tree)} - stored.keys()
         return Library(stored)
 
@@ -90,10 +92,12 @@ class Terminology:
         builder = Builder(self.dialect, within)
         source, where, key = builder.candidates(type, builder.narrowed(type, [condition]), "d")
         rows = await connection.fetch(
-            f"SELECT DISTINCT r.key, r.id, r.version FROM {source} JOIN resource r ON r.key = {key}"
+            f"SELECT DISTINCT r.key, r.version, LENGTH(v.body) AS size FROM {source} JOIN resource r ON r.key = {key}"
+            f" JOIN version v ON v.resource_key = r.key AND v.version = r.version"
             f" WHERE {where} AND NOT r.deleted ORDER BY r.key LIMIT {GATHERED + 1}",
             *builder.arguments,
         )
+        _check_gathered(len(rows), sum(row["size"] for row in rows))
         return [await self._compiled(connection, type, (row["key"], row["version"])) for row in rows]
 
     async def _compiled(self, connection: Connection, type: str, version: Version) -> Artefact:
@@ -101,6 +105,7 @@ class Terminology:
         if known is None:
             body = bytes(await connection.fetchval("SELECT body FROM version WHERE resource_key = $1 AND version = $2", *version))
             known = compiled(json.loads(body), f"{type} {version[0]} {version[1]}")
+            known.size = len(body)
             self.artefacts.keep(version, known, len(body))
         return known
 
@@ -128,6 +133,8 @@ class Terminology:
         for test in set(asked(query)):
             make = self._members if isinstance(test, MemberTest) else self._subsumed
             answers[test] = await make(connection, test, within)
+            if sum(len(listed) for one in answers.values() for _, listed in one.codes) > SEARCHED_TOGETHER:
+                raise TooCostly(f"More than {SEARCHED_TOGETHER} codes would be looked for in one search")
         return _replaced(query, answers) if answers else query
 
     async def _members(self, connection: Connection, test: MemberTest, within: Narrowing | None) -> CodesTest:
@@ -170,6 +177,12 @@ class Terminology:
             )
         codes = system.above(test.code) if test.above else system.below(test.code)
         return _codes([(test.system, code) for code in codes], bare=test.bare)
+
+
+def _check_gathered(number: int, size: int) -> None:
+    if number > GATHERED or size > GATHERED_BYTES:
+        limit = f"{GATHERED} artefacts of together {GATHERED_BYTES} bytes"
+        raise TooCostly(f"More terminology of the store would be needed than the limit here: {limit}")
 
 
 def asked(value: Any) -> list[Asked]:

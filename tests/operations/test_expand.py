@@ -1,6 +1,7 @@
 """$expand over HTTP. https://hl7.org/fhir/R4/valueset-operation-expand.html"""
 
 from fhircm.fhir.validation import check
+from fhircm.store import terminology
 from tests.rest.signing import signed_in
 
 JSON = {"Content-Type": "application/fhir+json"}
@@ -200,6 +201,15 @@ async def test_more_than_goes_at_once_is_too_costly(http):
     await http.post("/fhir", json={"resourceType": "Bundle", "type": "transaction", "entry": [entry]}, headers=JSON)
     assert (await refused(http, "ValueSet/$expand", url="urn:many"))[:2] == (403, "too-costly")
     assert len(await codes(http, "ValueSet/$expand", url="urn:many", count=100, offset=9_950)) == 51
+
+
+async def test_more_terminology_than_fits_is_too_costly(http, monkeypatch):
+    await put(http, {**COLOURS, "version": "2"}, COLOURS, value_set())
+    monkeypatch.setattr(terminology, "GATHERED_BYTES", 1_200)
+    assert (await refused(http, "ValueSet/$expand", url="urn:all-colours"))[:2] == (403, "too-costly")
+    monkeypatch.undo()
+    monkeypatch.setattr(terminology, "GATHERED", 2)
+    assert (await refused(http, "ValueSet/$expand", url="urn:all-colours"))[:2] == (403, "too-costly")
 
 
 async def test_what_cannot_be_answered_is_told(http):

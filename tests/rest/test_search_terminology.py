@@ -2,6 +2,7 @@
 
 from urllib.parse import urlencode
 
+from fhircm.store import terminology
 from tests.operations.test_expand import COLOURS, GENDER, JSON, put, value_set
 from tests.rest.signing import signed_in
 
@@ -131,6 +132,16 @@ async def test_ten_thousand_codes(http):
     assert await found(http, "Observation", **{"code:in": "urn:many", "_id": last}) == [last]
     four = {f"_has:Observation:focus:code:{how}": "urn:many" for how in ("in", "not-in")}
     assert await found(http, "Observation", **{"code:in": "urn:many"}, **four) == []
+
+
+async def test_more_codes_than_a_search_looks_for(http, monkeypatch):
+    await put(http, COLOURS, value_set(), value_set({"system": "urn:colours"}, url="urn:same"))
+    monkeypatch.setattr(terminology, "SEARCHED", 3)
+    assert (await refused(http, "Observation", **{"code:in": "urn:all-colours"}))[:2] == (403, "too-costly")
+    monkeypatch.undo()
+    monkeypatch.setattr(terminology, "SEARCHED_TOGETHER", 7)
+    assert await found(http, "Observation", **{"code:in": "urn:all-colours"}) == []
+    assert (await refused(http, "Observation", **{"code:in": "urn:all-colours,urn:same"}))[:2] == (403, "too-costly")
 
 
 async def test_a_conditional_write_asks_the_same(http):

@@ -49,6 +49,7 @@ class Artefact:
     url: str
     version: str | None
     status: str
+    size: int = 0  # bytes of its body, where it has one
 
     @property
     def type(self) -> str:

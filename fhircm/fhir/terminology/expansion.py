@@ -74,7 +74,7 @@ def expand(
 
     Raises CannotCompute for what is not here, TooCostly for more codes than LIMIT.
     """
-    work = _Work(library, versions or Versions(), {one.url: one.version for one in without}, only)
+    work = _Work(library, versions or Versions(), frozenset(without), only)
     work.found.members = work.members(value_set, ())
     return work.found
 
@@ -83,7 +83,7 @@ def expand(
 class _Work:
     library: Library
     versions: Versions
-    without: dict[str, str | None]
+    without: frozenset[Canonical]
     only: str | None
     found: Expansion = field(default_factory=Expansion)
     counted: int = 0
@@ -117,7 +117,7 @@ class _Work:
     def _wants(self, system: str, version: str | None) -> bool:
         if self.only is not None and system != self.only:
             return False
-        return system not in self.without or self.without[system] not in (None, version)
+        return self.without.isdisjoint((Canonical(system), Canonical(system, version)))
 
     def _composed(self, compose: Tree, above: tuple[str, ...]) -> Members:
         members: Members = {}
@@ -187,8 +187,9 @@ class _Work:
             concept = system.find(one.get("code", "")) if system else None
             display = one.get("display") or (concept.display if concept else None)
             if "code" in one:
+                code = concept.code if concept else one["code"]
                 yield Member(
-                    url, system.version if system else version, one["code"], display, concept, tuple(one.get("designation", ()))
+                    url, system.version if system else version, code, display, concept, tuple(one.get("designation", ()))
                 )
 
     def _used(self, system: CodeSystem) -> None:
