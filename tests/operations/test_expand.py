@@ -228,6 +228,15 @@ async def test_what_cannot_be_answered_is_told(http):
         assert (await refused(http, "ValueSet/$expand", **query))[:2] == (status, code)
 
 
+async def test_in_a_batch(http):
+    asked = [f"ValueSet/$expand?url={GENDER}&count=1", "ValueSet/$expand?url=urn:nowhere"]
+    entries = [{"request": {"method": "GET", "url": url}} for url in asked]
+    answer = await http.post("/fhir", json={"resourceType": "Bundle", "type": "batch", "entry": entries}, headers=JSON)
+    first, second = answer.json()["entry"]
+    assert [one["code"] for one in first["resource"]["expansion"]["contains"]] == ["male"]
+    assert second["response"]["status"].startswith("404")
+
+
 async def test_the_wrong_place_or_more_than_one_value_set(http):
     assert (await http.get("/fhir/ValueSet/nobody/$expand")).status_code == 404
     (own,) = await put(http, value_set())
