@@ -20,9 +20,11 @@ from fhircm.fhir.conditions import (
     IdTest,
     InvalidValue,
     Matches,
+    MemberTest,
     Missing,
     NearTest,
     SpanTest,
+    SubsumedTest,
     TargetTest,
     Test,
     TextTest,
@@ -42,9 +44,11 @@ _PREFIXED = re.compile(r"(eq|ne|gt|lt|ge|le|sa|eb|ap)?(.+)", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?\d{1,30}(\.\d{1,30})?([eE][+-]?\d{1,2})?", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 _BARE_CODES = frozenset({"code", "boolean", "string", "id", "uri"})
+_OF_CODES = frozenset({"Coding", "CodeableConcept", "code"})  # element types that value sets and code systems speak of
+_TERMINOLOGY = frozenset({"in", "not-in", "above", "below"})
 _MODIFIERS = {
     "string": ("exact", "contains"),
-    "token": ("not", "text"),
+    "token": ("not", "text", "in", "not-in", "above", "below"),
     "reference": ("identifier",),
     "uri": ("below", "above"),
 }
@@ -74,7 +78,7 @@ def value_condition(type: str, code: str, modifier: str, extractor: Extractor, t
     by_rows: dict[str, list[Test]] = {}
     for test in map(read, values):
         by_rows.setdefault(f"{code}:of-type" if modifier == "of-type" else _rows_of(code, test), []).append(test)
-    listed = tuple(Matches(type, rows, tuple(tests), negated=modifier == "not") for rows, tests in by_rows.items())
+    listed = tuple(Matches(type, rows, tuple(tests), negated=modifier in ("not", "not-in")) for rows, tests in by_rows.items())
     return listed[0] if len(listed) == 1 else AnyOf(listed)
 
 
@@ -102,6 +106,8 @@ def _alternative(code: str, extractor: Extractor, text: str, base_url: str | Non
 def _check_modifier(code: str, modifier: str, extractor: Extractor) -> None:
     kind = extractor.definition.type
     possible = list(_MODIFIERS.get(kind, ())) if extractor.sources else ["not"] if code == "_id" else []
+    if kind == "token" and not extractor.types & _OF_CODES:
+        possible = [one for one in possible if one not in _TERMINOLOGY]
     if kind == "token" and "Identifier" in extractor.types:
         possible.append("of-type")
     if kind == "reference":
@@ -146,6 +152,10 @@ class _Reader:
         parts = [_plain(part) for part in _split(value, "|")]
         if self.modifier == "text":
             return self.string(value)
+        if self.modifier in ("in", "not-in"):
+            return MemberTest(self.code, _plain(value), "code" in self.extractor.types)
+        if self.modifier in ("above", "below"):
+            return self._subsumed(parts)
         if self.modifier == "of-type":
             if len(parts) != 3 or not all(parts):
                 raise self.wrong("system|code|value behind ':of-type'")
@@ -163,6 +173,15 @@ class _Reader:
             raise self.wrong("true or false")
         codes = (code,) if self._exact_case else (code.casefold(),)
         return TokenTest(tuple(clip(one) for one in codes) if code else None, clip(system) if system is not None else None)
+
+    def _subsumed(self, parts: list[str]) -> Test:
+        if len(parts) == 1 and parts[0] and self.extractor.types <= _BARE_CODES:
+            return TokenTest(
+                (clip(parts[0].casefold()),), None
+            )  # of a code system without a hierarchy, or of one that is not named
+        if len(parts) != 2 or not all(parts):
+            raise self.wrong(f"system|code behind ':{self.modifier}'")
+        return SubsumedTest(self.code, parts[0], parts[1], self.modifier == "above", "code" in self.extractor.types)
 
     @property
     def _exact_case(self) -> bool:

@@ -29,6 +29,37 @@ class TokenTest:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberTest:
+    """A token that is in a value set: its canonical URL or ValueSet/id. The store makes it a CodesTest; `bare`: codes of any system too."""
+
+    parameter: str
+    value_set: str
+    bare: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SubsumedTest:
+    """A token of the code or of one `above` (or below) it. The store makes it a CodesTest; `bare` as in MemberTest."""
+
+    parameter: str
+    system: str
+    code: str
+    above: bool
+    bare: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CodesTest:
+    """A token of one of any number of codes, by their systems, folded as the rows are.
+
+    `beside`: it is asked of the few rows of one resource, for which looking up every code in an index would be the long way.
+    """
+
+    codes: tuple[tuple[str, tuple[str, ...]], ...]
+    beside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TargetTest:
     """A reference to this id of one of these types (None: of any type); types ('',): to this URL."""
 
@@ -94,7 +125,19 @@ class NearTest:
     chord: float
 
 
-Test = TokenTest | TargetTest | TextTest | SpanTest | AmountTest | UriTest | IdTest | NearTest
+Test = (
+    TokenTest
+    | MemberTest
+    | SubsumedTest
+    | CodesTest
+    | TargetTest
+    | TextTest
+    | SpanTest
+    | AmountTest
+    | UriTest
+    | IdTest
+    | NearTest
+)
 
 
 @dataclass(frozen=True, slots=True)

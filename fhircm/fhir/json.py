@@ -96,7 +96,7 @@ def _unreadable(body: bytes) -> Malformed:
         return Malformed("The body is nested too deep")
     except ValueError as error:  # an integer of thousands of digits
         return Malformed(f"The body is not JSON: {str(error)[:80]}")
-    return Malformed("The body is not JSON: a string holds half of a surrogate pair")
+    return Malformed("A string holds one half of a surrogate pair, which is no character")
 
 
 def loads(body: bytes) -> Any:

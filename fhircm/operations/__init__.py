@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from fhircm.operations.definition import Operation, load
 from fhircm.operations.everything import everything
+from fhircm.operations.expand import expand
 from fhircm.operations.export import export
+from fhircm.operations.lookup import lookup, subsumes
 from fhircm.operations.match import match
 from fhircm.operations.meta import meta, meta_add, meta_delete
+from fhircm.operations.translate import translate
 from fhircm.operations.validate import validate
+from fhircm.operations.validate_code import validate_in_code_system, validate_in_value_set
 
 # The name of its definition in profiles/operation/: the function that carries it out. Several definitions may share a code ($export).
 OPERATIONS: dict[str, Operation] = {
@@ -22,12 +26,18 @@ OPERATIONS: dict[str, Operation] = {
         "Group-everything": everything,
         "Patient-everything": everything,
         "Patient-match": match,
+        "code-system-validate-code": validate_in_code_system,
+        "expand": expand,
         "export": export,
         "group-export": export,
+        "lookup": lookup,
         "meta": meta,
         "meta-add": meta_add,
         "meta-delete": meta_delete,
         "patient-export": export,
+        "subsumes": subsumes,
+        "translate": translate,
         "validate": validate,
+        "value-set-validate-code": validate_in_value_set,
     }.items()
 }

@@ -81,6 +81,7 @@ def test_escapes_are_for_values(text):
         (b'{"a":"\\ud800"}', "surrogate"),
         (b'{"\\u0061":1}', "escapes"),
         (b'{"a":"\\u0000"}', "U+0000"),
+        (b'{"a":["\\uDFFF"]}', "surrogate"),
         (b'{"a":' * 100_000, "nested"),
         (b'{"a":' + b"9" * 6000 + b"}", "JSON"),
     ],

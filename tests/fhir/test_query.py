@@ -246,7 +246,7 @@ def test_counts():
         ("Patient", "_include:recurse", "Patient:organization", "_include"),
         ("Patient", "_revinclude", "Observation:code", "code"),
         ("Organization", "_revinclude", "Observation:encounter", "encounter"),
-        ("CarePlan", "category:in", "http://v", "in"),
+        ("Patient", "identifier:in", "http://v", "in"),
         ("CarePlan", "subject:Practitioner", "7", "Practitioner"),
         ("CarePlan", "subject.shoe", "7", "shoe"),
         ("CarePlan", "status.shoe", "7", "status"),
