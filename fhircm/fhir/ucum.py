@@ -36,9 +36,9 @@ class Unit(NamedTuple):
     def canonical(self, number: Decimal | int | float) -> float:
         """A number of this unit in base units. Raises OverflowError when no floating point number holds it."""
         if isinstance(number, Decimal):
-            number = _DIGITS.plus(number)
             if not -_LARGEST < number.adjusted() < _LARGEST:
                 raise OverflowError
+            number = _DIGITS.plus(number)
         return float((Fraction(number) + self.offset) * self.factor)
 
 
