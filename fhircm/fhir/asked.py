@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -250,18 +251,21 @@ class _Reader:
 
     def special(self, value: str) -> Test:
         """`near`, the only one: latitude|longitude|distance|unit of length."""
-        latitude, longitude, distance, measure = [*(_plain(part) for part in _split(value, "|")), "", "", ""][:4]
-        if value.count("|") not in (1, 2, 3) or not all(map(_NUMBER.fullmatch, (latitude, longitude, distance or "0"))):
+        parts = [_plain(part) for part in _split(value, "|")]
+        latitude, longitude, distance, measure = [*parts, "", "", "", ""][:4]
+        if len(parts) > 4 or not all(map(_NUMBER.fullmatch, (latitude, longitude, distance or "0"))):
             raise self.wrong("latitude|longitude, and perhaps |distance|unit: numbers, and a unit such as km, m or mi")
         if abs(float(latitude)) > 90 or abs(float(longitude)) > 180:
             raise self.wrong("a latitude from -90 to 90 and a longitude from -180 to 180")
-        try:
-            metres = length(Decimal(distance), measure or "km") if distance else NEAR
-        except OverflowError:
-            metres = None
-        if metres is None or metres < 0:
-            raise self.wrong("a distance of 0 or more in km, m, mi or another unit of length of UCUM")
+        metres = self._metres(distance, measure or "km") if distance else NEAR
         return NearTest(*unit_vector(float(latitude), float(longitude)), chord(metres))
+
+    def _metres(self, distance: str, measure: str) -> float:
+        with suppress(OverflowError):
+            metres = length(Decimal(distance), measure)
+            if metres is not None and metres >= 0:
+                return metres
+        raise self.wrong("a distance of 0 or more in km, m, mi or another unit of length of UCUM")
 
     def uri(self, value: str) -> Test:
         text = _plain(value)

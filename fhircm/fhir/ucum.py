@@ -22,7 +22,7 @@ _LONGEST = 100  # characters of a unit that is read
 _DIGITS = Context(prec=100, traps=[])  # of a number; a million of them would take minutes
 _LARGEST = 400  # decimal places before or behind the point; more is beyond any floating point number
 _PART = re.compile(r"(10[*^]|(?:[^\W\d]|[%'\"]|\[[!-Z\\^-~]+\])+)([+-]?\d{1,2})?|(\d{1,9})", re.ASCII)
-_ANNOTATION = re.compile(r"\{[!-z|~]*\}")
+_ANNOTATION = re.compile(r"\{[ -z|~]*\}")  # with spaces too, which UCUM does not allow and HL7 writes
 _MILES = {"mi": "[mi_i]", "miles": "[mi_i]"}  # what people write for a distance
 
 
@@ -36,9 +36,9 @@ class Unit(NamedTuple):
     def canonical(self, number: Decimal | int | float) -> float:
         """A number of this unit in base units. Raises OverflowError when no floating point number holds it."""
         if isinstance(number, Decimal):
-            number = _DIGITS.plus(number)
             if not -_LARGEST < number.adjusted() < _LARGEST:
                 raise OverflowError
+            number = _DIGITS.plus(number)
         return float((Fraction(number) + self.offset) * self.factor)
 
 
@@ -169,6 +169,7 @@ class _Reader:
             inner = self.term()
             if not self.next_is(")"):
                 raise _Unread
+            self.next_is("{}")
             return inner
         found = _PART.match(self.code, self.at)
         if not found:

@@ -10,10 +10,11 @@ import pytest
 from fhirpathpy.models import models
 
 from fhircm.fhir.definitions import definitions
+from fhircm.fhir.expressions import compile_expression
 from fhircm.fhir.extract import component_key, search_values, searchable
 from fhircm.fhir.outcome import Invalid
 from fhircm.fhir.ranges import BOUNDLESS, EARLIEST, LATEST, date_range, normalise
-from fhircm.fhir.values import Component
+from fhircm.fhir.values import COMPONENT_CONVERTERS, Component
 
 from .test_extract import EXAMPLES
 
@@ -126,6 +127,22 @@ def test_every_composite_ties_on_every_example_what_fhirpath_finds_in_one_elemen
 def test_components_of_an_element_without_all_of_them_are_no_value():
     tree = {"resourceType": "Observation", "code": {"coding": [{"code": "a"}]}, "component": [{"valueQuantity": {"value": 1}}]}
     assert ours(tree) == {}
+
+
+def test_element_types_that_no_component_can_compare_are_listed_here():
+    unread = set()
+    for type in definitions().resource_types:
+        members = {one.url: one.type for one in definitions().search_parameters[type].values()}
+        for code, parameter in composites(type).items():
+            if code == "relationship":  # HL7 exchanged the two expressions
+                continue
+            for url, expression in parameter.components:
+                for element in compile_expression(parameter.expression, type):
+                    branches = [] if "%" in expression else compile_expression(expression, type, element)
+                    unread |= {
+                        (f"{type}.{code}", one.type) for one in branches if one.type not in COMPONENT_CONVERTERS[members[url]]
+                    }
+    assert unread == {("Group.characteristic-value", kind) for kind in ("Quantity", "Range", "Reference")}  # it is a token to HL7
 
 
 def test_what_would_be_kept_again_with_every_element_is_limited():

@@ -98,7 +98,7 @@ def keys_of(code, extractor):
     yield code
     if "Identifier" in extractor.types:
         yield f"{code}:of-type"
-    if extractor.definition.type == "quantity":
+    if extractor.definition.type in ("quantity", "number"):
         yield canonical_key(code)
     for number, component in enumerate(extractor.components):
         if number:

@@ -1,4 +1,4 @@
-"""Composite parameters and places can be searched."""
+"""Composite parameters and places can be searched; what is stored already is found by them, and by comparable units, once reindexed."""
 
 from __future__ import annotations
 
