@@ -34,13 +34,15 @@ class NotCompilable(Exception):
 class Branch:
     """The values of one type that an expression yields: `get(tree)` lists them; `path` is where their elements are defined.
 
-    `targets` are the resource types that a Reference can lead to; none: any.
+    `targets` are the resource types that a Reference can lead to; none: any. `root` is the member of the resource below which all of
+    it stands: without that there is nothing to get. '': the resource itself; None: not known.
     """
 
     get: Getter
     type: str
     path: str
     targets: tuple[str, ...] = ()
+    root: str | None = None
 
 
 def compile_expression(expression: str, type: str, within: Branch | None = None) -> list[Branch]:
@@ -48,7 +50,7 @@ def compile_expression(expression: str, type: str, within: Branch | None = None)
 
     `within`: the expression starts from an element that this branch yields, not from the resource. Raises NotCompilable, with the reason.
     """
-    start = within or Branch(lambda tree: [tree], type, type)
+    start = within or Branch(lambda tree: [tree], type, type, root="")
     parser = _Parser(expression, type, [replace(start, get=lambda value: [value])])
     branches = parser.whole()
     if any(branch.type in (_RESOLVED, _LITERAL) for branch in branches):
@@ -220,7 +222,7 @@ def _child(branches: list[Branch], name: str) -> list[Branch]:
             inline = type in _INLINE
             plain = type.removeprefix("http://hl7.org/fhirpath/System.").lower() if type.startswith("http") else type
             known = () if "Resource" in targets else targets
-            children.append(Branch(_followed(branch.get, key), plain, path if inline else plain, known))
+            children.append(Branch(_followed(branch.get, key), plain, path if inline else plain, known, branch.root or key))
     if branches and not children:
         raise NotCompilable(f"there is no element '{name}' in {' or '.join(sorted({branch.path for branch in branches}))}")
     return children

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from fhircm.fhir import guides
 from fhircm.fhir.definitions import SearchParameter, definitions
@@ -29,6 +29,14 @@ _OF_RESOURCE = "%resource."
 _SHARED_LIMIT = 20  # values of the resource that are kept with each of its elements
 
 
+class Source(NamedTuple):
+    """Where values stand, what makes rows of them, and the members of the resource without all of which there are none (None: not known)."""
+
+    get: Getter
+    convert: Converter
+    roots: frozenset[str] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Extractor:
     """A search parameter that works for one resource type: where its values stand, and of which types they are.
@@ -40,7 +48,7 @@ class Extractor:
     definition: SearchParameter
     types: frozenset[str]
     targets: tuple[str, ...]
-    sources: tuple[tuple[Getter, Converter], ...] = field(repr=False)
+    sources: tuple[Source, ...] = field(repr=False)
     components: tuple[Extractor, ...] = ()
 
     @property
@@ -64,6 +72,9 @@ class Searchable:
     extractors: Mapping[str, Extractor]
     refused: Mapping[str, str]
     written: Mapping[str, Extractor]
+    below: Mapping[
+        str, tuple[tuple[Extractor, Source], ...]
+    ]  # the sources of `written` by the member of the resource; '': by none
 
 
 def searchable(type: str, around: guides.InForce | None = None) -> Searchable:
@@ -85,7 +96,12 @@ def _searchable(type: str, around: guides.InForce) -> Searchable:
     waiting = {code for code in written if code in of_guides and not around.is_indexed(type, of_guides[code])}
     refused |= dict.fromkeys(waiting, "what is stored is being indexed for it; try again when that is done")
     answering = _Known({code: one for code, one in written.items() if code not in waiting})
-    return Searchable(MappingProxyType(answering), MappingProxyType(refused), MappingProxyType(written))
+    below: dict[str, tuple[tuple[Extractor, Source], ...]] = {}
+    for extractor in written.values():
+        for source in extractor.sources:
+            for root in sorted(source.roots) if source.roots is not None else [""]:
+                below[root] = (*below.get(root, ()), (extractor, source))
+    return Searchable(MappingProxyType(answering), MappingProxyType(refused), MappingProxyType(written), MappingProxyType(below))
 
 
 def unindexed(around: guides.InForce) -> dict[str, str]:
@@ -109,7 +125,12 @@ def _extractor(parameter: SearchParameter, type: str) -> Extractor:
     if parameter.type == "composite":
         return _composite(parameter, type, branches)
     usable = _usable(parameter, branches)
-    return _of_branches(parameter, usable, tuple((branch.get, _converter(parameter, branch)) for branch in usable))
+    return _of_branches(parameter, usable, tuple(_source(branch, CONVERTERS[parameter.type]) for branch in usable))
+
+
+def _source(branch: Branch, converters: Mapping[str, Converter]) -> Source:
+    convert = converters.get(branch.type) or converters[branch.path]
+    return Source(branch.get, convert, frozenset({branch.root}) if branch.root else None)
 
 
 def _converter(parameter: SearchParameter, branch: Branch) -> Converter | None:
@@ -125,7 +146,7 @@ def _usable(parameter: SearchParameter, branches: list[Branch]) -> list[Branch]:
     return usable
 
 
-def _of_branches(parameter: SearchParameter, branches: list[Branch], sources: tuple[tuple[Getter, Converter], ...]) -> Extractor:
+def _of_branches(parameter: SearchParameter, branches: list[Branch], sources: tuple[Source, ...]) -> Extractor:
     return Extractor(parameter, frozenset(branch.type for branch in branches), _targets(parameter, branches), sources)
 
 
@@ -144,12 +165,12 @@ class _Part:
     """A component within one kind of element: `sources` are asked for values of the element, or of the resource."""
 
     of_resource: bool
-    sources: tuple[tuple[Getter, Converter], ...]
+    sources: tuple[Source, ...]
     branches: tuple[Branch, ...]
 
     def rows(self, key: str, tree: Any, element: Any) -> list[SearchValue]:
         start = tree if self.of_resource else element
-        rows = [row for get, convert in self.sources for value in get(start) for row in convert(key, value)]
+        rows = [row for get, convert, _ in self.sources for value in get(start) for row in convert(key, value)]
         if self.of_resource and len(rows) > _SHARED_LIMIT:
             raise Invalid(
                 f"At most {_SHARED_LIMIT} codes are taken here, for each is kept again with every element", self.branches[0].path
@@ -174,7 +195,18 @@ def _composite(parameter: SearchParameter, type: str, elements: list[Branch]) ->
         _of_branches(one, [branch for _, parts in places for branch in parts[number].branches], ())
         for number, one in enumerate(members)
     )
-    return Extractor(parameter, frozenset(), (), ((lambda tree: [tree], _combiner(parameter.code, places)),), components)
+    roots = _needed(elements, [parts[-1] for _, parts in places])
+    source = Source(lambda tree: [tree], _combiner(parameter.code, places), roots)
+    return Extractor(parameter, frozenset(), (), (source,), components)
+
+
+def _needed(elements: list[Branch], last: list[_Part]) -> frozenset[str] | None:
+    """The members of the resource without all of which there is no such element that has the last, rarest component."""
+    roots: set[str | None] = set()
+    for element, part in zip(elements, last, strict=True):
+        roots |= {element.root} if element.root else {branch.root for branch in part.branches}
+    known = frozenset(root for root in roots if root)
+    return known if len(known) == len(roots) else None
 
 
 def _part(parameter: SearchParameter, expressions: list[str], type: str, element: Branch) -> _Part:
@@ -189,7 +221,7 @@ def _part(parameter: SearchParameter, expressions: list[str], type: str, element
             refusal = refusal or reason
             continue
         converters = COMPONENT_CONVERTERS[parameter.type]
-        sources = tuple((branch.get, converters[branch.type]) for branch in usable)
+        sources = tuple(_source(branch, converters) for branch in usable)
         return _Part(of_resource, sources, tuple(usable))
     raise refusal or NotCompilable("it has no components")
 
@@ -225,16 +257,16 @@ def search_values(tree: dict[str, Any]) -> list[SearchValue]:
     Raises Invalid for a value that cannot be read, for example a date that is not in the calendar.
     """
     values: list[SearchValue] = []
-    for code, extractor in searchable(str(tree["resourceType"])).written.items():
-        try:
-            for get, convert in extractor.sources:
+    below = searchable(str(tree["resourceType"])).below
+    for member in (*tree, ""):
+        for extractor, (get, convert, _) in below.get(member, ()):
+            try:
                 for value in get(tree):
-                    values.extend(convert(code, value))
-        except (ValueError, OverflowError, AttributeError, TypeError):
-            text = f"The value that the search parameter '{code}' reads cannot be understood"
-            raise Invalid(text, extractor.definition.expression) from None
+                    values.extend(convert(extractor.definition.code, value))
+            except (ValueError, OverflowError, AttributeError, TypeError):
+                text = f"The value that the search parameter '{extractor.definition.code}' reads cannot be understood"
+                raise Invalid(text, extractor.definition.expression) from None
     for reference in references(tree):
         if reference.kind == "local" and reference.type and reference.id and not reference.version:
             values.append(Target(ANY_REFERENCE, reference.id, reference.type))
-    seen = dict.fromkeys((type(value), value) for value in values)
-    return [value for _, value in seen]
+    return list({(value.__class__, value): value for value in values}.values())
