@@ -30,7 +30,10 @@ class TokenTest:
 
 @dataclass(frozen=True, slots=True)
 class MemberTest:
-    """A token that is in a value set: its canonical URL or ValueSet/id. The store makes it a CodesTest; `bare`: codes of any system too."""
+    """A token that is in a value set: its canonical URL or ValueSet/id. The store makes it a CodesTest.
+
+    `bare`: the element can be a plain code, whose row has no system.
+    """
 
     parameter: str
     value_set: str

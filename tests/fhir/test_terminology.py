@@ -255,11 +255,11 @@ def test_too_many_codes(monkeypatch):
 
 def test_many_children_of_one_parent_cost_no_more_than_few():
     """Each is looked up once, never compared with all that are there already."""
-    below = [{"code": str(number), "property": [{"code": "parent", "valueCode": "top"}]} for number in range(50_000)]
+    below = [{"code": str(number), "property": [{"code": "parent", "valueCode": "top"}]} for number in range(30_000)]
     began = process_time()
     system = code_system([{"code": "top"}, *below])
-    assert len(system.below("top")) == 50_001
-    assert process_time() - began < 10  # of processor time; comparing them takes many times that
+    assert len(system.below("top")) == 30_001
+    assert process_time() - began < 5  # of processor time; comparing them takes many times that
 
 
 def test_a_concept_of_which_only_an_extension_is_there_is_passed_over():
