@@ -364,7 +364,7 @@ def _type(value: Any, child: Child) -> str:
 
 
 def _named(type: str, name: str) -> list[tuple[str, Child]]:
-    known = children(type)
+    known = children("Element" if type in definitions().primitives else type)
     if name.endswith("[x]"):
         return [(member, child) for member, child in known.items() if child.element.path.rpartition(".")[2] == name]
     return [(name, known[name])] if name in known else []
