@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from fhircm.fhir import guides
 from fhircm.fhir.definitions import SearchParameter, definitions
 from fhircm.fhir.expressions import Branch, Getter, NotCompilable, compile_expression
-from fhircm.fhir.outcome import Invalid
+from fhircm.fhir.outcome import Invalid, NotSupported
 from fhircm.fhir.ranges import BOUNDLESS, EARLIEST, LATEST, clip, date_range, normalise
 from fhircm.fhir.references import parse_reference, references
 
@@ -294,6 +294,13 @@ class Extractor:
         return "Identifier" in self.types
 
 
+class _Known(dict[str, Extractor]):
+    """Parameters by code. A query that was understood a moment ago may name one whose guide has gone since."""
+
+    def __missing__(self, code: str) -> Extractor:
+        raise NotSupported(f"The search parameter '{code[:64]}' is not in force any more")
+
+
 @dataclass(frozen=True, slots=True)
 class Searchable:
     """What a resource type can be searched by, and why not by the rest. `written` are those that a resource is found by: the
@@ -322,7 +329,7 @@ def _searchable(type: str, around: guides.InForce) -> Searchable:
             refused[code] = str(reason)
     waiting = {code for code in written if code in of_guides and not around.is_indexed(type, of_guides[code])}
     refused |= dict.fromkeys(waiting, "what is stored is being indexed for it; try again when that is done")
-    answering = {code: one for code, one in written.items() if code not in waiting}
+    answering = _Known({code: one for code, one in written.items() if code not in waiting})
     return Searchable(MappingProxyType(answering), MappingProxyType(refused), MappingProxyType(written))
 
 

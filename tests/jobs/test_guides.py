@@ -335,6 +335,17 @@ async def test_what_cannot_be_searched_or_stored_is_told(store, load):
         parse_query("Patient", [("deep", "x")])
 
 
+async def test_a_search_that_was_understood_before_its_guide_went_is_refused(store, load, index, remove):
+    await load()
+    await index()
+    await store.guides.follow(now=True)
+    query = parse_query("Patient", [("race", "a"), ("_sort", "race")])
+    assert (await store.search(query)).matches == []
+    await remove(KEY)
+    with pytest.raises(NotSupported, match="not in force any more"):
+        await store.search(query)
+
+
 async def test_two_loads_at_once_do_not_mix(store, other, load):
     async def attempt(at, version):
         try:
