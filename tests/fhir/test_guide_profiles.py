@@ -320,6 +320,14 @@ def test_a_profile_that_names_itself_comes_to_an_end():
     for _ in range(30):
         nested = {"url": "urn:loop", "extension": [nested]}
     assert errors({"resourceType": "Patient", "extension": [nested]}) == []
+    deepest = nested
+    while "extension" in deepest:
+        deepest = deepest["extension"][0]
+    deepest["url"] = "urn:other"
+    assert errors({"resourceType": "Patient", "extension": [nested]}) == ["Patient" + ".extension[0]" * 31 + ".url"]
+    more = {"baseDefinition": f"{BASE}/StructureDefinition/it"}
+    in_force(profile("it", "Patient", ("Patient.name", {"min": 1}), **more))
+    assert errors({"resourceType": "Patient"}) == ["Patient.name"]
 
 
 def test_versions_stand_in_the_order_of_their_numbers():
