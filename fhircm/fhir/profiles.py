@@ -41,10 +41,15 @@ def profile_of(canonical: str) -> Profile | None:
     return _read(artefact)
 
 
-def broken(tree: Tree) -> Iterator[Issue]:
-    """What a resource breaks of the profiles that it claims; a claimed profile that this server does not have is told as information."""
+def broken(tree: Tree, *, by_guides: bool = True) -> Iterator[Issue]:
+    """What a resource breaks of the profiles that it claims; a claimed profile that this server does not have is told as information.
+
+    Without `by_guides` only the server's own profiles count.
+    """
     for canonical in tree.get("meta", {}).get("profile", ()):
         if not isinstance(canonical, str) or canonical.removeprefix(CORE) == tree["resourceType"]:
+            continue
+        if not by_guides and canonical.partition("|")[0] not in _shipped():
             continue
         profile = profile_of(canonical)
         if profile is None:

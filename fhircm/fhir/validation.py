@@ -39,17 +39,18 @@ class Checked:
     tree: dict[str, Any]
 
 
-def check(body: bytes, type: str | None = None) -> Checked:
+def check(body: bytes, type: str | None = None, *, by_guides: bool = True) -> Checked:
     """Read and check a resource; `type` is the one that the URL demands.
 
+    It is held to the profiles that it claims; to those of guides only `by_guides`, for what others made is taken as it is.
     Raises Malformed for what is not a FHIR resource at all, Invalid with every issue for one that breaks the rules.
     """
-    return _checked(body, parse(body), type)
+    return _checked(body, parse(body), type, by_guides)
 
 
-def check_tree(tree: dict[str, Any]) -> Checked:
+def check_tree(tree: dict[str, Any], *, by_guides: bool = True) -> Checked:
     """Check a resource that this server made. Raises Invalid."""
-    return check(dumps(tree))
+    return check(dumps(tree), by_guides=by_guides)
 
 
 def issues_of(tree: dict[str, Any], type: str | None = None, asked: Sequence[str] = ()) -> list[Issue]:
@@ -69,9 +70,9 @@ def issues_of(tree: dict[str, Any], type: str | None = None, asked: Sequence[str
     return list(dict.fromkeys(islice(chain(_meanings(tree), besides), _ALL)))
 
 
-def _checked(body: bytes, tree: dict[str, Any], type: str | None) -> Checked:
+def _checked(body: bytes, tree: dict[str, Any], type: str | None, by_guides: bool) -> Checked:
     named = _named(tree, type)
-    issues = list(_structure(tree, named, named, _MANY)) or list(_meanings(tree))
+    issues = list(_structure(tree, named, named, _MANY)) or list(_meanings(tree, by_guides))
     errors = [issue for issue in issues if issue.severity in ("error", "fatal")]
     if errors:
         raise Invalid(errors[0].text, issues=errors[:_MANY])
@@ -90,11 +91,11 @@ def _named(tree: dict[str, Any], type: str | None) -> str:
     return named
 
 
-def _meanings(tree: dict[str, Any]) -> Iterator[Issue]:
+def _meanings(tree: dict[str, Any], by_guides: bool = True) -> Iterator[Issue]:
     for node in walk(tree):
         yield from _meaning(node)
     yield from invariants.broken(tree)
-    yield from profiles.broken(tree)
+    yield from profiles.broken(tree, by_guides=by_guides)
 
 
 # --- structure ---------------------------------------------------------------------------------------------------------------
