@@ -83,7 +83,9 @@ async def changed_since(
     scratch = _scratch()
     for row in rows:
         _remember(scratch, row)
-    resolved = [(type, [await _resolved(connection, within, scratch, one) for one in listed]) for type, listed in branches]
+    resolved = [
+        (type, [await _resolved(connection, dialect, within, scratch, one) for one in listed]) for type, listed in branches
+    ]
     return Past(keys, resolved, scratch)
 
 
@@ -134,17 +136,17 @@ def _remember(scratch: sqlite3.Connection, row: Mapping[str, Any]) -> None:
 
 
 async def _resolved(
-    connection: Connection, within: Narrowing | None, scratch: sqlite3.Connection, condition: Condition
+    connection: Connection, dialect: str, within: Narrowing | None, scratch: sqlite3.Connection, condition: Condition
 ) -> Condition:
     """The condition in words that the scratch database can tell: what lies beyond a reference is asked of the present."""
     match condition:
         case AnyOf(conditions):
-            return AnyOf(tuple([await _resolved(connection, within, scratch, one) for one in conditions]))
+            return AnyOf(tuple([await _resolved(connection, dialect, within, scratch, one) for one in conditions]))
         case Chained():
-            return await _beyond(connection, within, scratch, condition)
+            return await _beyond(connection, dialect, within, scratch, condition)
         case Linked(type=type):
             rows = scratch.execute("SELECT key, id FROM resource WHERE type = ?", (type,)).fetchall()
-            builder = Builder(within)
+            builder = Builder(dialect, within)
             holds = builder.holds(condition, "r.key", "r")
             ids = {row["key"]: row["id"] for row in rows}
             found = await _among_keys(connection, builder, holds, list(ids))
@@ -152,7 +154,9 @@ async def _resolved(
     return condition
 
 
-async def _beyond(connection: Connection, within: Narrowing | None, scratch: sqlite3.Connection, chain: Chained) -> Condition:
+async def _beyond(
+    connection: Connection, dialect: str, within: Narrowing | None, scratch: sqlite3.Connection, chain: Chained
+) -> Condition:
     """A chain as the references to those targets that fulfil it."""
     param = param_key(chain.type, chain.parameter)
     rows = scratch.execute("SELECT DISTINCT resource_key, target_id, target_type FROM search_reference WHERE param = ?", (param,))
@@ -160,7 +164,7 @@ async def _beyond(connection: Connection, within: Narrowing | None, scratch: sql
     held: set[str] = set()
     for target, inner in chain.targets:
         wanted = {row["target_id"] for row in referring if row["target_type"] == target}
-        builder = Builder(within)
+        builder = Builder(dialect, within)
         tests = [builder.holds(one, "r.key", "r") for one in builder.narrowed(target, [inner])]
         holds = " AND ".join(tests)
         listed = ", ".join(builder.argument(id) for id in wanted) or "NULL"

@@ -2,17 +2,20 @@
 
 https://hl7.org/fhir/R4/search.html. The most selective condition drives: its index gives resource keys newest first, so that a
 page reads little more than it shows. The others become EXISTS on the candidate's key. Nothing here depends on a
-planner's statistics, and the same text runs on SQLite and PostgreSQL.
+planner's statistics, and the same text runs on SQLite and PostgreSQL, but for lists of any length.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fhircm.fhir.conditions import (
     AnyOf,
     Chained,
+    CodesTest,
     Condition,
     IdTest,
     Linked,
@@ -28,7 +31,7 @@ from fhircm.fhir.extract import OWN_COLUMNS, searchable
 from fhircm.fhir.query import Sort
 from fhircm.fhir.ranges import BOUNDLESS, EARLIEST, LATEST
 from fhircm.store.operations import Narrowing
-from fhircm.store.search_tests import TABLES, merged, row_test, updated_test
+from fhircm.store.search_tests import TABLES, Listed, merged, row_test, updated_test
 
 _TABLES_OF_KIND = {
     "token": ("search_token", "search_string"),
@@ -89,6 +92,8 @@ def _rank_of_match(condition: Matches) -> int:
             return 2
         case TextTest(how=how):
             return 8 if how == "contains" else 4
+        case CodesTest(codes) if sum(len(listed) for _, listed in codes) > _MANY:
+            return 7
         case UriTest():
             return 3
         case SpanTest(prefix=prefix):
@@ -100,16 +105,30 @@ def _rank_of_match(condition: Matches) -> int:
             return 6 if types <= _FEW_CODES else 5
 
 
+def _beside(condition: Matches) -> Matches:
+    """The condition as one that does not drive."""
+    if not any(isinstance(test, CodesTest) for test in condition.tests):
+        return condition
+    return replace(
+        condition, tests=tuple(replace(test, beside=True) if isinstance(test, CodesTest) else test for test in condition.tests)
+    )
+
+
 class Builder:
     """Builds the text of one statement and gathers its arguments."""
 
-    def __init__(self, within: Narrowing | None = None) -> None:
+    def __init__(self, dialect: str, within: Narrowing | None = None) -> None:
+        self.dialect = dialect
         self.arguments: list[Any] = []
         self.within = within
         self.aliases = 0
 
     def argument(self, value: Any) -> str:
-        """The placeholder of a value."""
+        """The placeholder of a value; of Listed ones what a column is compared with, to be one of them."""
+        if isinstance(value, Listed):
+            if self.dialect == "postgresql":
+                return f"= ANY({self.argument(list(value))}::text[])"
+            return f"IN (SELECT value FROM json_each({self.argument(json.dumps(value))}))"
         self.arguments.append(value)
         return f"${len(self.arguments)}"
 
@@ -219,7 +238,8 @@ class Builder:
             return f"({self.row(condition, own)})"
         a = self.alias()
         column = "key" if _is_own(condition) else "resource_key"
-        return f"EXISTS (SELECT 1 FROM {_table(condition)} {a} WHERE {a}.{column} = {key} AND {self.row(condition, a)})"
+        test = self.row(_beside(condition), a)
+        return f"EXISTS (SELECT 1 FROM {_table(condition)} {a} WHERE {a}.{column} = {key} AND {test})"
 
     def _any_value(self, type: str, code: str, key: str) -> str:
         param = self.parameter(type, code)

@@ -204,7 +204,7 @@ def test_counts():
         ("Organization", "_revinclude", "Observation:encounter", "encounter"),
         ("Location", "near", "1|2|3", "near"),
         ("Observation", "code-value-quantity", "a$b", "composite"),
-        ("CarePlan", "category:in", "http://v", "in"),
+        ("Patient", "identifier:in", "http://v", "in"),
         ("CarePlan", "subject:Practitioner", "7", "Practitioner"),
         ("CarePlan", "subject.shoe", "7", "shoe"),
         ("CarePlan", "status.shoe", "7", "status"),

@@ -42,14 +42,14 @@ def canonical(text: str, version: str | None = None) -> Canonical:
 
 @dataclass(slots=True, eq=False)
 class Artefact:
-    """What the three have in common. `identity` tells this very content from every other, `weight` how much memory it takes, in concepts."""
+    """What the three have in common. `identity` tells this very content from every other."""
 
     identity: str
     tree: Tree
     url: str
     version: str | None
     status: str
-    weight: int = 1
+    size: int = 0  # bytes of its body, where it has one
 
     @property
     def type(self) -> str:

@@ -16,7 +16,7 @@ from fhircm.fhir.artefacts import folder
 from fhircm.fhir.terminology.artefacts import TYPES, Artefact, Tree
 from fhircm.fhir.terminology.code_system import compiled
 
-_HEAD = re.compile(rb'\{"resourceType":"(\w+)","url":"([^"]+)"')
+_HEAD = re.compile(rb'\{"resourceType":"(\w+)","url":"([^"]+)"(?:,"version":"([^"]*)")?')
 _SYSTEMS = re.compile(rb'"(?:source|target)":"([^"]+)"')
 
 Key = tuple[str, str]  # resource type and canonical URL
@@ -33,9 +33,10 @@ def _lines() -> dict[Key, bytes]:
 @cache
 def _own() -> dict[Key, Tree]:
     """The artefacts of profiles/ and mappings/."""
-    places = [folder("profiles") / "code-system", folder("profiles") / "value-set", folder("mappings")]
+    places = [folder("profiles") / kind for kind in ("code-system", "value-set", "concept-map")] + [folder("mappings")]
     trees = [json.loads(file.read_bytes()) for place in places for file in sorted(place.rglob("*.json"))]
-    return {(tree["resourceType"], tree["url"]): tree for tree in trees if tree.get("resourceType") in TYPES and "url" in tree}
+    artefacts = [tree for tree in trees if isinstance(tree, dict) and tree.get("resourceType") in TYPES and "url" in tree]
+    return {(tree["resourceType"], tree["url"]): tree for tree in artefacts}
 
 
 @lru_cache(maxsize=256)
@@ -47,6 +48,15 @@ def artefacts(type: str, url: str) -> tuple[Artefact, ...]:
         return ()
     tree = json.loads(line)
     return (compiled(tree, f"built-in {type} {url}|{tree.get('version')}"),)
+
+
+@cache
+def known_code_systems() -> list[tuple[str, str | None]]:
+    """URL and version of every code system that is built in."""
+    heads = {key: _HEAD.match(line) for key, line in _lines().items()}
+    known = {key: head[3].decode() if head and head[3] else None for key, head in heads.items()}
+    known |= {key: tree.get("version") for key, tree in _own().items()}
+    return sorted((url, version) for (type, url), version in known.items() if type == "CodeSystem")
 
 
 def concept_maps(system: str) -> list[Artefact]:

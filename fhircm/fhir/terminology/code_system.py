@@ -70,7 +70,6 @@ class CodeSystem(Artefact):
         self._link({one.get("code", ""): str(one.get("uri", "")) for one in self.tree.get("property", ())})
         if self.tree.get("caseSensitive") is False:
             self.folded = {code.casefold(): code for code in self.concepts}
-        self.weight = len(self.concepts) + 1
 
     @property
     def content(self) -> str:

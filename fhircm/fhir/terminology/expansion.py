@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from fhircm.fhir.outcome import TooCostly
-from fhircm.fhir.terminology.artefacts import Artefact, Canonical, CannotCompute, Tree, canonical
+from fhircm.fhir.terminology.artefacts import Artefact, CannotCompute, Canonical, Tree, canonical
 from fhircm.fhir.terminology.code_system import CodeSystem, Concept
 from fhircm.fhir.terminology.filters import filtered
 from fhircm.fhir.terminology.library import Library, Versions
@@ -59,7 +59,7 @@ class Expansion:
 
     members: Members = field(default_factory=dict)
     systems: set[Canonical] = field(default_factory=set)
-    fragments: set[Canonical] = field(default_factory=set)
+    parts: set[Canonical] = field(default_factory=set)
     stored: set[str] = field(default_factory=set)
 
 
@@ -74,7 +74,7 @@ def expand(
 
     Raises CannotCompute for what is not here, TooCostly for more codes than LIMIT.
     """
-    work = _Work(library, versions or Versions(), {one.url: one.version for one in without}, only)
+    work = _Work(library, versions or Versions(), frozenset(without), only)
     work.found.members = work.members(value_set, ())
     return work.found
 
@@ -83,9 +83,10 @@ def expand(
 class _Work:
     library: Library
     versions: Versions
-    without: dict[str, str | None]
+    without: frozenset[Canonical]
     only: str | None
     found: Expansion = field(default_factory=Expansion)
+    counted: int = 0
     known: dict[str, Members] = field(default_factory=dict)
 
     def members(self, value_set: Artefact, above: tuple[str, ...]) -> Members:
@@ -116,42 +117,56 @@ class _Work:
     def _wants(self, system: str, version: str | None) -> bool:
         if self.only is not None and system != self.only:
             return False
-        return system not in self.without or self.without[system] not in (None, version)
+        return self.without.isdisjoint((Canonical(system), Canonical(system, version)))
 
     def _composed(self, compose: Tree, above: tuple[str, ...]) -> Members:
         members: Members = {}
         for part in compose.get("include", ()):
-            for key, one in self._part(part, above).items():
+            for key, one in self._counted(self._part(part, above)).items():
                 members.setdefault(key, one)
             if len(members) > LIMIT:
                 raise TooCostly(f"The value set has more than {LIMIT} codes, which is the limit here")
         for part in compose.get("exclude", ()):
-            for key in self._part(part, above):
+            for key in self._counted(self._part(part, above)):
                 members.pop(key, None)
         if compose.get("inactive") is False:
             return {key: one for key, one in members.items() if not one.inactive}
         return members
 
+    def _counted(self, members: Members) -> Members:
+        """The members; all parts of all value sets together are limited too, for a few small ones can include a large one often."""
+        self.counted += len(members)
+        if self.counted > 10 * LIMIT:
+            raise TooCostly(f"The value set is made of more than {10 * LIMIT} codes, many of them twice, which is the limit here")
+        return members
+
     def _part(self, part: Tree, above: tuple[str, ...]) -> Members:
         """What one include or exclude says: everything in it must hold."""
-        system = part.get("system")
+        named = self._system(part["system"], part.get("version")) if "system" in part else None
+        system = named.url if named else None
         if system is not None and self.only not in (None, system):
             return {}
         imported = [self._imported(canonical(text), above) for text in part.get("valueSet", ())]
-        if system is None or (imported and not part.keys() & {"concept", "filter"}):
+        if named is None or (imported and not part.keys() & {"concept", "filter"}):
             first, *others = imported or [{}]
             return {key: one for key, one in first.items() if system in (None, key[0]) and all(key in other for other in others)}
-        chosen = {(one.system, one.code): one for one in self._kept(self._of_system(system, part))}
+        chosen = {(one.system, one.code): one for one in self._kept(self._of_system(named, part))}
         return {key: one for key, one in chosen.items() if all(key in other for other in imported)}
+
+    def _system(self, written: str, version: str | None) -> Canonical:
+        """HL7's old v2 tables have a '|' in their URL; elsewhere it is a version, as published guides write it here and there."""
+        if "|" in written and self.library.code_system(written) is None:
+            return canonical(written, version)
+        return Canonical(written, version)
 
     def _imported(self, wanted: Canonical, above: tuple[str, ...]) -> Members:
         found = self.library.find("ValueSet", wanted)
         if found is None:
-            raise CannotCompute("A value set that this one includes is not known here")
+            raise CannotCompute(f"The value set {wanted}, which is included, is not known here")
         return self.members(found, above)
 
-    def _of_system(self, url: str, part: Tree) -> Iterator[Member]:
-        version = self.versions.of(url, part.get("version"))
+    def _of_system(self, named: Canonical, part: Tree) -> Iterator[Member]:
+        url, version = named.url, self.versions.of(*named)
         system = self.library.code_system(url, version)
         if "concept" in part:
             return self._named(url, version, system, part["concept"])
@@ -161,7 +176,7 @@ class _Work:
             raise CannotCompute(f"Of the code system {Canonical(url, version)} no codes are known here")
         self._used(system)
         if system.content in PARTS:
-            self.found.fragments.add(Canonical(system.url, system.version))
+            self.found.parts.add(Canonical(system.url, system.version))
         concepts = filtered(system, part["filter"]) if "filter" in part else system.concepts.values()
         return (Member(url, system.version, one.code, one.display, one) for one in concepts)
 
@@ -172,8 +187,9 @@ class _Work:
             concept = system.find(one.get("code", "")) if system else None
             display = one.get("display") or (concept.display if concept else None)
             if "code" in one:
+                code = concept.code if concept else one["code"]
                 yield Member(
-                    url, system.version if system else version, one["code"], display, concept, tuple(one.get("designation", ()))
+                    url, system.version if system else version, code, display, concept, tuple(one.get("designation", ()))
                 )
 
     def _used(self, system: CodeSystem) -> None:
@@ -194,5 +210,11 @@ def _listed(stored: Tree) -> Iterator[Member]:
         if "code" in one and "system" in one:
             marked = frozenset(name for name in ("inactive", "abstract") if one.get(name) is True)
             yield Member(
-                one["system"], one.get("version"), one["code"], one.get("display"), None, tuple(one.get("designation", ())), marked
+                one["system"],
+                one.get("version"),
+                one["code"],
+                one.get("display"),
+                None,
+                tuple(one.get("designation", ())),
+                marked,
             )

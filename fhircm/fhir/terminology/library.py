@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fhircm.fhir.terminology import builtin
-from fhircm.fhir.terminology.artefacts import Artefact, Canonical, CannotCompute, Tree, best, canonical
+from fhircm.fhir.terminology.artefacts import Artefact, CannotCompute, Canonical, Tree, best, canonical
 from fhircm.fhir.terminology.code_system import CodeSystem
 
 
@@ -50,16 +50,20 @@ class Library:
         return frozenset(one.identity for listed in self.stored.values() for one in listed)
 
     def code_system(self, url: str, version: str | None = None) -> CodeSystem | None:
-        """The code system, or None."""
+        """The code system, or None. One of the store that has no codes does not stand before one that is built in and has them."""
+        for listed in self._sources("CodeSystem", url):
+            systems = [one for one in listed if isinstance(one, CodeSystem) and one.concepts]
+            if found := best(systems, version):
+                return found
         found = self.find("CodeSystem", Canonical(url, version))
         return found if isinstance(found, CodeSystem) else None
 
     def find(self, type: str, wanted: Canonical) -> Artefact | None:
         """The artefact of a type, or None."""
-        for listed in (self.stored.get(Wanted(type, wanted.url), ()), builtin.artefacts(type, wanted.url)):
-            if found := best(listed, wanted.version):
-                return found
-        return None
+        return next((one for listed in self._sources(type, wanted.url) if (one := best(listed, wanted.version))), None)
+
+    def _sources(self, type: str, url: str) -> tuple[Sequence[Artefact], ...]:
+        return self.stored.get(Wanted(type, url), ()), builtin.artefacts(type, url)
 
 
 def needs(value_set: Tree) -> Iterator[Wanted]:
@@ -67,6 +71,6 @@ def needs(value_set: Tree) -> Iterator[Wanted]:
     compose = value_set.get("compose", {})
     for part in (*compose.get("include", ()), *compose.get("exclude", ())):
         if "system" in part:
-            yield Wanted("CodeSystem", part["system"])
+            yield from (Wanted("CodeSystem", url) for url in {part["system"], canonical(part["system"]).url})
         for url in part.get("valueSet", ()):
             yield Wanted("ValueSet", canonical(url).url)
