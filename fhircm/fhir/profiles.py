@@ -12,6 +12,7 @@ from typing import Any
 
 from fhircm.fhir import guides, json
 from fhircm.fhir.artefacts import folder
+from fhircm.fhir.definitions import definitions
 from fhircm.fhir.outcome import Issue
 from fhircm.fhir.profile_check import Check
 from fhircm.fhir.profile_rules import CORE, Profile, read_profile
@@ -25,7 +26,7 @@ def profiles() -> dict[str, str]:
     """The profiles that may be claimed, each with the resource type that it is for."""
     found = {profile.url: profile.type for profile in _shipped().values()}
     for artefact in guides.in_force().artefacts.values():
-        if artefact.type == "StructureDefinition" and artefact.constrains != "Extension":
+        if artefact.constrains in definitions().resource_types:  # not those of extensions, data types and logical models
             found.setdefault(artefact.url, artefact.constrains)
     return found
 

@@ -325,12 +325,16 @@ async def test_what_cannot_be_searched_or_stored_is_told(store, load):
         search_parameter("both", "Patient.name", type="composite"),
         PATIENT,
         dangling,
+        profile("vital", "Observation", baseDefinition="http://elsewhere.example/vitalsigns"),
         dependencies={"hl7.fhir.r4.core": "4.0.1", "another.guide": "2.0.0"},
     )
     assert (report.parameters, report.as_r4) == ([], 1)
     assert [one.partition(":")[0] for one in sorted(report.refused)] == ["Patient._odd", "Patient.both", "Patient.deep"]
     assert report.left_out == ["package/Library-5.json: refers to Group/nowhere, which is not here"]
     assert report.missing == ["another.guide#2.0.0"]
+    assert report.in_part == [
+        f"{BASE}/StructureDefinition/vital: it has no snapshot, and builds on http://elsewhere.example/vitalsigns, which is not here"
+    ]
     with pytest.raises(NotSupported, match="repeat"):
         parse_query("Patient", [("deep", "x")])
 
