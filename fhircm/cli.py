@@ -361,6 +361,7 @@ def guide_load(
             soft_wrap=True,
         )
         warnings = [*(f"not searchable: {one}" for one in report.refused), *(f"not stored: {one}" for one in report.left_out)]
+        warnings += [f"checked in part: {one}" for one in report.in_part]
         if report.missing:
             warnings.append(f"depends on guides that are not loaded: {', '.join(report.missing)}")
         for line in warnings:

@@ -68,6 +68,7 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
     await migrate(settings.database_url)
     store = Store(await open_database(settings.database_url), clock=clock(settings), rules=RULES)
     try:
+        await store.guides.follow()  # what is checked before the first write is held to them too
         organization = build.coordinating_organization(settings.organization_name)
         if not await store.read_many([("Organization", organization.id or "")]):
             with suppress(VersionConflict):  # another process made it just now

@@ -69,7 +69,7 @@ def new(tree: Tree) -> Put:
 def edit(stored: Stored, **members: Any) -> Put:
     """Write an edit of what was read: set top-level members, or remove them (None). `for_` stands for `for`.
 
-    Refused by the store if somebody wrote it in between.
+    Refused by the store if somebody wrote it in between. A copy that does not keep what its partner claimed of it can be edited all the same.
     """
     tree = stored.tree
     for name, value in members.items():
@@ -78,7 +78,7 @@ def edit(stored: Stored, **members: Any) -> Put:
             tree.pop(element, None)
         else:
             tree[element] = value
-    return Put(check_tree(tree), if_version=stored.version)
+    return Put(check_tree(tree, by_guides=False), if_version=stored.version)
 
 
 def coordinating_organization(name: str) -> Checked:

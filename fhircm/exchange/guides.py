@@ -19,6 +19,7 @@ from fhircm.fhir.extract import searchable, unindexed
 from fhircm.fhir.guides import Artefact, Guide, InForce, digest, in_force, search_parameter, types_of
 from fhircm.fhir.outcome import Conflict, NotFound
 from fhircm.fhir.package import Definition, Package, read_package
+from fhircm.fhir.profile_rules import builds_on
 from fhircm.fhir.references import references
 from fhircm.store.guides import GUIDE, INDEXED, INDEXING, LATE, new_generation
 from fhircm.store.resources import Delete, Op, Put, SetState, Store
@@ -46,6 +47,7 @@ class LoadReport:
     as_r4: int = 0  # parameters that R4 has under the same code
     refused: list[str] = field(default_factory=list)  # parameters that cannot be searched by, with the reason
     left_out: list[str] = field(default_factory=list)  # definitions that were not stored, with the reason
+    in_part: list[str] = field(default_factory=list)  # profiles that cannot be checked wholly, with the reason
     missing: list[str] = field(default_factory=list)  # guides that it depends on and that are not loaded
     job: str | None = None  # the Task of the job that indexes what is stored already
 
@@ -247,6 +249,10 @@ def _tell(report: LoadReport, package: Package, guide: Guide, after: InForce) ->
                 report.parameters.append(name)
             else:
                 report.refused.append(f"{name}: {known.refused[parameter.code]}")
+    for one in package.definitions:
+        base = builds_on(one.resource.tree) if one.resource.type == "StructureDefinition" else None
+        if base is not None and base not in after.artefacts:
+            report.in_part.append(f"{one.url}: it has no snapshot, and builds on {base}, which is not here")
     here = {one.name for one in after.guides} | {"hl7.fhir.r4.core"}
     report.missing = [f"{name}#{version}" for name, version in sorted(package.dependencies.items()) if name not in here]
 

@@ -97,10 +97,16 @@ def read_profile(definition: Tree) -> Profile:
                 node = node.slices.setdefault(slice, Rule(name, slice))
         _fill(node, element, own)
     _prune(root, type)
-    base = definition.get("baseDefinition")
-    besides = None if snapshot or base is None or base.removeprefix(CORE) in _core_types() else base
     contained = {f"#{one['id']}": one for one in definition.get("contained", ()) if "id" in one}
-    return Profile(definition["url"], definition.get("version", ""), type, root, besides, contained)
+    return Profile(definition["url"], definition.get("version", ""), type, root, builds_on(definition), contained)
+
+
+def builds_on(definition: Tree) -> str | None:
+    """The profile that must be known to check one that has no snapshot; None when it builds on R4 itself, or has a snapshot."""
+    base = definition.get("baseDefinition")
+    if definition.get("snapshot", {}).get("element") or base is None or base.removeprefix(CORE) in _core_types():
+        return None
+    return str(base)
 
 
 def _core_types() -> frozenset[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fhircm.fhir import guides, json
 from fhircm.fhir.artefacts import folder
+from fhircm.fhir.definitions import definitions
 from fhircm.fhir.outcome import Issue
 from fhircm.fhir.profile_check import Check
 from fhircm.fhir.profile_rules import CORE, Profile, read_profile
@@ -25,7 +26,7 @@ def profiles() -> dict[str, str]:
     """The profiles that may be claimed, each with the resource type that it is for."""
     found = {profile.url: profile.type for profile in _shipped().values()}
     for artefact in guides.in_force().artefacts.values():
-        if artefact.type == "StructureDefinition" and artefact.constrains != "Extension":
+        if artefact.constrains in definitions().resource_types:  # not those of extensions, data types and logical models
             found.setdefault(artefact.url, artefact.constrains)
     return found
 
@@ -41,10 +42,15 @@ def profile_of(canonical: str) -> Profile | None:
     return _read(artefact)
 
 
-def broken(tree: Tree) -> Iterator[Issue]:
-    """What a resource breaks of the profiles that it claims; a claimed profile that this server does not have is told as information."""
+def broken(tree: Tree, *, by_guides: bool = True) -> Iterator[Issue]:
+    """What a resource breaks of the profiles that it claims; a claimed profile that this server does not have is told as information.
+
+    Without `by_guides` only the server's own profiles count.
+    """
     for canonical in tree.get("meta", {}).get("profile", ()):
         if not isinstance(canonical, str) or canonical.removeprefix(CORE) == tree["resourceType"]:
+            continue
+        if not by_guides and canonical.partition("|")[0] not in _shipped():
             continue
         profile = profile_of(canonical)
         if profile is None:

@@ -42,22 +42,23 @@ class Checked:
     tree: dict[str, Any]
 
 
-def check(body: bytes, type: str | None = None) -> Checked:
+def check(body: bytes, type: str | None = None, *, by_guides: bool = True) -> Checked:
     """Read and check a resource; `type` is the one that the URL demands.
 
+    It is held to the profiles that it claims; to those of guides only `by_guides`, for what others made is taken as it is.
     Raises Malformed for what is not a FHIR resource at all, Invalid with every issue for one that breaks the rules.
     """
-    return _checked(body, parse(body), type)
+    return _checked(body, parse(body), type, by_guides)
 
 
 def require_valid(tree: dict[str, Any]) -> None:
     """Raises Malformed, Invalid for a tree that `parse` made and that is not kept as it is, as the envelope of a transaction."""
-    _checked(b"", tree, None)
+    _checked(b"", tree, None, True)
 
 
-def check_tree(tree: dict[str, Any]) -> Checked:
+def check_tree(tree: dict[str, Any], *, by_guides: bool = True) -> Checked:
     """Check a resource that this server made. Raises Invalid."""
-    return check(dumps(tree))
+    return check(dumps(tree), by_guides=by_guides)
 
 
 def issues_of(tree: dict[str, Any], type: str | None = None, asked: Sequence[str] = ()) -> list[Issue]:
@@ -77,9 +78,9 @@ def issues_of(tree: dict[str, Any], type: str | None = None, asked: Sequence[str
     return list(dict.fromkeys(islice(chain(_meanings(tree), besides), _ALL)))
 
 
-def _checked(body: bytes, tree: dict[str, Any], type: str | None) -> Checked:
+def _checked(body: bytes, tree: dict[str, Any], type: str | None, by_guides: bool) -> Checked:
     named = _named(tree, type)
-    issues = list(_structure(tree, named, named, _MANY)) or list(_meanings(tree))
+    issues = list(_structure(tree, named, named, _MANY)) or list(_meanings(tree, by_guides))
     errors = [issue for issue in issues if issue.severity in ("error", "fatal")]
     if errors:
         raise Invalid(errors[0].text, issues=errors[:_MANY])
@@ -98,11 +99,11 @@ def _named(tree: dict[str, Any], type: str | None) -> str:
     return named
 
 
-def _meanings(tree: dict[str, Any]) -> Iterator[Issue]:
+def _meanings(tree: dict[str, Any], by_guides: bool = True) -> Iterator[Issue]:
     nodes = walk(tree, _WANTED | invariants.URLS if "contained" in tree else _WANTED)
     yield from _meaning(nodes)
     yield from invariants.broken(tree, nodes)
-    yield from profiles.broken(tree)
+    yield from profiles.broken(tree, by_guides=by_guides)
 
 
 # --- structure ---------------------------------------------------------------------------------------------------------------

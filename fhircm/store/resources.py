@@ -180,7 +180,8 @@ class Store:
             return await heads(connection, self.database.dialect, identities)
 
     async def search(self, query: Query, within: Narrowing | None = None) -> searching.Page:
-        """A page of what a query finds."""
+        """A page of what a query finds. Raises NotSupported for a parameter whose guide went since the query was understood."""
+        await self.guides.follow()
         of_terms = bool(asked(query.branches))
         async with self.database.reading(one_moment=of_terms or query.cursor is not None) as connection:
             if of_terms:

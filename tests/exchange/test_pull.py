@@ -1,9 +1,11 @@
 """A pull copies a panel exactly, once, whatever the partner does and wherever the hub is killed."""
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from time import monotonic
 from uuid import uuid4
 
 import httpx
@@ -14,7 +16,8 @@ from fhircm.exchange.client import PartnerClient, PartnerRefused, PartnerUnavail
 from fhircm.exchange.mapping import hub_id
 from fhircm.exchange.partners import Calendar, Limits, Organization, Partner, PullType
 from fhircm.exchange.pull import PullRunning, pull
-from fhircm.fhir.outcome import IllegalTransition
+from fhircm.fhir.guides import Artefact, Guide, InForce, put_in_force
+from fhircm.fhir.outcome import IllegalTransition, Invalid
 from fhircm.fhir.query import parse_query
 from fhircm.fhir.validation import check_tree
 from fhircm.store.database import open_database
@@ -336,6 +339,28 @@ async def test_a_reference_to_another_patients_record_is_mended_within_the_pull(
         await pull(store, client)
         await assert_mirrors(store, ehr)
         assert (await pull(store, client)).written == 0
+
+
+async def test_what_a_partner_claims_of_a_record_and_does_not_keep_is_no_reason_to_refuse_it(store):
+    url = "https://guide.example/StructureDefinition/named"
+    rules = [{"id": "Patient", "path": "Patient"}, {"id": "Patient.name", "path": "Patient.name", "min": 1}]
+    definition = {"resourceType": "StructureDefinition", "url": url, "type": "Patient", "differential": {"element": rules}}
+    artefact = Artefact("StructureDefinition", url, "1", json.dumps(definition).encode(), "Patient")
+    claimed = InForce("test", (Guide("guide", "1", (artefact,)),))
+    ehr = Ehr(1)
+    ehr.resources["Patient", "p0"]["meta"]["profile"] = [url]
+    await store.guides.follow()
+    put_in_force(claimed)
+    try:
+        with pytest.raises(Invalid):
+            check_tree({"resourceType": "Patient", "meta": {"profile": [url]}})
+        store.guides._read_at = monotonic() + 60
+        report = await pull(store, ehr.client())
+    finally:
+        put_in_force(InForce())
+    assert report.refused == []
+    copy = await store.read("Patient", hub_id(BASE, "Patient/p0"))
+    assert copy.tree["meta"]["profile"] == [url]
 
 
 async def test_an_invalid_resource_is_told_and_does_not_stop_the_rest(store):

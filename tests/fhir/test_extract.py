@@ -142,6 +142,18 @@ def test_extensions_can_be_searched():
     assert (branch.type, branch.get(tree)) == ("code", ["a"])
 
 
+@pytest.mark.parametrize("last", ["value", "valueDateTime", "value.ofType(dateTime)"])
+def test_a_choice_may_be_named_by_its_member_as_guides_do(last):
+    extension = [{"url": "http://x", "valueDateTime": "2026-01-01"}, {"url": "http://y", "valueDateTime": "2027-01-01"}]
+    branches = compile_expression(f"Condition.extension.where(url = 'http://x').{last}", "Condition")
+    found = [
+        (branch.type, value) for branch in branches for value in branch.get({"resourceType": "Condition", "extension": extension})
+    ]
+    assert found == [("dateTime", "2026-01-01")]
+    with pytest.raises(NotCompilable):
+        compile_expression("Condition.extension.valueNonsense", "Condition")
+
+
 def values(tree, code):
     return [value for value in search_values(tree) if value.parameter == code]
 
