@@ -7,6 +7,7 @@ had when it started the export.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -134,6 +135,7 @@ async def export(means: Means, job: Job) -> Step:
         if asked.level != "system" and not at.closed:
             kept = replace(kept, referring=[*kept.referring, *(row.key for row in page.rows)])
         at.seen, at.written = at.seen + page.seen, at.written + len(page.rows)
+        await asyncio.sleep(0)  # SQLite answers at once, and others have work too
         at.type, at.after = (at.type, page.after) if page.after is not None else (at.type + 1, 0)
     finished = at.type == len(asked.ordered)
     if finished:
