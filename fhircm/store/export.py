@@ -134,8 +134,9 @@ def _candidates(query: ExportQuery) -> tuple[str, str, list[Any]]:
     if query.few and query.type != "Provenance":
         own = " UNION SELECT o.key FROM job_target m JOIN resource o ON o.type = m.type AND o.id = m.id WHERE m.job = $3 AND m.type = $1"
         keys = (
-            "SELECT x.resource_key FROM job_target m JOIN search_reference x ON x.target_id = m.id AND x.target_type = m.type"
-            f" WHERE m.job = $3 AND m.type = 'Patient' AND x.param IN ({_params(query.type)}) AND x.resource_key > $2"
+            "SELECT x.resource_key FROM job_target m CROSS JOIN search_reference x"  # so that SQLite begins with the Patients
+            " WHERE m.job = $3 AND m.type = 'Patient' AND x.target_id = m.id AND x.target_type = m.type"
+            f" AND x.param IN ({_params(query.type)}) AND x.resource_key > $2"
             f"{own if query.type == 'Patient' else ''}"
             " UNION SELECT c.key FROM resource c WHERE c.type = $1 AND c.last_updated > $4"
         )
