@@ -162,7 +162,7 @@ async def export(means: Means, job: Job) -> Step:
         await files.add_all("error", "OperationOutcome", [_told(text) for text in asked.issues])
     kept = replace(kept, parts=await files.parts())
     ending = _ending(means, job, asked, at) if finished else []
-    done = at.seen if total is not None else at.written
+    done, total = (at.seen, max(total, at.seen)) if total is not None else (at.written, None)
     output = [{"type": {"text": one["type"]}, "valueInteger": one["count"]} for one in at.files] if finished else ()
     return Step(asdict(at), done, total, [kept, *ending], finished, output)
 
