@@ -174,10 +174,18 @@ async def _read(means: Means, job: Job, asked: Request, at: _Progress, files: Fi
 
 
 async def _settled(means: Means, asked: Request) -> bool:
-    """Whether nothing can come any more that belongs to the moment: all who were writing then have ended, on any machine."""
-    if means.store.clock() < moment(asked.moment) + means.skew:
-        return False
-    return await means.store.writers_done(asked.mark)
+    """Whether nothing can come any more that belongs to the moment: all who were writing then have ended, on any machine.
+
+    Waits for it, but not longer than a slice may take.
+    """
+    early = moment(asked.moment) + means.skew - means.store.clock()
+    await asyncio.sleep(min(max(early.total_seconds(), 0), 2 * means.skew.total_seconds()))
+    end = time.monotonic() + means.seconds
+    while not await means.store.writers_done(asked.mark):
+        if time.monotonic() > end:
+            return False
+        await asyncio.sleep(0.02)
+    return True
 
 
 async def _total(means: Means, job: Job, asked: Request) -> int | None:
