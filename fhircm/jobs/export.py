@@ -7,8 +7,9 @@ had when it started the export.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
@@ -18,12 +19,14 @@ from urllib.parse import parse_qsl
 from fhircm.access.guarded_store import GuardedStore
 from fhircm.access.principal import Principal
 from fhircm.access.scopes import parse_scope
+from fhircm.coordination.codes import CLIENT
 from fhircm.fhir import json
 from fhircm.fhir.definitions import definitions
-from fhircm.fhir.outcome import Issue, outcome
+from fhircm.fhir.outcome import FhirError, Issue, outcome
 from fhircm.fhir.query import Condition, parse_query
 from fhircm.fhir.schema import children
 from fhircm.fhir.subset import Subset
+from fhircm.fhir.systems import JOB
 from fhircm.jobs.export_files import Files
 from fhircm.jobs.job import Job, Means, Step, start
 from fhircm.store.export import ExportPage, ExportQuery
@@ -33,11 +36,23 @@ from fhircm.store.stored import instant, micros, moment
 
 NAMESPACE = "export"  # of the facts about finished exports
 EXPIRY = "export-files"  # the kind of the timer that removes their files
+UNDER_WAY = 10  # exports of one client at a time
 FEW = 200  # Patients, whose records are sought one by one rather than all records passed over
 # Outside the compartment of a Patient, and needed to make sense of what is inside: exported when that refers to them.
 ASSOCIATED = ("Location", "Medication", "Organization", "Practitioner", "PractitionerRole")
 _SETTLING = timedelta(seconds=0.25)
 _ENTRIES = 500  # of a Bundle of deletions
+
+
+class TooManyExports(FhirError):
+    """A client must wait until one of its exports is done."""
+
+    status, code = 429, "throttled"
+
+    @property
+    def headers(self) -> Iterator[tuple[str, str]]:
+        """How long to wait, in seconds."""
+        yield "Retry-After", "60"
 
 
 @dataclass(frozen=True)
@@ -86,7 +101,13 @@ class Request:
 
 
 async def start_export(store: Store, client: str, request: Request, patients: Sequence[str] | None) -> str:
-    """Start it; returns the id of its Task. `patients` are the ids of the only Patients to export, None: of all."""
+    """Start it; returns the id of its Task. `patients` are the ids of the only Patients to export, None: of all.
+
+    Raises TooManyExports.
+    """
+    mine = [("code", f"{JOB}|export"), ("owner:identifier", f"{CLIENT}|{client}"), ("status", "ready,in-progress,on-hold")]
+    if len((await store.search(parse_query("Task", [*mine, ("_count", str(UNDER_WAY))]))).matches) >= UNDER_WAY:
+        raise TooManyExports(f"{UNDER_WAY} exports of this client are under way; start another when one of them is done")
     now = store.clock()
     mark = await store.writers()  # asked for after the time: who has an earlier time was writing by then
     members = patients is not None
@@ -122,34 +143,49 @@ async def export(means: Means, job: Job) -> Step:
         return Step({}, wait=_SETTLING)
     total = await _total(means, job, asked)
     files = Files(job.id, at.files)
-    kept = KeepForJob(job.id, to=ASSOCIATED)
-    source = GuardedStore(means.store, Principal(job.client or "", tuple(filter(None, map(parse_scope, asked.scopes)))))
-    end = time.monotonic() + means.seconds
-    while at.type < len(asked.ordered) and time.monotonic() < end and not files.full:
-        if at.type == len(asked.in_compartments) and not at.closed:
-            kept, at.closed = replace(kept, closed=True), True
-            break  # what is gathered has to be written before it can be asked for
-        page = await source.export_page(_query(means, job, asked, at))
-        await _write(files, asked, asked.ordered[at.type], page)
-        if asked.level != "system" and not at.closed:
-            kept = replace(kept, referring=[*kept.referring, *(row.key for row in page.rows)])
-        at.seen, at.written = at.seen + page.seen, at.written + len(page.rows)
-        at.type, at.after = (at.type, page.after) if page.after is not None else (at.type + 1, 0)
+    kept = await _read(means, job, asked, at, files)
     finished = at.type == len(asked.ordered)
     if finished:
         await files.add_all("error", "OperationOutcome", [_told(text) for text in asked.issues])
     kept = replace(kept, parts=await files.parts())
     ending = _ending(means, job, asked, at) if finished else []
-    done = at.seen if total is not None else at.written
+    done, total = (at.seen, max(total, at.seen)) if total is not None else (at.written, None)
     output = [{"type": {"text": one["type"]}, "valueInteger": one["count"]} for one in at.files] if finished else ()
     return Step(asdict(at), done, total, [kept, *ending], finished, output)
 
 
+async def _read(means: Means, job: Job, asked: Request, at: _Progress, files: Files) -> KeepForJob:
+    """Pages into files, until it is time to write them. Returns what is to be kept besides."""
+    source = GuardedStore(means.store, Principal(job.client or "", tuple(filter(None, map(parse_scope, asked.scopes)))))
+    referring: list[int] = []
+    end = time.monotonic() + means.seconds
+    while at.type < len(asked.ordered) and time.monotonic() < end and not files.full:
+        if at.type == len(asked.in_compartments) and not at.closed:
+            at.closed = True  # what is gathered has to be written before it can be asked for
+            return KeepForJob(job.id, referring=referring, to=ASSOCIATED, closed=True)
+        page = await source.export_page(_query(means, job, asked, at))
+        await _write(files, asked, asked.ordered[at.type], page)
+        if asked.level != "system" and not at.closed:
+            referring += (row.key for row in page.rows)
+        at.seen, at.written = at.seen + page.seen, at.written + len(page.rows)
+        at.type, at.after = (at.type, page.after) if page.after is not None else (at.type + 1, 0)
+        await asyncio.sleep(0)  # SQLite answers at once, and others have work too
+    return KeepForJob(job.id, referring=referring, to=ASSOCIATED)
+
+
 async def _settled(means: Means, asked: Request) -> bool:
-    """Whether nothing can come any more that belongs to the moment: all who were writing then have ended, on any machine."""
-    if means.store.clock() < moment(asked.moment) + means.skew:
-        return False
-    return await means.store.writers_done(asked.mark)
+    """Whether nothing can come any more that belongs to the moment: all who were writing then have ended, on any machine.
+
+    Waits for it, but not longer than a slice may take.
+    """
+    early = moment(asked.moment) + means.skew - means.store.clock()
+    await asyncio.sleep(min(max(early.total_seconds(), 0), 2 * means.skew.total_seconds()))
+    end = time.monotonic() + means.seconds
+    while not await means.store.writers_done(asked.mark):
+        if time.monotonic() > end:
+            return False
+        await asyncio.sleep(0.02)
+    return True
 
 
 async def _total(means: Means, job: Job, asked: Request) -> int | None:

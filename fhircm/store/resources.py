@@ -29,6 +29,7 @@ from fhircm.store import job_files
 from fhircm.store import reindex as reindexing
 from fhircm.store import search as searching
 from fhircm.store import timers as timing
+from fhircm.store import writers as writing
 from fhircm.store.database import Connection, Database
 from fhircm.store.guides import GuidesFollowed, GuidesMoved
 from fhircm.store.history import HistoryPage, HistoryQuery, history_page
@@ -362,6 +363,11 @@ class Store:
         async with self.database.writing() as connection:
             await timing.retry_timer(connection, timer, due)
 
+    async def extend_timer(self, timer: Timer, lease: timedelta) -> bool:
+        """Hold a claim longer; False when it was lost."""
+        async with self.database.writing() as connection:
+            return await timing.extend_timer(connection, timer, time.time(), lease)
+
     async def lease(self, name: str, holder: str, seconds: float) -> bool:
         """Take or renew a lease (real time); False while another holds it."""
         async with self.database.writing() as connection:
@@ -403,12 +409,12 @@ class Store:
     async def writers(self) -> str:
         """A mark of this moment: `writers_done` tells when everyone has ended who was writing then."""
         async with self.database.reading() as connection:
-            return await exporting.writers(connection, self.database.dialect)
+            return await writing.writers(connection, self.database.dialect)
 
     async def writers_done(self, mark: str) -> bool:
         """Whether every transaction has ended that had begun at the mark; what comes now has a later time."""
         async with self.database.reading() as connection:
-            return await exporting.writers_done(connection, self.database.dialect, mark)
+            return await writing.writers_done(connection, self.database.dialect, mark)
 
     async def job_part(self, job: str, file: int, part: int) -> bytes:
         """A part of a file of a job. Raises NotFound."""
