@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fhircm.fhir.definitions import definitions
-from fhircm.fhir.locations import PathError, Place, inside, named, parse_path
+from fhircm.fhir.locations import Effort, PathError, Place, inside, named, parse_path
 from fhircm.fhir.outcome import Invalid, Malformed
 from fhircm.fhir.schema import Child
 from fhircm.fhir.validation import Checked, check, check_tree
@@ -68,10 +68,10 @@ def fhirpath_patched(tree: dict[str, Any], operations: Sequence[Operation]) -> C
 
     Raises Invalid for an operation that cannot be done, with its place in the patch, and for a result that may not be.
     """
-    type, id = tree["resourceType"], tree["id"]
+    type, id, effort = tree["resourceType"], tree["id"], Effort()
     for operation in operations:
         try:
-            _DO[operation.type](tree, operation)
+            _DO[operation.type](tree, operation, effort)
         except Invalid as error:
             raise Invalid(f"{operation.at} ({operation.type}): {error}", operation.at) from None
     if tree.get("id") != id:
@@ -142,8 +142,8 @@ def _given(part: Mapping[str, Any], at: str) -> Given:
 # --- doing -------------------------------------------------------------------------------------------------------------------
 
 
-def _add(tree: dict[str, Any], operation: Operation) -> None:
-    place = _one(parse_path(operation.path, tree["resourceType"]).places(tree))
+def _add(tree: dict[str, Any], operation: Operation, effort: Effort) -> None:
+    place = _one(parse_path(operation.path, tree["resourceType"]).places(tree, effort))
     holder = _opened(place)
     _put(holder, place.inner_type, operation.name, operation.value)
 
@@ -162,8 +162,8 @@ def _put(holder: dict[str, Any], type: str, name: str, given: Given | None) -> N
     _write_one(holder, member, value, beside)
 
 
-def _insert(tree: dict[str, Any], operation: Operation) -> None:
-    holder, member, child = _collection(tree, operation, operation.value)
+def _insert(tree: dict[str, Any], operation: Operation, effort: Effort) -> None:
+    holder, member, child = _collection(tree, operation, operation.value, effort)
     assert operation.value is not None
     values, besides = _lists(holder, member)
     if operation.index > len(values):
@@ -174,8 +174,8 @@ def _insert(tree: dict[str, Any], operation: Operation) -> None:
     _write_lists(holder, member, values, besides)
 
 
-def _move(tree: dict[str, Any], operation: Operation) -> None:
-    holder, member, _ = _collection(tree, operation, None)
+def _move(tree: dict[str, Any], operation: Operation, effort: Effort) -> None:
+    holder, member, _ = _collection(tree, operation, None, effort)
     values, besides = _lists(holder, member)
     if max(operation.source, operation.destination) >= len(values):
         raise PathError(f"source and destination must be under the number of elements, which is {len(values)}")
@@ -184,8 +184,8 @@ def _move(tree: dict[str, Any], operation: Operation) -> None:
     _write_lists(holder, member, values, besides)
 
 
-def _replace(tree: dict[str, Any], operation: Operation) -> None:
-    place = _one(parse_path(operation.path, tree["resourceType"]).places(tree))
+def _replace(tree: dict[str, Any], operation: Operation, effort: Effort) -> None:
+    place = _one(parse_path(operation.path, tree["resourceType"]).places(tree, effort))
     if place.parent is None:
         raise PathError("a resource as a whole is replaced by an update")
     assert operation.value is not None
@@ -201,8 +201,8 @@ def _replace(tree: dict[str, Any], operation: Operation) -> None:
     _write_lists(place.holder, member, values, besides)
 
 
-def _delete(tree: dict[str, Any], operation: Operation) -> None:
-    places = parse_path(operation.path, tree["resourceType"]).places(tree)
+def _delete(tree: dict[str, Any], operation: Operation, effort: Effort) -> None:
+    places = parse_path(operation.path, tree["resourceType"]).places(tree, effort)
     if places:
         _take_out(_one(places))
 
@@ -235,9 +235,11 @@ def _one(places: list[Place]) -> Place:
     return places[0]
 
 
-def _collection(tree: dict[str, Any], operation: Operation, given: Given | None) -> tuple[dict[str, Any], str, Child]:
+def _collection(
+    tree: dict[str, Any], operation: Operation, given: Given | None, effort: Effort
+) -> tuple[dict[str, Any], str, Child]:
     """The list that the path names: what holds it, its member and its definition."""
-    places, name = parse_path(operation.path, tree["resourceType"]).collection(tree)
+    places, name = parse_path(operation.path, tree["resourceType"]).collection(tree, effort)
     place = _one(places)
     if not inside(place, name):
         raise PathError("the path leads to no elements; add makes a list begin")

@@ -3,32 +3,45 @@
 https://hl7.org/fhir/R4/patient-operation-everything.html, encounter-operation-everything.html and group-operation-everything.html.
 It is a search over all types that can belong there: pages are of one moment, and each is as large as one page, whatever the record is.
 What is referred to comes along on the page of what refers to it, so the same Practitioner may stand on several pages. With `_type`, what
-comes along is looked for from the types that are asked for; when one of them only ever comes along, from all.
+comes along is looked for from the types that are asked for; when one of them only ever comes along, from all. Provenance of what is in the
+record is there for those who name it: it costs a join over every type.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
-from fhircm.fhir.belonging import Belonging, administrative, in_time, of_encounter, of_episode, of_every_patient, of_patients
-from fhircm.fhir.conditions import Condition, InvalidValue, Matches, SpanTest
+from fhircm.fhir.belonging import (
+    Belonging,
+    administrative,
+    in_time,
+    of_encounter,
+    of_episode,
+    of_every_patient,
+    of_patients,
+    with_provenance,
+)
+from fhircm.fhir.conditions import Condition, IdTest, InvalidValue, Matches, SpanTest
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.outcome import Forbidden
 from fhircm.fhir.query import MAX_COUNT, Cursor, Include, Query
 from fhircm.fhir.ranges import date_range
 from fhircm.operations.call import Call, Entry, Searchset
 from fhircm.operations.linked import joined
+from fhircm.store.stored import Stored
 
 AT_ONCE = 20  # members of a Group whose records are in one search
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What is asked for: `types` that may be in the answer, the time of care and of the last change in microseconds."""
+    """What is asked for: `types` that may be in the answer (`named` one by one), the time of care and of the last change in microseconds."""
 
+    named: frozenset[str]
     types: frozenset[str]
     low: int | None
     high: int | None
@@ -69,16 +82,30 @@ async def everything(call: Call) -> Searchset:
         place = _Place.from_json(state)
     asked = _asked(given)
     place, beyond = await _begun(call, place)
-    page = await call.store.search(_query(call, _belonging(call, place), asked, place.cursor))
+    belonging = _belonging(call, place)
+    if "Provenance" in asked.named:
+        belonging = with_provenance(belonging)
+    page = await call.store.search(_query(call, belonging, asked, place.cursor))
     url = f"{call.base_url}/{path}"
     following = replace(place, cursor=page.next) if page.next else _Place(group=place.group, member=beyond) if beyond else None
     entries = [Entry(one, {"mode": "match"}) for one in page.matches if one.type in asked.types]
-    entries += [Entry(one, {"mode": "include"}) for one in page.included if one.type in asked.types]
+    binaries = await _binaries(call, page.matches) if "Binary" in asked.types else []
+    entries += [Entry(one, {"mode": "include"}) for one in (*page.included, *binaries) if one.type in asked.types]
     return Searchset(
         entries,
         self_url=f"{url}?{urlencode(given)}" if given else url,
         next_url=f"{url}?_page={call.links.write(path, given, following.as_json())}" if following else None,
     )
+
+
+async def _binaries(call: Call, matches: Sequence[Stored]) -> list[Stored]:
+    """The Binaries here whose addresses stand in attachments, which are no references."""
+    addresses = re.compile(rb'"url"\s*:\s*"(?:' + re.escape(call.base_url.encode()) + rb'/)?Binary/([A-Za-z0-9\-.]{1,64})"')
+    ids = sorted({found.decode() for one in matches for found in addresses.findall(one.body)})
+    if not ids or not call.store.principal.may("s", "Binary"):
+        return []
+    condition = Matches("Binary", "_id", tuple(map(IdTest, ids)))
+    return (await call.store.search(Query("Binary", (condition,), count=len(ids)))).matches
 
 
 def _asked(given: Sequence[tuple[str, str]]) -> _Asked:
@@ -94,7 +121,7 @@ def _asked(given: Sequence[tuple[str, str]]) -> _Asked:
     count = int(values.get("_count", MAX_COUNT))
     if count < 1:
         raise InvalidValue("'_count' takes a whole number of 1 or more")
-    return _Asked(frozenset(named) or known, low, high, since, min(count, MAX_COUNT))
+    return _Asked(frozenset(named), frozenset(named) or known, low, high, since, min(count, MAX_COUNT))
 
 
 def _moment(values: dict[str, str], name: str, which: int) -> int | None:

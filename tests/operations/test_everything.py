@@ -154,6 +154,36 @@ async def test_some_types(http, chart):
     assert await everything(http, at, _type=["Encounter", "PractitionerRole"]) == those(chart, "visit", "role")
 
 
+async def test_whence_it_came_for_those_who_ask(http, chart):
+    told = await made(
+        http, "Provenance", target=[to(chart["task"])], recorded="2026-03-02T15:00:00Z", agent=[{"who": to(chart["doctor"])}]
+    )
+    other = await made(
+        http, "Provenance", target=[to(chart["theirs"])], recorded="2026-03-02T15:00:00Z", agent=[{"who": to(chart["doctor"])}]
+    )
+    assert told not in await everything(http, f"{chart['a']}/$everything")
+    assert await everything(http, f"{chart['a']}/$everything", _type="Provenance") == {told}
+    assert await everything(http, f"{chart['a']}/$everything", _type="Provenance,Task") == {told, chart["task"]}
+    assert await everything(http, f"{chart['visit']}/$everything", _type="Provenance") == set()
+    assert await everything(http, "Patient/$everything", _type="Provenance", _count=1) == {told, other}
+
+
+async def test_attachments_that_are_kept_here(http, chart):
+    scan = await made(http, "Binary", contentType="text/plain", data="YQ==")
+    await made(http, "Binary", contentType="text/plain", data="Yg==")
+    content = [{"attachment": {"url": scan}}, {"attachment": {"url": "https://elsewhere.example/Binary/b"}}]
+    letter = await made(http, "DocumentReference", status="current", subject=to(chart["other"]), content=content)
+    assert await everything(http, f"{chart['other']}/$everything") == those(chart, "other", "theirs", "clinic") | {scan, letter}
+    assert scan not in await everything(http, f"{chart['other']}/$everything", _type="DocumentReference")
+
+
+async def test_in_a_batch(http, chart):
+    entry = {"request": {"method": "GET", "url": f"{chart['other']}/$everything?_count=1"}}
+    answer = (await http.post("/fhir", json={"resourceType": "Bundle", "type": "batch", "entry": [entry]}, headers=JSON)).json()
+    inner = answer["entry"][0]["resource"]
+    assert (inner["type"], [link["relation"] for link in inner["link"]]) == ("searchset", ["self", "next"])
+
+
 async def test_all_patients(http, chart):
     assert await everything(http, "Patient/$everything") == set(chart.values())
     assert await everything(http, "Patient/$everything", _type="Patient", _count=2) == those(chart, "a", "b", "old", "other")
