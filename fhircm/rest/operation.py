@@ -29,11 +29,17 @@ async def operation(
     request = exchange.request
     if request.method != "POST" and (found.affects_state or found.needs_body):
         raise MethodNotAllowed(f"${code} is called by POST")
-    arguments = await _arguments(exchange, found)
-    sent = {name.lower(): value for name, value in request.headers.items()}
-    if_version = headers.if_match(request)
     call = Call(
-        exchange.store, exchange.base_url, exchange.links, type, id, arguments, sent, str(request.url), version, if_version
+        exchange.store,
+        exchange.base_url,
+        exchange.links,
+        type,
+        id,
+        arguments=await _arguments(exchange, found),
+        headers={name.lower(): value for name, value in request.headers.items()},
+        url=str(request.url),
+        version=version,
+        if_version=headers.if_match(request),
     )
     answer = await found.function(call)
     if isinstance(answer, Searchset):

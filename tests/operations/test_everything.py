@@ -259,3 +259,15 @@ async def test_a_page_link_is_good_at_its_own_address_only(http, chart):
     url = next(link["url"] for link in bundle["link"] if link["relation"] == "next")
     answers = await asyncio.gather(http.get(url), http.get(url.replace(chart["a"], chart["other"])))
     assert [answer.status_code for answer in answers] == [200, 400]
+
+
+async def test_as_many_linked_as_there_may_be_and_more(http):
+    entries = [{"resource": {"resourceType": "Patient"}, "request": {"method": "POST", "url": "Patient"}} for _ in range(101)]
+    answer = await http.post("/fhir", json={"resourceType": "Bundle", "type": "transaction", "entry": entries}, headers=JSON)
+    patients = ["/".join(entry["response"]["location"].split("/")[-4:-2]) for entry in answer.json()["entry"]]
+    person = await made(http, "Person", link=[{"target": to(one)} for one in patients])
+    at = f"{patients[0]}/$everything"
+    assert await everything(http, at, start="2020", _since="2020-01-01T00:00:00Z") == {person, *patients}
+    other = await made(http, "Patient", link=[{"other": to(patients[0]), "type": "seealso"}])
+    refused = await http.get(f"/fhir/{other}/$everything")
+    assert (refused.status_code, refused.json()["issue"][0]["code"]) == (403, "too-costly")
