@@ -85,7 +85,8 @@ async def everything(call: Call) -> Searchset:
     belonging = _belonging(call, place)
     if "Provenance" in asked.named:
         belonging = with_provenance(belonging)
-    page = await call.store.search(_query(call, belonging, asked, place.cursor))
+    there = await call.store.searchable_types()
+    page = await call.store.search(_query(belonging, asked, _types(call, belonging, asked, there), there, place.cursor))
     url = f"{call.base_url}/{path}"
     following = replace(place, cursor=page.next) if page.next else _Place(group=place.group, member=beyond) if beyond else None
     entries = [Entry(one, {"mode": "match"}) for one in page.matches if one.type in asked.types]
@@ -165,16 +166,21 @@ def _belonging(call: Call, place: _Place) -> Belonging:
     return of_patients(place.patients)
 
 
-def _query(call: Call, belonging: Belonging, asked: _Asked, cursor: Cursor | None) -> Query:
-    """The search for it, in the types that the caller may search."""
-    along = tuple((type, conditions) for type, conditions in belonging.along.items() if type in asked.types)
+def _types(call: Call, belonging: Belonging, asked: _Asked, there: frozenset[str]) -> list[str]:
+    """The types to search in. Raises Forbidden when the caller may search none of them."""
     # A type that only comes along is found from everything that could refer to it.
     wanted = belonging.inside.keys() if asked.types - belonging.inside.keys() else asked.types
     allowed = [type for type in belonging.inside if type in wanted and call.store.principal.may("s", type)]
     if not allowed:
         raise Forbidden("To search, the token needs a scope that ends with s, such as system/*.s")
-    besides = {type: (*_changed(type, asked.since), *in_time(type, asked.low, asked.high)) for type in allowed}
-    first, *others = [(type, (*belonging.inside[type], *besides[type])) for type in allowed]
+    return [type for type in allowed if type in there] or allowed[:1]
+
+
+def _query(belonging: Belonging, asked: _Asked, types: Sequence[str], there: frozenset[str], cursor: Cursor | None) -> Query:
+    """The search for what belongs there in these types; what comes along is of a type of which there is any."""
+    along = tuple((type, conditions) for type, conditions in belonging.along.items() if type in asked.types & there)
+    besides = {type: (*_changed(type, asked.since), *in_time(type, asked.low, asked.high)) for type in types}
+    first, *others = [(type, (*belonging.inside[type], *besides[type])) for type in types]
     includes = (
         Include("*", "*", None, iterate=False),
         *(Include(type, "*", None, iterate=True) for type in administrative()),
