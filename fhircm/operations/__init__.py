@@ -15,13 +15,13 @@ from fhircm.operations.meta import meta, meta_add, meta_delete
 OPERATIONS: dict[str, Operation] = {
     name: load(name, function)
     for name, function in {
-        "Encounter-everything": everything,
-        "EpisodeOfCare-everything": everything,
-        "Group-everything": everything,
-        "Patient-everything": everything,
-        "Patient-match": match,
+        "encounter-everything": everything,
+        "episode-of-care-everything": everything,
+        "group-everything": everything,
         "meta": meta,
         "meta-add": meta_add,
         "meta-delete": meta_delete,
+        "patient-everything": everything,
+        "patient-match": match,
     }.items()
 }

@@ -39,7 +39,6 @@ class Call:
 
     store: GuardedStore
     base_url: str
-    links: Links
     type: str | None
     id: str | None
     arguments: Sequence[Argument] = ()
@@ -47,6 +46,7 @@ class Call:
     url: str = ""  # as it was requested, with its query
     version: str | None = None
     if_version: int | None = None
+    links: Links = field(kw_only=True)
 
     def all(self, name: str) -> list[Any]:
         """The values of a parameter that may come again."""

@@ -32,7 +32,6 @@ async def operation(
     call = Call(
         exchange.store,
         exchange.base_url,
-        exchange.links,
         type,
         id,
         arguments=await _arguments(exchange, found),
@@ -40,6 +39,7 @@ async def operation(
         url=str(request.url),
         version=version,
         if_version=headers.if_match(request),
+        links=exchange.links,
     )
     answer = await found.function(call)
     if isinstance(answer, Searchset):
