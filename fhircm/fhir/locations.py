@@ -7,56 +7,16 @@ last(), ofType(), as(), and resolve() into what the resource contains; in criter
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import cache
 from typing import Any, NamedTuple
 
-from fhircm.fhir.outcome import Invalid
-from fhircm.fhir.schema import Child, children
+from fhircm.fhir.places import PathError, Place, inside
 
 LENGTH_LIMIT = 2000  # characters of a path
 _TOKEN = re.compile(r"\s*(?:('(?:[^'\\]|\\.)*')|`([^`]+)`|([$%]?[A-Za-z_][A-Za-z0-9_]*)|(\d+(?:\.\d+)?)|(!=|[.()\[\]=,])|(\S))")
 _ROOTS = frozenset({"$this", "%resource", "%context", "%rootResource", "Resource", "DomainResource"})
-
-
-class PathError(Invalid):
-    """A path cannot be read, or names an element that its type does not have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """An element: the object that holds it, under which member, which of a list; `type` as fhircm/fhir/schema.py names types."""
-
-    parent: Place | None
-    holder: dict[str, Any]
-    member: str
-    index: int | None
-    type: str
-    name: str  # in FHIRPath: `value` for the member valueQuantity
-
-    @property
-    def value(self) -> Any:
-        """What stands there; None for a primitive without a value."""
-        return self._of(self.member)
-
-    @property
-    def inner(self) -> dict[str, Any] | None:
-        """The object that holds its children: the element itself, or what belongs to a primitive (id and extensions)."""
-        value = self.value
-        return value if isinstance(value, dict) else self._of(f"_{self.member}")
-
-    @property
-    def inner_type(self) -> str:
-        """The type of `inner`."""
-        return self.type if isinstance(self.value, dict) else "Element"
-
-    def _of(self, member: str) -> Any:
-        found = self.holder.get(member)
-        if self.index is None or not isinstance(found, list):
-            return found
-        return found[self.index] if self.index < len(found) else None
 
 
 @dataclass(slots=True)
@@ -120,41 +80,6 @@ def parse_path(text: str, type: str) -> Expression:
         return parser.whole()
     except RecursionError:
         raise PathError("the path is nested too deep") from None
-
-
-@cache
-def named(type: str, name: str) -> Mapping[str, Child]:
-    """The JSON members that an element of this name can have: several for a choice of types."""
-    return {
-        member: child
-        for member, child in children(type).items()
-        if child.element.path.rpartition(".")[2].removesuffix("[x]") == name
-    }
-
-
-def inside(place: Place, name: str) -> list[Place]:
-    """The children of this name. Raises PathError when the type has none such."""
-    members = named(place.inner_type, name)
-    if not members:
-        raise PathError(f"{place.inner_type} has no element '{name[:64]}'")
-    holder = place.inner
-    found: list[Place] = []
-    for member, child in members.items() if holder else ():
-        assert holder is not None
-        values = [value for key in (member, f"_{member}") if (value := holder.get(key)) is not None]
-        if child.element.max == 1:
-            found += [_place(place, holder, member, None, child, name)] if values else []
-        else:
-            count = max((len(value) for value in values if isinstance(value, list)), default=0)
-            found += [_place(place, holder, member, index, child, name) for index in range(count)]
-    return found
-
-
-def _place(parent: Place, holder: dict[str, Any], member: str, index: int | None, child: Child, name: str) -> Place:
-    place = Place(parent, holder, member, index, child.type, name)
-    if child.type != "Resource":
-        return place
-    return Place(parent, holder, member, index, str(place.value["resourceType"]), name)
 
 
 class _Parser:
