@@ -58,6 +58,10 @@ class GuardedStore:
             self.principal.require(verb, query.type)
         return await self.store.export_page(query, self._narrowing())
 
+    async def searchable_types(self) -> frozenset[str]:
+        """The resource types that the caller may search and of which there is any: a search over many types need not ask the others."""
+        return frozenset(type for type in await self.store.types() if self.principal.may("s", type))
+
     async def labels(self, type: str | None) -> list[Stored]:
         """Resources that together have every profile, tag and security label in use, of a type or of all that the caller may search.
 

@@ -7,7 +7,7 @@ what names the patient or the encounter by a search parameter of that name belon
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from fhircm.fhir.conditions import AnyOf, Chained, Condition, IdTest, Matches, Missing, SpanTest, TargetTest
@@ -102,6 +102,15 @@ def of_episode(id: str) -> Belonging:
         by_encounter = [Chained(type, code, (("Encounter", within),)) for code in named_by("Encounter").get(type, ())]
         inside[type] = (AnyOf((*_own("EpisodeOfCare", type, (id,)), *direct, *by_encounter)),)
     return Belonging(inside, {**_of_nobody("Encounter"), "EpisodeOfCare": (AnyOf(()),)})
+
+
+def with_provenance(belonging: Belonging) -> Belonging:
+    """The same and whence all of it came: a join over every type, for those who ask for it."""
+    inside = belonging.inside
+    if not all(inside.values()):  # of every patient
+        return replace(belonging, inside={**inside, "Provenance": ()})
+    about = Chained("Provenance", "target", tuple((type, one) for type, (one,) in inside.items() if type != "Provenance"))
+    return replace(belonging, inside={**inside, "Provenance": (AnyOf((about, *inside.get("Provenance", ()))),)})
 
 
 @cache

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fhircm.fhir.definitions import definitions
-from fhircm.fhir.locations import PathError, Place, inside, named, parse_path
+from fhircm.fhir.locations import Effort, parse_path
 from fhircm.fhir.outcome import Invalid, Malformed
+from fhircm.fhir.places import PathError, Place, inside, lists, named, opened, write_beside, write_lists, write_one
 from fhircm.fhir.schema import Child
 from fhircm.fhir.validation import Checked, check, check_tree
 
@@ -68,10 +69,10 @@ def fhirpath_patched(tree: dict[str, Any], operations: Sequence[Operation]) -> C
 
     Raises Invalid for an operation that cannot be done, with its place in the patch, and for a result that may not be.
     """
-    type, id = tree["resourceType"], tree["id"]
+    type, id, effort = tree["resourceType"], tree["id"], Effort()
     for operation in operations:
         try:
-            _DO[operation.type](tree, operation)
+            _DO[operation.type](tree, operation, effort)
         except Invalid as error:
             raise Invalid(f"{operation.at} ({operation.type}): {error}", operation.at) from None
     if tree.get("id") != id:
@@ -142,9 +143,9 @@ def _given(part: Mapping[str, Any], at: str) -> Given:
 # --- doing -------------------------------------------------------------------------------------------------------------------
 
 
-def _add(tree: dict[str, Any], operation: Operation) -> None:
-    place = _one(parse_path(operation.path, tree["resourceType"]).places(tree))
-    holder = _opened(place)
+def _add(tree: dict[str, Any], operation: Operation, effort: Effort) -> None:
+    place = _one(parse_path(operation.path, tree["resourceType"]).places(tree, effort))
+    holder = opened(place)
     _put(holder, place.inner_type, operation.name, operation.value)
 
 
@@ -154,38 +155,38 @@ def _put(holder: dict[str, Any], type: str, name: str, given: Given | None) -> N
     member, child = _chosen(type, name, given)
     value, beside = _built(child, given)
     if child.element.max != 1:
-        values, besides = _lists(holder, member)
-        _write_lists(holder, member, [*values, value], [*besides, beside])
+        values, besides = lists(holder, member)
+        write_lists(holder, member, [*values, value], [*besides, beside])
         return
     if any(one in holder or f"_{one}" in holder for one in named(type, name)):
         raise PathError(f"'{name}' is there already; replace changes it")
-    _write_one(holder, member, value, beside)
+    write_one(holder, member, value, beside)
 
 
-def _insert(tree: dict[str, Any], operation: Operation) -> None:
-    holder, member, child = _collection(tree, operation, operation.value)
+def _insert(tree: dict[str, Any], operation: Operation, effort: Effort) -> None:
+    holder, member, child = _collection(tree, operation, operation.value, effort)
     assert operation.value is not None
-    values, besides = _lists(holder, member)
+    values, besides = lists(holder, member)
     if operation.index > len(values):
         raise PathError(f"the index is over the number of elements, which is {len(values)}")
     value, beside = _built(child, operation.value)
     values.insert(operation.index, value)
     besides.insert(operation.index, beside)
-    _write_lists(holder, member, values, besides)
+    write_lists(holder, member, values, besides)
 
 
-def _move(tree: dict[str, Any], operation: Operation) -> None:
-    holder, member, _ = _collection(tree, operation, None)
-    values, besides = _lists(holder, member)
+def _move(tree: dict[str, Any], operation: Operation, effort: Effort) -> None:
+    holder, member, _ = _collection(tree, operation, None, effort)
+    values, besides = lists(holder, member)
     if max(operation.source, operation.destination) >= len(values):
         raise PathError(f"source and destination must be under the number of elements, which is {len(values)}")
     for listed in (values, besides):
         listed.insert(operation.destination, listed.pop(operation.source))
-    _write_lists(holder, member, values, besides)
+    write_lists(holder, member, values, besides)
 
 
-def _replace(tree: dict[str, Any], operation: Operation) -> None:
-    place = _one(parse_path(operation.path, tree["resourceType"]).places(tree))
+def _replace(tree: dict[str, Any], operation: Operation, effort: Effort) -> None:
+    place = _one(parse_path(operation.path, tree["resourceType"]).places(tree, effort))
     if place.parent is None:
         raise PathError("a resource as a whole is replaced by an update")
     assert operation.value is not None
@@ -194,15 +195,15 @@ def _replace(tree: dict[str, Any], operation: Operation) -> None:
     if place.index is None:
         place.holder.pop(place.member, None)
         place.holder.pop(f"_{place.member}", None)
-        _write_one(place.holder, member, value, beside)
+        write_one(place.holder, member, value, beside)
         return
-    values, besides = _lists(place.holder, member)
+    values, besides = lists(place.holder, member)
     values[place.index], besides[place.index] = value, beside
-    _write_lists(place.holder, member, values, besides)
+    write_lists(place.holder, member, values, besides)
 
 
-def _delete(tree: dict[str, Any], operation: Operation) -> None:
-    places = parse_path(operation.path, tree["resourceType"]).places(tree)
+def _delete(tree: dict[str, Any], operation: Operation, effort: Effort) -> None:
+    places = parse_path(operation.path, tree["resourceType"]).places(tree, effort)
     if places:
         _take_out(_one(places))
 
@@ -215,15 +216,15 @@ def _take_out(place: Place) -> None:
         place.holder.pop(place.member, None)
         place.holder.pop(f"_{place.member}", None)
     else:
-        values, besides = _lists(place.holder, place.member)
+        values, besides = lists(place.holder, place.member)
         del values[place.index], besides[place.index]
-        _write_lists(place.holder, place.member, values, besides)
+        write_lists(place.holder, place.member, values, besides)
     if place.holder or place.parent.parent is None:
         return
     if place.parent.value is place.holder or place.parent.value is None:
         _take_out(place.parent)
     else:  # what belonged to a primitive, which stays
-        _write_beside(place.parent, None)
+        write_beside(place.parent, None)
 
 
 _DO = {"add": _add, "insert": _insert, "delete": _delete, "replace": _replace, "move": _move}
@@ -235,9 +236,11 @@ def _one(places: list[Place]) -> Place:
     return places[0]
 
 
-def _collection(tree: dict[str, Any], operation: Operation, given: Given | None) -> tuple[dict[str, Any], str, Child]:
+def _collection(
+    tree: dict[str, Any], operation: Operation, given: Given | None, effort: Effort
+) -> tuple[dict[str, Any], str, Child]:
     """The list that the path names: what holds it, its member and its definition."""
-    places, name = parse_path(operation.path, tree["resourceType"]).collection(tree)
+    places, name = parse_path(operation.path, tree["resourceType"]).collection(tree, effort)
     place = _one(places)
     if not inside(place, name):
         raise PathError("the path leads to no elements; add makes a list begin")
@@ -276,44 +279,3 @@ def _built(child: Child, given: Given) -> tuple[Any, Any]:
     for part in given.parts:
         _put(made, child.type, part["name"], _given(part, "a part of the value"))
     return made, None
-
-
-def _opened(place: Place) -> dict[str, Any]:
-    """The object that holds the children of an element; for a primitive it is made when there is none."""
-    if place.inner is None:
-        _write_beside(place, {})
-    holder = place.inner
-    assert holder is not None
-    return holder
-
-
-def _write_beside(place: Place, beside: dict[str, Any] | None) -> None:
-    if place.index is None:
-        _write_one(place.holder, place.member, place.value, beside)
-        return
-    values, besides = _lists(place.holder, place.member)
-    besides[place.index] = beside
-    _write_lists(place.holder, place.member, values, besides)
-
-
-def _write_one(holder: dict[str, Any], member: str, value: Any, beside: Any) -> None:
-    for name, one in ((member, value), (f"_{member}", beside)):
-        if one is None:
-            holder.pop(name, None)
-        else:
-            holder[name] = one
-
-
-def _lists(holder: dict[str, Any], member: str) -> tuple[list[Any], list[Any]]:
-    """The values of a list and what belongs to each, in step."""
-    values, besides = list(holder.get(member) or ()), list(holder.get(f"_{member}") or ())
-    count = max(len(values), len(besides))
-    return values + [None] * (count - len(values)), besides + [None] * (count - len(besides))
-
-
-def _write_lists(holder: dict[str, Any], member: str, values: list[Any], besides: list[Any]) -> None:
-    for name, listed in ((member, values), (f"_{member}", besides)):
-        if any(one is not None for one in listed):
-            holder[name] = listed
-        else:
-            holder.pop(name, None)

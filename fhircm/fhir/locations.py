@@ -7,60 +7,40 @@ last(), ofType(), as(), and resolve() into what the resource contains; in criter
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import cache
 from typing import Any, NamedTuple
 
-from fhircm.fhir.outcome import Invalid
-from fhircm.fhir.schema import Child, children
+from fhircm.fhir.places import PathError, Place, inside
 
 LENGTH_LIMIT = 2000  # characters of a path
 _TOKEN = re.compile(r"\s*(?:('(?:[^'\\]|\\.)*')|`([^`]+)`|([$%]?[A-Za-z_][A-Za-z0-9_]*)|(\d+(?:\.\d+)?)|(!=|[.()\[\]=,])|(\S))")
 _ROOTS = frozenset({"$this", "%resource", "%context", "%rootResource", "Resource", "DomainResource"})
 
 
-class PathError(Invalid):
-    """A path cannot be read, or names an element that its type does not have."""
+@dataclass(slots=True)
+class Effort:
+    """How many more elements the paths of one patch may look at: criteria in criteria could look at the same ones without end."""
+
+    left: int = 200_000
+
+    def spend(self, elements: int) -> None:
+        """Raises PathError when it was too much."""
+        self.left -= elements + 1
+        if self.left < 0:
+            raise PathError("the paths look at too many elements")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """An element: the object that holds it, under which member, which of a list; `type` as fhircm/fhir/schema.py names types."""
+class _Run(NamedTuple):
+    """One path on its way through a resource."""
 
-    parent: Place | None
-    holder: dict[str, Any]
-    member: str
-    index: int | None
-    type: str
-    name: str  # in FHIRPath: `value` for the member valueQuantity
-
-    @property
-    def value(self) -> Any:
-        """What stands there; None for a primitive without a value."""
-        return self._of(self.member)
-
-    @property
-    def inner(self) -> dict[str, Any] | None:
-        """The object that holds its children: the element itself, or what belongs to a primitive (id and extensions)."""
-        value = self.value
-        return value if isinstance(value, dict) else self._of(f"_{self.member}")
-
-    @property
-    def inner_type(self) -> str:
-        """The type of `inner`."""
-        return self.type if isinstance(self.value, dict) else "Element"
-
-    def _of(self, member: str) -> Any:
-        found = self.holder.get(member)
-        if self.index is None or not isinstance(found, list):
-            return found
-        return found[self.index] if self.index < len(found) else None
+    root: Place
+    effort: Effort
 
 
 Found = list[Any]  # places and plain values
-Step = Callable[[Found, Place], Found]  # from what was found so far and the resource
+Step = Callable[[Found, _Run], Found]  # from what was found so far
 
 
 class Expression(NamedTuple):
@@ -68,23 +48,24 @@ class Expression(NamedTuple):
 
     steps: Sequence[tuple[str | None, Step]]
 
-    def places(self, tree: dict[str, Any]) -> list[Place]:
+    def places(self, tree: dict[str, Any], effort: Effort) -> list[Place]:
         """The elements of a resource to which it leads. Raises PathError."""
-        return self._places(tree, self.steps)
+        return self._places(tree, self.steps, effort)
 
-    def collection(self, tree: dict[str, Any]) -> tuple[list[Place], str]:
+    def collection(self, tree: dict[str, Any], effort: Effort) -> tuple[list[Place], str]:
         """What holds the list that it names, and the name. Raises PathError when it does not end with a name."""
         name = self.steps[-1][0] if len(self.steps) > 1 else None
         if name is None:
             raise PathError("the path must end with the name of a list")
-        return self._places(tree, self.steps[:-1]), name
+        return self._places(tree, self.steps[:-1], effort), name
 
-    def _places(self, tree: dict[str, Any], steps: Sequence[tuple[str | None, Step]]) -> list[Place]:
+    def _places(self, tree: dict[str, Any], steps: Sequence[tuple[str | None, Step]], effort: Effort) -> list[Place]:
         type = str(tree["resourceType"])
-        root = Place(None, {type: tree}, type, None, type, type)
-        found: Found = [root]
+        run = _Run(Place(None, {type: tree}, type, None, type, type), effort)
+        found: Found = [run.root]
         for _, step in steps:
-            found = step(found, root)
+            found = step(found, run)
+            effort.spend(len(found))
         if not all(isinstance(one, Place) for one in found):
             raise PathError("the path leads to no element")
         return found
@@ -99,41 +80,6 @@ def parse_path(text: str, type: str) -> Expression:
         return parser.whole()
     except RecursionError:
         raise PathError("the path is nested too deep") from None
-
-
-@cache
-def named(type: str, name: str) -> Mapping[str, Child]:
-    """The JSON members that an element of this name can have: several for a choice of types."""
-    return {
-        member: child
-        for member, child in children(type).items()
-        if child.element.path.rpartition(".")[2].removesuffix("[x]") == name
-    }
-
-
-def inside(place: Place, name: str) -> list[Place]:
-    """The children of this name. Raises PathError when the type has none such."""
-    members = named(place.inner_type, name)
-    if not members:
-        raise PathError(f"{place.inner_type} has no element '{name[:64]}'")
-    holder = place.inner
-    found: list[Place] = []
-    for member, child in members.items() if holder else ():
-        assert holder is not None
-        values = [value for key in (member, f"_{member}") if (value := holder.get(key)) is not None]
-        if child.element.max == 1:
-            found += [_place(place, holder, member, None, child, name)] if values else []
-        else:
-            count = max((len(value) for value in values if isinstance(value, list)), default=0)
-            found += [_place(place, holder, member, index, child, name) for index in range(count)]
-    return found
-
-
-def _place(parent: Place, holder: dict[str, Any], member: str, index: int | None, child: Child, name: str) -> Place:
-    place = Place(parent, holder, member, index, child.type, name)
-    if child.type != "Resource":
-        return place
-    return Place(parent, holder, member, index, str(place.value["resourceType"]), name)
 
 
 class _Parser:
@@ -184,7 +130,7 @@ class _Parser:
         word = self.peek()
         if word in _ROOTS or word == self.type:
             self.take()
-            return None, (lambda found, root: found) if word == "$this" else (lambda found, root: [root])
+            return None, (lambda found, run: found) if word == "$this" else (lambda found, run: [run.root])
         return self.invocation()
 
     def invocation(self) -> tuple[str | None, Step]:
@@ -193,7 +139,7 @@ class _Parser:
             raise self.foreign()
         self.take()
         if self.peek() != "(":
-            return name, lambda found, root: [child for one in _elements(found) for child in inside(one, name)]
+            return name, lambda found, run: [child for one in _elements(found) for child in inside(one, name)]
         self.take("(")
         step = self.function(name)
         self.take(")")
@@ -205,21 +151,21 @@ class _Parser:
                 return _where(self.criteria())
             case "exists":
                 test = self.criteria() if self.peek() != ")" else None
-                return lambda found, root: [bool(_where(test)(found, root) if test else found)]
+                return lambda found, run: [bool(_where(test)(found, run) if test else found)]
             case "empty":
-                return lambda found, root: [not found]
+                return lambda found, run: [not found]
             case "not":
-                return lambda found, root: [not _truth(found)] if found else []
+                return lambda found, run: [not _truth(found)] if found else []
             case "first":
-                return lambda found, root: found[:1]
+                return lambda found, run: found[:1]
             case "last":
-                return lambda found, root: found[-1:]
+                return lambda found, run: found[-1:]
             case "ofType" | "as":
                 wanted = self.take()
-                return lambda found, root: [one for one in _elements(found) if one.type == wanted]
+                return lambda found, run: [one for one in _elements(found) if one.type == wanted]
             case "extension":
                 url = self.literal()
-                return lambda found, root: [
+                return lambda found, run: [
                     child for one in _elements(found) for child in inside(one, "extension") if child.value.get("url") == url
                 ]
             case "resolve":
@@ -244,14 +190,14 @@ class _Parser:
         while self.peek() == "or":
             self.take()
             sides.append(self.conjunction())
-        return sides[0] if len(sides) == 1 else lambda found, root: _either([side(found, root) for side in sides], True)
+        return sides[0] if len(sides) == 1 else lambda found, run: _either([side(found, run) for side in sides], True)
 
     def conjunction(self) -> Step:
         sides = [self.comparison()]
         while self.peek() == "and":
             self.take()
             sides.append(self.comparison())
-        return sides[0] if len(sides) == 1 else lambda found, root: _either([side(found, root) for side in sides], False)
+        return sides[0] if len(sides) == 1 else lambda found, run: _either([side(found, run) for side in sides], False)
 
     def comparison(self) -> Step:
         left = self.operand()
@@ -259,7 +205,7 @@ class _Parser:
             return left
         equal = self.take() == "="
         right = self.operand()
-        return lambda found, root: _compared(left(found, root), right(found, root), equal)
+        return lambda found, run: _compared(left(found, run), right(found, run), equal)
 
     def operand(self) -> Step:
         if self.peek() == "(":
@@ -270,12 +216,13 @@ class _Parser:
         kind = self.tokens[self.at][0] if self.at < len(self.tokens) else None
         if kind in (1, 4) or self.peek() in ("true", "false"):
             value = self.literal()
-            return lambda found, root: [value]
+            return lambda found, run: [value]
         steps = self.path()
 
-        def follow(found: Found, root: Place) -> Found:
+        def follow(found: Found, run: _Run) -> Found:
             for _, step in steps:
-                found = step(found, root)
+                found = step(found, run)
+                run.effort.spend(len(found))
             return found
 
         return follow
@@ -288,11 +235,11 @@ def _elements(found: Found) -> list[Place]:
 
 
 def _at(index: int) -> Step:
-    return lambda found, root: found[index : index + 1]
+    return lambda found, run: found[index : index + 1]
 
 
 def _where(test: Step) -> Step:
-    return lambda found, root: [one for one in found if _truth(test([one], root))]
+    return lambda found, run: [one for one in found if _truth(test([one], run))]
 
 
 def _truth(found: Found) -> bool:
@@ -320,9 +267,9 @@ def _same(a: Any, b: Any) -> bool:
     return a == b and isinstance(a, bool) == isinstance(b, bool)
 
 
-def _resolve(found: Found, root: Place) -> Found:
+def _resolve(found: Found, run: _Run) -> Found:
     """What the references lead to within the resource: FHIRPath Patch never leaves it."""
     texts = [one.value.get("reference") if isinstance(one.value, dict) else one.value for one in _elements(found)]
     if not all(isinstance(text, str) and text.startswith("#") for text in texts):
         raise PathError("resolve() leads to contained resources only")
-    return [place for place in inside(root, "contained") if f"#{place.value.get('id')}" in texts]
+    return [place for place in inside(run.root, "contained") if f"#{place.value.get('id')}" in texts]

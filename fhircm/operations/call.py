@@ -39,7 +39,6 @@ class Call:
 
     store: GuardedStore
     base_url: str
-    links: Links
     type: str | None
     id: str | None
     arguments: Sequence[Argument] = ()
@@ -49,6 +48,7 @@ class Call:
     if_version: int | None = None
     ignored: Sequence[str] = ()  # parameters that the operation does not have, of a caller that prefers handling=lenient
     may_create: bool = False  # whether an update of what does not exist creates it
+    links: Links = field(kw_only=True)
 
     @property
     def lenient(self) -> bool:

@@ -3,32 +3,45 @@
 https://hl7.org/fhir/R4/patient-operation-everything.html, encounter-operation-everything.html and group-operation-everything.html.
 It is a search over all types that can belong there: pages are of one moment, and each is as large as one page, whatever the record is.
 What is referred to comes along on the page of what refers to it, so the same Practitioner may stand on several pages. With `_type`, what
-comes along is looked for from the types that are asked for; when one of them only ever comes along, from all.
+comes along is looked for from the types that are asked for; when one of them only ever comes along, from all. Provenance of what is in the
+record is there for those who name it: it costs a join over every type.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
-from fhircm.fhir.belonging import Belonging, administrative, in_time, of_encounter, of_episode, of_every_patient, of_patients
-from fhircm.fhir.conditions import Condition, InvalidValue, Matches, SpanTest
+from fhircm.fhir.belonging import (
+    Belonging,
+    administrative,
+    in_time,
+    of_encounter,
+    of_episode,
+    of_every_patient,
+    of_patients,
+    with_provenance,
+)
+from fhircm.fhir.conditions import Condition, IdTest, InvalidValue, Matches, SpanTest
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.outcome import Forbidden
 from fhircm.fhir.query import MAX_COUNT, Cursor, Include, Query
 from fhircm.fhir.ranges import date_range
 from fhircm.operations.call import Call, Entry, Searchset
 from fhircm.operations.linked import joined
+from fhircm.store.stored import Stored
 
 AT_ONCE = 20  # members of a Group whose records are in one search
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What is asked for: `types` that may be in the answer, the time of care and of the last change in microseconds."""
+    """What is asked for: `types` that may be in the answer (`named` one by one), the time of care and of the last change in microseconds."""
 
+    named: frozenset[str]
     types: frozenset[str]
     low: int | None
     high: int | None
@@ -69,16 +82,31 @@ async def everything(call: Call) -> Searchset:
         place = _Place.from_json(state)
     asked = _asked(given)
     place, beyond = await _begun(call, place)
-    page = await call.store.search(_query(call, _belonging(call, place), asked, place.cursor))
+    belonging = _belonging(call, place)
+    if "Provenance" in asked.named:
+        belonging = with_provenance(belonging)
+    there = await call.store.searchable_types()
+    page = await call.store.search(_query(belonging, asked, _types(call, belonging, asked, there), there, place.cursor))
     url = f"{call.base_url}/{path}"
     following = replace(place, cursor=page.next) if page.next else _Place(group=place.group, member=beyond) if beyond else None
     entries = [Entry(one, {"mode": "match"}) for one in page.matches if one.type in asked.types]
-    entries += [Entry(one, {"mode": "include"}) for one in page.included if one.type in asked.types]
+    binaries = await _binaries(call, page.matches) if "Binary" in asked.types else []
+    entries += [Entry(one, {"mode": "include"}) for one in (*page.included, *binaries) if one.type in asked.types]
     return Searchset(
         entries,
         self_url=f"{url}?{urlencode(given)}" if given else url,
         next_url=f"{url}?_page={call.links.write(path, given, following.as_json())}" if following else None,
     )
+
+
+async def _binaries(call: Call, matches: Sequence[Stored]) -> list[Stored]:
+    """The Binaries here whose addresses stand in attachments, which are no references."""
+    addresses = re.compile(rb'"url"\s*:\s*"(?:' + re.escape(call.base_url.encode()) + rb'/)?Binary/([A-Za-z0-9\-.]{1,64})"')
+    ids = sorted({found.decode() for one in matches for found in addresses.findall(one.body)})
+    if not ids or not call.store.principal.may("s", "Binary"):
+        return []
+    condition = Matches("Binary", "_id", tuple(map(IdTest, ids)))
+    return (await call.store.search(Query("Binary", (condition,), count=len(ids)))).matches
 
 
 def _asked(given: Sequence[tuple[str, str]]) -> _Asked:
@@ -94,7 +122,7 @@ def _asked(given: Sequence[tuple[str, str]]) -> _Asked:
     count = int(values.get("_count", MAX_COUNT))
     if count < 1:
         raise InvalidValue("'_count' takes a whole number of 1 or more")
-    return _Asked(frozenset(named) or known, low, high, since, min(count, MAX_COUNT))
+    return _Asked(frozenset(named), frozenset(named) or known, low, high, since, min(count, MAX_COUNT))
 
 
 def _moment(values: dict[str, str], name: str, which: int) -> int | None:
@@ -138,16 +166,21 @@ def _belonging(call: Call, place: _Place) -> Belonging:
     return of_patients(place.patients)
 
 
-def _query(call: Call, belonging: Belonging, asked: _Asked, cursor: Cursor | None) -> Query:
-    """The search for it, in the types that the caller may search."""
-    along = tuple((type, conditions) for type, conditions in belonging.along.items() if type in asked.types)
+def _types(call: Call, belonging: Belonging, asked: _Asked, there: frozenset[str]) -> list[str]:
+    """The types to search in. Raises Forbidden when the caller may search none of them."""
     # A type that only comes along is found from everything that could refer to it.
     wanted = belonging.inside.keys() if asked.types - belonging.inside.keys() else asked.types
     allowed = [type for type in belonging.inside if type in wanted and call.store.principal.may("s", type)]
     if not allowed:
         raise Forbidden("To search, the token needs a scope that ends with s, such as system/*.s")
-    besides = {type: (*_changed(type, asked.since), *in_time(type, asked.low, asked.high)) for type in allowed}
-    first, *others = [(type, (*belonging.inside[type], *besides[type])) for type in allowed]
+    return [type for type in allowed if type in there] or allowed[:1]
+
+
+def _query(belonging: Belonging, asked: _Asked, types: Sequence[str], there: frozenset[str], cursor: Cursor | None) -> Query:
+    """The search for what belongs there in these types; what comes along is of a type of which there is any."""
+    along = tuple((type, conditions) for type, conditions in belonging.along.items() if type in asked.types & there)
+    besides = {type: (*_changed(type, asked.since), *in_time(type, asked.low, asked.high)) for type in types}
+    first, *others = [(type, (*belonging.inside[type], *besides[type])) for type in types]
     includes = (
         Include("*", "*", None, iterate=False),
         *(Include(type, "*", None, iterate=True) for type in administrative()),

@@ -52,6 +52,8 @@ def _join(together: dict[str, set[str]], one: str, other: str) -> None:
 
 async def _linked(store: GuardedStore, ids: Sequence[str]) -> list[tuple[str, str]]:
     """The links of these Patients, in both directions."""
+    if not store.principal.may("s", "Patient"):
+        return []
     tests = tuple(TargetTest(id, ("Patient",)) for id in ids)
     around = AnyOf((Matches("Patient", "_id", tuple(map(IdTest, ids))), Matches("Patient", "link", tests)))
     patients = await store.search(Query("Patient", (around,), count=_FOUND))

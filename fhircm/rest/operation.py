@@ -34,20 +34,19 @@ async def operation(
     ignored: list[str] = []
     lenient = headers.preferences(request).get("handling") == "lenient"
     arguments = await _arguments(exchange, found, ignored if lenient else None)
-    sent = {name.lower(): value for name, value in request.headers.items()}
     call = Call(
         exchange.store,
         exchange.base_url,
-        exchange.links,
         type,
         id,
-        arguments,
-        sent,
-        str(request.url),
-        version,
-        headers.if_match(request),
-        ignored,
-        type is not None and exchange.may_create(type),
+        arguments=arguments,
+        headers={name.lower(): value for name, value in request.headers.items()},
+        url=str(request.url),
+        version=version,
+        if_version=headers.if_match(request),
+        ignored=ignored,
+        may_create=type is not None and exchange.may_create(type),
+        links=exchange.links,
     )
     answer = await found.function(call)
     if isinstance(answer, Searchset):

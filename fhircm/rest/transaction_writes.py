@@ -146,8 +146,10 @@ class Writes:
         entry = write.entry
         if entry.method == "PATCH":
             kind, patch = carried_patch(entry)
-            write.change = change_of(kind, rewrite_urls(patch, self.targets) if entry.resource_type == "Parameters" else patch)
-            self._ask_references(write, json.loads(entry.body))
+            if entry.resource_type == "Parameters":  # its references lead to other entries, as those of a resource do
+                patch = rewrite_urls(patch, self.targets)
+                self._ask_references(write, json.loads(patch))
+            write.change = change_of(kind, patch)
         elif entry.method in ("POST", "PUT"):
             resource = check(rewrite_urls(entry.body, self.targets), entry.type)
             if entry.method == "PUT" and len(entry.steps) == 2 and resource.id != write.id:

@@ -189,6 +189,16 @@ class Store:
                 query = await self.terminology.resolved(connection, query, within)
             return await searching.search(connection, self.database.dialect, query, within)
 
+    async def types(self) -> frozenset[str]:
+        """The resource types of which there is, or was, any: the index is leapt through. It only grows."""
+        async with self.database.reading() as connection:
+            rows = await connection.fetch(
+                "WITH RECURSIVE t (type) AS (SELECT MIN(type) FROM resource UNION ALL"
+                " SELECT (SELECT MIN(r.type) FROM resource r WHERE r.type > t.type) FROM t WHERE t.type IS NOT NULL)"
+                " SELECT type FROM t WHERE type IS NOT NULL"
+            )
+        return frozenset(row["type"] for row in rows)
+
     async def labels(self, within: Narrowing) -> list[Stored]:
         """Resources that together have every profile, tag and security label in use among those of the narrowing."""
         async with self.database.reading() as connection:

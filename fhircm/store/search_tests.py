@@ -6,7 +6,7 @@ https://hl7.org/fhir/R4/search.html#prefix says what the prefixes mean for range
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from fhircm.fhir.conditions import (
     AmountTest,
@@ -29,6 +29,13 @@ FEW = 50  # values that are worth an argument each
 
 class Listed(tuple[str, ...]):
     """Texts, of any number, that go along as one argument: databases limit how many a statement may have."""
+
+
+class OneOf(NamedTuple):
+    """Tests that differ in their id alone: one list of ids, where a long row of ORs would take a planner ages."""
+
+    ids: tuple[str, ...]
+    like: TargetTest | IdTest
 
 
 TABLES: dict[type, str] = {
@@ -81,7 +88,7 @@ _AMOUNTS = {
 }
 
 
-def row_test(test: Test, a: str, argument: Argument) -> str:
+def row_test(test: Test | OneOf, a: str, argument: Argument) -> str:
     """The test on the row with alias `a`, safe to stand beside AND."""
     match test:
         case TokenTest(codes, system):
@@ -92,9 +99,12 @@ def row_test(test: Test, a: str, argument: Argument) -> str:
             column = f"{a}.code || ''" if beside else f"{a}.code"  # what is computed is in no index
             ways = [f"{a}.system = {argument(system)} AND {_any_of(column, listed, argument)}" for system, listed in codes]
             return f"({' OR '.join(f'({way})' for way in ways) or '1 = 0'})"
-        case TargetTest(target_id, types):
-            local = f"{a}.target_type <> ''" if types is None else one_of(f"{a}.target_type", types, argument)
-            return f"{a}.target_id = {argument(target_id)} AND {local}"
+        case TargetTest(target_id):
+            return _target((target_id,), test, a, argument)
+        case OneOf(ids, TargetTest() as like):
+            return _target(ids, like, a, argument)
+        case OneOf(ids, IdTest()):
+            return _any_of(f"{a}.id", ids, argument)
         case TextTest(text, how):
             return _text(text, how, a, argument)
         case SpanTest(prefix, low, high):
@@ -110,6 +120,11 @@ def row_test(test: Test, a: str, argument: Argument) -> str:
         case IdTest(id):
             return f"{a}.id = {argument(id)}"
     raise TypeError(f"{type(test).__name__} must be resolved before it is asked")
+
+
+def _target(ids: tuple[str, ...], like: TargetTest, a: str, argument: Argument) -> str:
+    local = f"{a}.target_type <> ''" if like.types is None else one_of(f"{a}.target_type", like.types, argument)
+    return f"{_any_of(f'{a}.target_id', ids, argument)} AND {local}"
 
 
 def updated_test(test: SpanTest, a: str, argument: Argument) -> str:
@@ -171,13 +186,21 @@ def _near(test: NearTest, a: str, argument: Argument) -> str:
     return f"{' AND '.join(within)} AND {' + '.join(across)} <= {argument((test.chord + _ROUNDING) ** 2)}"
 
 
-def merged(tests: Sequence[Test]) -> list[Test]:
-    """Tests of codes of the same system become one test of several codes: one index range after the other, without OR."""
+def merged(tests: Sequence[Test]) -> list[Test | OneOf]:
+    """Tests of codes of the same system become one test of several codes: one index range after the other, without OR; ids alike."""
     codes: dict[str | None, list[str]] = {}
-    others: list[Test] = []
+    targets: dict[tuple[str, ...] | None, list[str]] = {}
+    ids: list[str] = []
+    others: list[Test | OneOf] = []
     for test in tests:
         if isinstance(test, TokenTest) and test.codes is not None:
             codes.setdefault(test.system, []).extend(test.codes)
+        elif isinstance(test, TargetTest):
+            targets.setdefault(test.types, []).append(test.target_id)
+        elif isinstance(test, IdTest):
+            ids.append(test.id)
         else:
             others.append(test)
-    return [TokenTest(tuple(dict.fromkeys(listed)), system) for system, listed in codes.items()] + others
+    others += [TokenTest(tuple(dict.fromkeys(listed)), system) for system, listed in codes.items()]
+    others += [OneOf(tuple(dict.fromkeys(listed)), TargetTest("", types)) for types, listed in targets.items()]
+    return [*others, OneOf(tuple(dict.fromkeys(ids)), IdTest(""))] if ids else others

@@ -157,6 +157,14 @@ def test_it_never_leaves_the_resource():
         patched(operation("delete", "Patient.link.other.resolve().name"), of=linked)
 
 
+def test_criteria_in_criteria_have_an_end():
+    many = PATIENT | {"identifier": [{"value": str(number)} for number in range(1000)]}
+    deep = "Patient.identifier.where(%resource.identifier.where(%resource.identifier.where(value = 'x').exists()).exists())"
+    with pytest.raises(Invalid, match="too many"):
+        patched(operation("delete", deep), of=many)
+    assert len(patched(operation("delete", "Patient.identifier.where(value = '999')"), of=many)["identifier"]) == 999
+
+
 def test_a_path_in_an_error_shows_no_text_of_it():
     with pytest.raises(Invalid) as caught:
         patched(operation("delete", "Patient.name.'Chalmers'"))

@@ -1,7 +1,5 @@
 """$match over HTTP. https://hl7.org/fhir/R4/patient-operation-match.html"""
 
-import pytest
-
 from tests.rest.signing import signed_in
 
 JSON = {"Content-Type": "application/fhir+json"}
@@ -105,14 +103,17 @@ async def test_the_patient_itself_is_a_body_too(http):
     assert [entry["resource"]["id"] for entry in answer.json()["entry"]] == [rosa]
 
 
-@pytest.mark.parametrize(
-    "description",
-    [{}, {"gender": "female"}, {"birthDate": "1900-01-01"}, {"address": [ADDRESS]}, {"name": [{"family": "Alvarez"}]}],
-)
-async def test_too_little_to_go_by(http, description):
-    answer = await ask(http, description)
-    assert answer.status_code == 400
-    assert answer.json()["issue"][0]["code"] == "required"
+async def test_too_little_to_go_by(http):
+    for description in (
+        {},
+        {"gender": "female"},
+        {"birthDate": "1900-01-01"},
+        {"address": [ADDRESS]},
+        {"name": [{"family": "Alvarez"}]},
+    ):
+        answer = await ask(http, description)
+        assert answer.status_code == 400, description
+        assert answer.json()["issue"][0]["code"] == "required"
 
 
 async def test_what_it_needs(http, anonymous):

@@ -11,7 +11,6 @@ from fhircm.fhir.definitions import definitions
 from fhircm.fhir.extract import OWN_COLUMNS, searchable
 from fhircm.operations import OPERATIONS
 from fhircm.rest.router import INTERACTIONS
-from fhircm.store.search_tests import _SPANS
 
 ROOT = Path(__file__).parent.parent.parent
 REST, SEARCH = ROOT / "docs/reference/rest.md", ROOT / "docs/reference/search.md"
@@ -20,15 +19,20 @@ _SPAN = re.compile(r"`([^`]+)`")
 
 
 def tables(page):
-    """The rows of the tables below each heading: a list of cells each."""
-    found, heading = {}, ""
+    """The rows of the tables of examples below each heading, a list of cells each; other tables do not say what shows them."""
+    found, heading, listed = {}, "", False
     for line in page.read_text().splitlines():
         if line.startswith("## "):
             heading = line.removeprefix("## ")
-        elif line.startswith("|") and not line.startswith("|---"):
-            cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if not line.startswith("|"):
+            listed = False
+            continue
+        cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if cells[-1] == "shown by":
+            listed = True
+        elif listed and not cells[0].startswith("---"):
             found.setdefault(heading, []).append(cells)
-    return {heading: rows[1:] for heading, rows in found.items()}
+    return found
 
 
 def code(cell):
@@ -74,7 +78,8 @@ def test_every_modifier_and_prefix_is_listed():
     listed = {tuple(code(row[0])) for row in tables(SEARCH)["Modifiers"]}
     of_types = {(f":{modifier}", type) for type, modifiers in conditions._MODIFIERS.items() for modifier in modifiers}
     assert listed == of_types | {(":missing",), (":of-type", "token"), (":[type]", "reference")}
-    assert {code(row[0])[0] for row in tables(SEARCH)["Prefixes"]} == _SPANS.keys()
+    prefixes = conditions._PREFIXED.pattern.partition("(")[2].partition(")")[0].split("|")
+    assert {code(row[0])[0] for row in tables(SEARCH)["Prefixes"]} == set(prefixes)
 
 
 def test_every_special_parameter_is_listed():
