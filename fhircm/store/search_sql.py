@@ -253,12 +253,13 @@ class Builder:
             a = self.alias()
             if tables:
                 tests.append(f"{a}.resource_key = {tables[0]}.resource_key AND {a}.at = {tables[0]}.at")
-            first = isinstance(test, TokenTest) and not tables
-            known = "" if first and (test.codes or not key) else "search_composite"
+            leads = isinstance(test, TokenTest) and not tables
+            by_code = leads and (test.codes or not key)  # by the index of codes; the others by the resource and the element
+            belongs = self.param(a, "" if by_code else "search_composite", condition.type, parameter)
+            tests.append(f"{belongs} AND {row_test(test, a, self.argument)}")
+            if leads:
+                tests.append(f"{a}.low IS NULL")  # what that index holds
             tables.append(a)
-            tests.append(f"{self.param(a, known, condition.type, parameter)} AND {row_test(test, a, self.argument)}")
-            if first:
-                tests.append(f"{a}.low IS NULL")  # what its index holds
         own = f"{tables[0]}.resource_key = {key} AND " if key else ""
         # CROSS JOIN keeps SQLite from turning the order round; PostgreSQL plans it like any join.
         joined = " CROSS JOIN ".join(f"search_composite {a}" for a in tables)
