@@ -116,8 +116,8 @@ class Router:
             function, arguments = _route(inner.method, _path(inner))
             if function is transaction:
                 raise NotSupported("A batch or transaction cannot stand in another")
-            if function is export_file:
-                raise NotSupported("A file of an export cannot be fetched in a batch")
+            if function in (export_status, export_file):
+                raise NotSupported("An export is asked for alone: what there is of it is no resource")
             answer = await function(self._exchange(inner, principal), *arguments)
             return Response(b"", answer.status_code, dict(answer.headers)) if inner.method == "HEAD" else answer
 

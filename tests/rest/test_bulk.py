@@ -376,6 +376,21 @@ async def test_a_client_with_many_exports_under_way_is_asked_to_wait(http, recor
     await start("$export?_type=Patient")
 
 
+async def test_a_batch_starts_an_export_and_cannot_hold_what_is_no_resource(http, records, work, fetched):
+    async def asked(url):
+        entry = {"request": {"method": "GET", "url": url.removeprefix(f"{FHIR}/")}}
+        batch = {"resourceType": "Bundle", "type": "batch", "entry": [entry]}
+        answer = await http.post("/fhir", json=batch, headers={"Content-Type": "application/fhir+json"})
+        return answer.json()["entry"][0]["response"]
+
+    started = await asked("$export?_type=Patient")
+    assert started["status"].startswith("202")
+    await work()
+    manifest, _ = await fetched(started["location"])
+    for url in (started["location"], manifest["output"][0]["url"]):
+        assert (await asked(url))["status"].startswith("400")
+
+
 async def test_one_that_failed_says_why(http, records, start, work, monkeypatch):
     status = await start("$export?_type=Patient")
 
