@@ -55,15 +55,15 @@ class TargetTest:
 
 @dataclass(frozen=True, slots=True)
 class TextTest:
-    """A string that starts with, contains or exactly is this. `text` is normalised except for "exact"."""
+    """A string that compares with this; gt, lt, ge and le go by code points. `text` is normalised except for "exact"."""
 
     text: str
-    how: str  # start | contains | exact
+    how: str  # start | contains | end | equal | exact | gt | lt | ge | le
 
 
 @dataclass(frozen=True, slots=True)
 class SpanTest:
-    """A time that compares by `prefix` with [low, high), microseconds since the epoch."""
+    """A time that compares by `prefix` with [low, high), microseconds since the epoch; "co" contains it, "po" overlaps with it."""
 
     prefix: str
     low: int
@@ -100,7 +100,14 @@ class IdTest:
     id: str
 
 
-Test = TokenTest | TargetTest | TextTest | SpanTest | AmountTest | UriTest | IdTest
+@dataclass(frozen=True, slots=True)
+class Unlike:
+    """A value that there is, and that does not pass the test."""
+
+    test: TokenTest | TextTest | UriTest | IdTest
+
+
+Test = TokenTest | TargetTest | TextTest | SpanTest | AmountTest | UriTest | IdTest | Unlike
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +155,21 @@ class AnyOf:
     conditions: tuple[Condition, ...]
 
 
-Condition = Matches | Missing | Chained | Linked | AnyOf
+@dataclass(frozen=True, slots=True)
+class AllOf:
+    """All of the conditions hold; of none: everything does."""
+
+    conditions: tuple[Condition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """The condition does not hold."""
+
+    condition: Condition
+
+
+Condition = Matches | Missing | Chained | Linked | AnyOf | AllOf | Not
 
 
 def value_condition(type: str, code: str, modifier: str, extractor: Extractor, text: str, base_url: str | None) -> Condition:

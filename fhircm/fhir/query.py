@@ -26,6 +26,7 @@ from fhircm.fhir.conditions import (
 )
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.extract import Extractor, searchable
+from fhircm.fhir.filter import read_filter
 from fhircm.fhir.outcome import Malformed, NotSupported
 
 __all__ = [
@@ -283,7 +284,7 @@ class _QueryParser:
         if code in known.refused:
             raise NotSupported(f"The search parameter '{code}'{place} is not supported for {type}: {known.refused[code]}")
         names = ", ".join(sorted(known.extractors))
-        controls = f"; besides: {', '.join(_CONTROLS)}, _has, _list" if where is None else ""
+        controls = f"; besides: {', '.join(_CONTROLS)}, _filter, _has, _list" if where is None else ""
         raise NotSupported(f"'{code[:64]}'{place} is not a search parameter of {type}. There are: {names}{controls}")
 
     def _link(self, source: str, code: str, target: str | None, where: str) -> tuple[str, ...]:
@@ -296,6 +297,9 @@ class _QueryParser:
             raise NotSupported(f"'{code}' of {source} does not lead to {target[:64]}; it leads to: {', '.join(targets)}")
         return targets
 
+    def _leads_to(self, source: str, code: str, where: str) -> tuple[str, ...]:
+        return self._link(source, code, None, where)
+
     def condition(self, type: str, name: str, value: str, depth: int = 0) -> Condition:
         if depth >= DEPTH_LIMIT:
             raise NotSupported(f"Chains are followed over at most {DEPTH_LIMIT - 1} links")
@@ -303,6 +307,8 @@ class _QueryParser:
             return self._has(type, name, value, depth)
         if name == "_list":
             return self._list(type, value)
+        if name == "_filter" and depth == 0:
+            return read_filter(value, type, self._extractor, self._leads_to, self.base_url)
         head, dot, rest = name.partition(".")
         code, _, modifier = head.partition(":")
         if dot:

@@ -18,7 +18,7 @@ from sqlalchemy.schema import CreateTable
 from sqlmodel import SQLModel
 
 from fhircm.fhir import json
-from fhircm.fhir.conditions import AnyOf, Chained, Condition, IdTest, Linked, Matches
+from fhircm.fhir.conditions import AllOf, AnyOf, Chained, Condition, IdTest, Linked, Matches, Not
 from fhircm.fhir.definitions import param_key
 from fhircm.fhir.outcome import FhirError
 from fhircm.store.database import Connection
@@ -140,6 +140,10 @@ async def _resolved(
     match condition:
         case AnyOf(conditions):
             return AnyOf(tuple([await _resolved(connection, within, scratch, one) for one in conditions]))
+        case AllOf(conditions):
+            return AllOf(tuple([await _resolved(connection, within, scratch, one) for one in conditions]))
+        case Not(inner):
+            return Not(await _resolved(connection, within, scratch, inner))
         case Chained():
             return await _beyond(connection, within, scratch, condition)
         case Linked(type=type):

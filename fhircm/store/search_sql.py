@@ -7,10 +7,11 @@ planner's statistics, and the same text runs on SQLite and PostgreSQL.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fhircm.fhir.conditions import (
+    AllOf,
     AnyOf,
     Chained,
     Condition,
@@ -18,9 +19,11 @@ from fhircm.fhir.conditions import (
     Linked,
     Matches,
     Missing,
+    Not,
     SpanTest,
     TargetTest,
     TextTest,
+    Unlike,
     UriTest,
 )
 from fhircm.fhir.definitions import param_key
@@ -28,7 +31,7 @@ from fhircm.fhir.extract import OWN_COLUMNS, searchable
 from fhircm.fhir.query import Sort
 from fhircm.fhir.ranges import BOUNDLESS, EARLIEST, LATEST
 from fhircm.store.operations import Narrowing
-from fhircm.store.search_tests import TABLES, merged, row_test, updated_test
+from fhircm.store.search_tests import merged, row_test, table_of, updated_test
 
 _TABLES_OF_KIND = {
     "token": ("search_token", "search_string"),
@@ -57,6 +60,7 @@ _LAST_TEXT = (chr(0x10FFFF), "")
 _FEW_CODES = frozenset({"code", "boolean"})  # element types of which each value is in a large part of all resources
 _MANY = 50  # alternatives: more of them match too much to begin with
 _CANNOT_DRIVE = 9
+_NOTHING = "SELECT key AS resource_key FROM resource WHERE 1 = 0"
 
 
 def _is_own(condition: Condition) -> bool:
@@ -64,7 +68,7 @@ def _is_own(condition: Condition) -> bool:
 
 
 def _table(condition: Matches) -> str:
-    return "resource" if _is_own(condition) else TABLES[type(condition.tests[0])]
+    return "resource" if _is_own(condition) else table_of(condition.tests[0])
 
 
 def _rank(condition: Condition) -> int:
@@ -78,7 +82,18 @@ def _rank(condition: Condition) -> int:
             return 3 if _rank(inner) < _CANNOT_DRIVE else 8
         case AnyOf(conditions):
             return max((_rank(one) for one in conditions), default=0)
+        case AllOf(conditions):
+            return min((_rank(one) for one in conditions), default=_CANNOT_DRIVE)
     return _CANNOT_DRIVE
+
+
+def _flat(conditions: Sequence[Condition]) -> Iterator[Condition]:
+    """The conditions, those that stand together in one of them each on its own."""
+    for condition in conditions:
+        if isinstance(condition, AllOf):
+            yield from _flat(condition.conditions)
+        else:
+            yield condition
 
 
 def _rank_of_match(condition: Matches) -> int:
@@ -88,7 +103,9 @@ def _rank_of_match(condition: Matches) -> int:
         case TargetTest():
             return 2
         case TextTest(how=how):
-            return 8 if how == "contains" else 4
+            return 4 if how in ("start", "equal", "exact") else 8
+        case Unlike():
+            return 8
         case UriTest():
             return 3
         case SpanTest(prefix=prefix):
@@ -134,6 +151,7 @@ class Builder:
 
         A key can come more than once, except when the resource table itself drives.
         """
+        conditions = list(_flat(conditions))
         driver = min(conditions, key=_rank, default=None)
         if driver is None or _rank(driver) == _CANNOT_DRIVE or _is_own(driver) or driver == AnyOf(()):
             tests = [self.holds(condition, f"{d}.key", d) for condition in conditions]
@@ -167,7 +185,13 @@ class Builder:
                     f"AND {x}.target_type = {own} AND {r}.type = {own} AND {r}.id = {x}.target_id AND NOT {r}.deleted"
                 )
             case AnyOf(conditions):
-                return " UNION ".join(self.driven(one) for one in conditions)
+                return " UNION ".join(self.driven(one) for one in conditions) or _NOTHING
+            case AllOf(conditions):
+                driver, k = min(conditions, key=_rank), self.alias()
+                found = self.driven(driver)
+                rest = [self.holds(one, f"{k}.resource_key") for one in conditions if one is not driver]
+                return f"SELECT {k}.resource_key FROM ({found}) {k} WHERE {' AND '.join(rest) or '1 = 1'}"
+        assert isinstance(condition, Matches)  # nothing else has a rank with which it drives
         return self.keys(condition.type, [condition])
 
     def _chain_keys(self, chain: Chained, target: str, inner: Condition) -> str:
@@ -200,6 +224,10 @@ class Builder:
                 return self._linked(condition, key)
             case AnyOf(conditions):
                 return f"({' OR '.join(self.holds(one, key, own) for one in conditions) or '1 = 0'})"
+            case AllOf(conditions):
+                return f"({' AND '.join(self.holds(one, key, own) for one in conditions) or '1 = 1'})"
+            case Not(inner):
+                return f"(NOT {self.holds(inner, key, own)})"
 
     def _way(self, x: str, t: str, target: str, inner: Condition) -> str:
         tests = [self.holds(one, f"{t}.key", t) for one in self.narrowed(target, [inner])]

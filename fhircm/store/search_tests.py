@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fhircm.fhir.conditions import AmountTest, IdTest, SpanTest, TargetTest, Test, TextTest, TokenTest, UriTest
+from fhircm.fhir.conditions import AmountTest, IdTest, SpanTest, TargetTest, Test, TextTest, TokenTest, Unlike, UriTest
 from fhircm.fhir.extract import START
 from fhircm.fhir.ranges import normalise
 
@@ -34,6 +34,8 @@ _SPANS = {
     "sa": "{a}.low >= {high}",
     "eb": "{a}.high <= {low}",
     "ap": "{a}.low < {high} AND {a}.high > {low}",
+    "po": "{a}.low < {high} AND {a}.high > {low}",
+    "co": "{a}.low <= {low} AND {a}.high >= {high}",
 }
 _UPDATED = {
     "eq": "{a}.last_updated >= {low} AND {a}.last_updated < {high}",
@@ -45,6 +47,8 @@ _UPDATED = {
     "sa": "{a}.last_updated >= {high}",
     "eb": "{a}.last_updated < {low}",
     "ap": "{a}.last_updated >= {low} AND {a}.last_updated < {high}",
+    "po": "{a}.last_updated >= {low} AND {a}.last_updated < {high}",
+    "co": "{a}.last_updated <= {low} AND {a}.last_updated + 1 >= {high}",
 }
 # The row is [low, high]: one point, except for a Range or a comparator.
 _AMOUNTS = {
@@ -58,6 +62,14 @@ _AMOUNTS = {
     "eb": "{a}.high < {number}",
     "ap": "{a}.low <= {top} AND {a}.high >= {low}",
 }
+
+
+_COMPARED = {"gt": ">", "lt": "<", "ge": ">=", "le": "<="}
+
+
+def table_of(test: Test) -> str:
+    """The table that holds the rows of a test."""
+    return TABLES[type(test.test if isinstance(test, Unlike) else test)]
 
 
 def row_test(test: Test, a: str, argument: Argument) -> str:
@@ -82,6 +94,8 @@ def row_test(test: Test, a: str, argument: Argument) -> str:
             return equal if below is None else f"({equal} OR {begins(f'{a}.uri', below, argument)})"
         case IdTest(id):
             return f"{a}.id = {argument(id)}"
+        case Unlike(inner):
+            return f"NOT ({row_test(inner, a, argument)})"
 
 
 def updated_test(test: SpanTest, a: str, argument: Argument) -> str:
@@ -109,9 +123,14 @@ def begins(column: str, start: str, argument: Argument) -> str:
 def _text(text: str, how: str, a: str, argument: Argument) -> str:
     if how == "exact":
         return f"{a}.start = {argument(normalise(text)[:START])} AND {a}.exact = {argument(text)}"
-    if how == "contains":
+    if how in ("contains", "end"):
         escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        return f"{a}.normalised LIKE {argument(f'%{escaped}%')} ESCAPE '\\'"
+        behind = "%" if how == "contains" else ""
+        return f"{a}.normalised LIKE {argument(f'%{escaped}{behind}')} ESCAPE '\\'"
+    if how in _COMPARED:
+        return f"{a}.normalised {_COMPARED[how]} {argument(text)}"
+    if how == "equal":
+        return f"{a}.start = {argument(text[:START])} AND {a}.normalised = {argument(text)}"
     if len(text) <= START:
         return begins(f"{a}.start", text, argument)
     return f"{a}.start = {argument(text[:START])} AND {begins(f'{a}.normalised', text, argument)}"

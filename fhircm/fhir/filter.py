@@ -1,0 +1,364 @@
+"""The language of `_filter`: tests joined by and, or and not, which become the same conditions as other parameters.
+
+https://hl7.org/fhir/R4/search_filter.html
+
+As that page says, `and` and `or` are taken from left to right, neither before the other, and every test is asked of the *set* of
+values that its path leads to. So all operators but `pr false` need a value that fulfils them: `gender ne male` finds nobody whose
+gender is not known, `not (gender eq male)` does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from fhircm.fhir.conditions import (
+    LENGTH_LIMIT,
+    AllOf,
+    AnyOf,
+    Chained,
+    Condition,
+    InvalidValue,
+    Matches,
+    Missing,
+    Not,
+    SpanTest,
+    TextTest,
+    Unlike,
+    value_condition,
+)
+from fhircm.fhir.extract import Extractor
+from fhircm.fhir.outcome import NotSupported
+from fhircm.fhir.ranges import normalise
+
+FILTER_LIMIT = 8000  # characters of one filter
+DEPTH_LIMIT = 12  # of brackets, and of "and" within "or" within "and"
+TESTS_LIMIT = 100  # tests in one filter, those of each type that a chain can lead to counted on their own
+LINKS_LIMIT = 3  # of a chain
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]*")
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_TOKEN = re.compile(r"[^\s)\]]+")
+_NOT = re.compile(r"not(?=\s*\()", re.IGNORECASE)
+_COMPARED = frozenset({"eq", "ne", "gt", "lt", "ge", "le"})
+_MEASURED = _COMPARED | {"ap", "sa", "eb"}
+_OPERATORS = {
+    "string": _COMPARED | {"co", "sw", "ew"},
+    "number": _MEASURED,
+    "quantity": _MEASURED,
+    "date": _MEASURED | {"co", "po"},
+    "token": frozenset({"eq", "ne"}),
+    "reference": frozenset({"re", "eq"}),
+    "uri": frozenset({"eq", "ne"}),
+}
+_TERMINOLOGY = frozenset({"ss", "sb", "in", "ni"})
+_KNOWN = frozenset().union(*_OPERATORS.values(), _TERMINOLOGY, {"pr"})
+_HOW = {"eq": "equal", "ne": "equal", "co": "contains", "sw": "start", "ew": "end"}
+_SYSTEMS = {
+    "loinc": "http://loinc.org",
+    "snomed": "http://snomed.info/sct",
+    "rxnorm": "http://www.nlm.nih.gov/research/umls/rxnorm",
+    "ucum": "http://unitsofmeasure.org",
+}
+
+FindParameter = Callable[[str, str], Extractor]  # of a type and a code; raises NotSupported
+FindTargets = Callable[[str, str, str], tuple[str, ...]]  # of a type, a code and the place to tell; raises NotSupported
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One name of a path, and the filter in brackets behind it."""
+
+    name: str
+    filter: _Node | None
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Test:
+    """path operator value; `value_at` and the steps tell where they stand, counted from 1."""
+
+    path: tuple[_Step, ...]
+    operator: str
+    operator_at: int
+    value: str
+    value_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    word: str  # and | or
+    parts: tuple[_Node, ...]
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Negated:
+    part: _Node
+
+
+_Node = _Test | _Joined | _Negated
+
+
+def read_filter(text: str, type: str, find: FindParameter, targets: FindTargets, base_url: str | None) -> Condition:
+    """The condition that a filter asks of resources of a type. Raises InvalidValue, and NotSupported for what is not there.
+
+    Both tell the place in the filter, counted in characters from 1, and never a value.
+    """
+    if len(text) > FILTER_LIMIT:
+        raise InvalidValue(f"'_filter' is longer than {FILTER_LIMIT} characters")
+    return _Reader(find, targets, base_url).condition(type, _Parser(text).whole(), 0)
+
+
+# --- what is written
+
+
+class _Parser:
+    """Recursive descent over the text; `at` is where it stands, counted from 0."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+
+    def whole(self) -> _Node:
+        node = self.expression(0)
+        if self.at < len(self.text):
+            raise self.wrong("'and', 'or' or the end")
+        return node
+
+    def wrong(self, expected: str) -> InvalidValue:
+        return InvalidValue(f"'_filter' cannot be read: {expected} is expected at character {self.at + 1}")
+
+    def space(self) -> None:
+        while self.at < len(self.text) and self.text[self.at].isspace():
+            self.at += 1
+
+    def take(self, pattern: re.Pattern[str]) -> str | None:
+        found = pattern.match(self.text, self.at)
+        if found is None:
+            return None
+        self.at = found.end()
+        return found[0]
+
+    def sign(self, sign: str) -> bool:
+        if not self.text.startswith(sign, self.at):
+            return False
+        self.at += 1
+        return True
+
+    def expression(self, depth: int) -> _Node:
+        """Operands with and, or between them, from left to right; stands behind the space that follows."""
+        node = self.operand(depth)
+        while True:
+            self.space()
+            before = self.at
+            word = (self.take(_NAME) or "").lower()
+            if word not in ("and", "or"):
+                self.at = before
+                return node
+            node = self.joined(word, node, self.operand(depth))
+
+    def joined(self, word: str, left: _Node, right: _Node) -> _Node:
+        before = left.parts if isinstance(left, _Joined) and left.word == word else (left,)
+        depth = max(_depth(part) for part in (*before, right)) + 1
+        if depth > DEPTH_LIMIT:
+            raise InvalidValue(f"'_filter' is nested deeper than {DEPTH_LIMIT} levels at character {self.at + 1}")
+        return _Joined(word, (*before, right), depth)
+
+    def operand(self, depth: int) -> _Node:
+        self.space()
+        negated = self.take(_NOT) is not None
+        self.space()
+        if not self.sign("("):
+            return self.test(depth)
+        if depth >= DEPTH_LIMIT:
+            raise InvalidValue(f"'_filter' is nested deeper than {DEPTH_LIMIT} levels at character {self.at}")
+        node = self.expression(depth + 1)
+        if not self.sign(")"):
+            raise self.wrong("'and', 'or' or ')'")
+        return _Negated(node) if negated else node
+
+    def test(self, depth: int) -> _Test:
+        steps = [self.step(depth)]
+        while self.sign("."):
+            steps.append(self.step(depth))
+        if steps[-1].filter is not None:
+            raise self.wrong("'.' and a name behind a filter in brackets")
+        self.gap("an operator")
+        operator_at = self.at + 1
+        operator = (self.take(_NAME) or "").lower()
+        if operator not in _KNOWN:
+            self.at = operator_at - 1
+            raise self.wrong(f"an operator ({', '.join(sorted(_KNOWN))})")
+        self.gap("a value")
+        value_at = self.at + 1
+        return _Test(tuple(steps), operator, operator_at, self.value(), value_at)
+
+    def gap(self, expected: str) -> None:
+        before = self.at
+        self.space()
+        if self.at == before:
+            raise self.wrong(f"a space and {expected}")
+
+    def step(self, depth: int) -> _Step:
+        at = self.at + 1
+        name = self.take(_NAME)
+        if name is None:
+            raise self.wrong("the name of a search parameter")
+        if not self.sign("["):
+            return _Step(name, None, at)
+        if depth >= DEPTH_LIMIT:
+            raise InvalidValue(f"'_filter' is nested deeper than {DEPTH_LIMIT} levels at character {self.at}")
+        inner = self.expression(depth + 1)
+        if not self.sign("]"):
+            raise self.wrong("'and', 'or' or ']'")
+        return _Step(name, inner, at)
+
+    def value(self) -> str:
+        if not self.text.startswith('"', self.at):
+            token = self.take(_TOKEN)
+            if token is None:
+                raise self.wrong("a value")
+            return token
+        at = self.at
+        try:
+            value = json.loads(self.take(_STRING) or "")
+            value.encode()  # half a surrogate pair is in no database
+        except ValueError:
+            self.at = at
+            raise self.wrong("a JSON string") from None
+        if self.at < len(self.text) and not self.text[self.at].isspace() and self.text[self.at] not in ")]":
+            raise self.wrong("a space or the end behind a string")
+        return str(value)
+
+
+def _depth(node: _Node) -> int:
+    match node:
+        case _Joined(depth=depth):
+            return depth
+        case _Negated(part):
+            return _depth(part) + 1
+        case _Test(path):
+            return max((_depth(step.filter) + 1 for step in path if step.filter is not None), default=0)
+
+
+# --- what it means
+
+
+@contextmanager
+def _told(at: int) -> Iterator[None]:
+    """Adds the place to an error."""
+    try:
+        yield
+    except (InvalidValue, NotSupported) as error:
+        raise error.__class__(f"{error} (at character {at} of '_filter')") from None
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Turns tests into conditions; `tests` counts them."""
+
+    find: FindParameter
+    targets: FindTargets
+    base_url: str | None
+    tests: int = field(default=0)
+
+    def condition(self, type: str, node: _Node, links: int) -> Condition:
+        match node:
+            case _Joined(word, parts):
+                conditions = tuple(self.condition(type, part, links) for part in parts)
+                return AllOf(conditions) if word == "and" else AnyOf(conditions)
+            case _Negated(part):
+                return Not(self.condition(type, part, links))
+            case _Test():
+                found = self.along(type, node.path, node, links)
+                return Not(found) if node.operator == "pr" and node.value == "false" else found
+
+    def along(self, type: str, path: tuple[_Step, ...], test: _Test, links: int) -> Condition:
+        """A path in every type that it can lead to and in which the rest of it has a meaning."""
+        step, *rest = path
+        if not rest:
+            return self.compared(type, step, test)
+        with _told(step.at):
+            if links >= LINKS_LIMIT:
+                raise NotSupported(f"Chains are followed over at most {LINKS_LIMIT} links")
+            leads_to = self.targets(type, step.name, f"{step.name}.{rest[0].name}")
+        alternatives: list[tuple[str, Condition]] = []
+        refusal: NotSupported | None = None
+        for target in leads_to:
+            try:
+                inner = self.along(target, tuple(rest), test, links + 1)
+                if step.filter is not None:
+                    inner = AllOf((self.condition(target, step.filter, links + 1), inner))
+                alternatives.append((target, inner))
+            except NotSupported as error:
+                refusal = error
+        if not alternatives:
+            raise refusal or NotSupported(f"'{step.name}' of {type} leads to no type that is known (at character {step.at})")
+        return Chained(type, step.name, tuple(alternatives))
+
+    def compared(self, type: str, step: _Step, test: _Test) -> Condition:
+        """One test of one parameter."""
+        self.tests += 1
+        if self.tests > TESTS_LIMIT:
+            raise InvalidValue(f"'_filter' asks for more than {TESTS_LIMIT} tests")
+        with _told(step.at):
+            extractor = self.find(type, step.name)
+        with _told(test.operator_at):
+            self.check_operator(extractor, step.name, test.operator)
+        with _told(test.value_at):
+            if test.operator == "pr":
+                return _present(type, step.name, extractor, test.value)
+            if extractor.definition.type == "string":
+                return Matches(type, step.name, (_text_test(step.name, test.operator, test.value),))
+            return self.as_parameter(type, step.name, extractor, test)
+
+    def check_operator(self, extractor: Extractor, name: str, operator: str) -> None:
+        if operator in _TERMINOLOGY:
+            raise NotSupported(f"'{operator}' asks what codes mean, which '_filter' does not do here")
+        kind = extractor.definition.type
+        possible = _OPERATORS.get(kind, frozenset()) | {"pr"}
+        if operator not in possible:
+            raise NotSupported(f"'{name}' is a {kind} parameter, which has no '{operator}'; it has: {', '.join(sorted(possible))}")
+
+    def as_parameter(self, type: str, name: str, extractor: Extractor, test: _Test) -> Condition:
+        """The test as the parameter itself would ask it, in which a comma stands between alternatives and a backslash escapes."""
+        kind = extractor.definition.type
+        text = _written(test.value) if kind in ("token", "quantity") else re.sub(r"([\\,|$])", r"\\\1", test.value)
+        if kind in ("date", "number", "quantity"):
+            text = (test.operator if test.operator in _MEASURED else "eq") + text
+        found = value_condition(type, name, "", extractor, text, self.base_url)
+        assert isinstance(found, Matches)
+        (asked,) = found.tests
+        if test.operator in ("co", "po") and isinstance(asked, SpanTest):
+            return replace(found, tests=(replace(asked, prefix=test.operator),))
+        if test.operator == "ne" and kind in ("token", "uri"):
+            return replace(found, tests=(Unlike(asked),))
+        return found
+
+
+def _present(type: str, name: str, extractor: Extractor, value: str) -> Condition:
+    """That there is a value at all: what `pr true` asks; `pr false` is its opposite."""
+    if value not in ("true", "false"):
+        raise InvalidValue("'pr' takes true or false")
+    return Missing(type, name, False) if extractor.sources else AllOf(())  # every resource has an id and was updated once
+
+
+def _text_test(name: str, operator: str, value: str) -> TextTest | Unlike:
+    if "\0" in value or len(value) > LENGTH_LIMIT:
+        raise InvalidValue(f"'{name}' takes at most {LENGTH_LIMIT} characters, none of them U+0000")
+    folded = normalise(value)
+    if not folded:
+        raise InvalidValue(f"'{name}' takes some text")
+    test = TextTest(folded, _HOW.get(operator, operator))
+    return Unlike(test) if operator == "ne" else test
+
+
+def _written(value: str) -> str:
+    """A token or quantity as a parameter has it: commas escaped, and the short names of systems written out."""
+    escaped = re.sub(r"\\.|,", lambda found: found[0] if len(found[0]) > 1 else r"\,", value)
+    parts = re.split(r"(?<!\\)\|", escaped)
+    return "|".join(_SYSTEMS.get(part, part) if at < len(parts) - 1 else part for at, part in enumerate(parts))
