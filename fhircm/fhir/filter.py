@@ -322,7 +322,9 @@ class _Reader:
         kind = extractor.definition.type
         possible = _OPERATORS.get(kind, frozenset()) | {"pr"}
         if operator not in possible:
-            raise NotSupported(f"'{name}' is a {kind} parameter, which has no '{operator}'; it has: {', '.join(sorted(possible))}")
+            raise NotSupported(
+                f"'{name}' is a {kind} parameter, which has no '{operator}'; it has: {', '.join(sorted(possible))}"
+            )
 
     def as_parameter(self, type: str, name: str, extractor: Extractor, test: _Test) -> Condition:
         """The test as the parameter itself would ask it, in which a comma stands between alternatives and a backslash escapes."""

@@ -66,7 +66,7 @@ def _type(
     parameters = [
         {"name": code, "definition": one.url, "type": one.type}
         for code, one in sorted(definitions().search_parameters[type].items())
-        if code in searchable(type).extractors
+        if code in searchable(type).extractors or code == "_filter"
     ]
     called = [
         {"name": one.code, "definition": one.url}
