@@ -61,7 +61,8 @@ def base_url(settings: Settings) -> str:
 async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """The store, brought up to date first, with the organisation that coordinates in it."""
     await migrate(settings.database_url)
-    store = Store(await open_database(settings.database_url), clock=clock(settings), rules=RULES)
+    database = await open_database(settings.database_url)
+    store = Store(database, clock=clock(settings), rules=RULES, full_text=settings.full_text)
     try:
         organization = build.coordinating_organization(settings.organization_name)
         if not await store.read_many([("Organization", organization.id or "")]):
@@ -78,7 +79,13 @@ def serve(settings: Settings) -> None:
         database_url=settings.database_url,
         public_base_url=base_url(settings),
         keys_dir=settings.keys_dir,
-        rest=RestSettings(settings.body_limit, settings.bundle_limit, settings.update_create, settings.conditional_delete_limit),
+        rest=RestSettings(
+            settings.body_limit,
+            settings.bundle_limit,
+            settings.update_create,
+            settings.conditional_delete_limit,
+            settings.full_text,
+        ),
         allow_private_jwks=settings.allow_private_jwks,
         clock=clock(settings),
         rules=RULES,

@@ -101,13 +101,22 @@ class IdTest:
 
 
 @dataclass(frozen=True, slots=True)
+class WordsTest:
+    """A text that holds all these words, words that begin with each of `starts`, and each of `phrases` (with a space at both ends)."""
+
+    words: tuple[str, ...]
+    starts: tuple[str, ...] = ()
+    phrases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Unlike:
     """A value that there is, and that does not pass the test."""
 
     test: TokenTest | TextTest | UriTest | IdTest
 
 
-Test = TokenTest | TargetTest | TextTest | SpanTest | AmountTest | UriTest | IdTest | Unlike
+Test = TokenTest | TargetTest | TextTest | SpanTest | AmountTest | UriTest | IdTest | WordsTest | Unlike
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ _DATE = re.compile(
 )
 _CLIPPED = 120
 _LIMIT = 200
-_DROPPED = re.compile(r"['’`´]")  # noqa: RUF001 — O'Brien is written with any of them
+DROPPED = re.compile(r"['’`´]")  # noqa: RUF001 — O'Brien is written with any of them
 
 
 def date_range(text: str) -> tuple[int, int]:
@@ -86,7 +86,7 @@ def normalise(text: str) -> str:
     Text that is nothing but punctuation keeps it, so that it can be found at all.
     """
     bare = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()
-    kept = _DROPPED.sub("", bare)
+    kept = DROPPED.sub("", bare)
     words = "".join(" " if unicodedata.category(c)[0] in "PZC" else c for c in kept).split()
     return " ".join(words) or " ".join(bare.split())
 

@@ -8,6 +8,7 @@ from typing import Any
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.extract import searchable
 from fhircm.fhir.profiles import profiles
+from fhircm.fhir.query import FULL_TEXT
 from fhircm.operations.definition import Operation
 from fhircm.rest.exchange import RestSettings
 from fhircm.rest.patch import JSON_PATCH
@@ -68,6 +69,8 @@ def _type(
         for code, one in sorted(definitions().search_parameters[type].items())
         if code in searchable(type).extractors or code == "_filter"
     ]
+    if settings.full_text:
+        parameters += [{"name": code, "definition": url, "type": "string"} for code, url in FULL_TEXT.items()]
     called = [
         {"name": one.code, "definition": one.url}
         for one in operations

@@ -72,10 +72,13 @@ class _WrittenMeanwhile(Exception):
 
 
 class Store:
-    """Everything that is kept, over one database. `clock` gives versions their time and says which timers are due."""
+    """Everything that is kept, over one database. `clock` gives versions their time and says which timers are due.
 
-    def __init__(self, database: Database, *, clock: Clock, rules: Sequence[WriteRule] = ()) -> None:
-        self.database, self.clock, self.rules = database, clock, tuple(rules)
+    `full_text`: the words of what is written are kept for `_text` and `_content`.
+    """
+
+    def __init__(self, database: Database, *, clock: Clock, rules: Sequence[WriteRule] = (), full_text: bool = False) -> None:
+        self.database, self.clock, self.rules, self.full_text = database, clock, tuple(rules), full_text
 
     # --- reading -------------------------------------------------------------------------------------------------------------
 
@@ -177,7 +180,11 @@ class Store:
     async def _write(self, connection: Connection, operations: Sequence[Op], origin: str) -> list[Stored]:
         writes = [one for one in operations if isinstance(one, Put | Delete)]
         dialect, now = self.database.dialect, self.clock()
-        stored = await write_resources(connection, dialect, writes, origin=origin, now=now, rules=self.rules) if writes else []
+        stored: list[Stored] = []
+        if writes:
+            stored = await write_resources(
+                connection, dialect, writes, origin=origin, now=now, rules=self.rules, words=self.full_text
+            )
         # In one order for everybody, so that two transactions wait for each other at most, never both ways.
         for operation in sorted((one for one in operations if not isinstance(one, Put | Delete)), key=_order):
             match operation:

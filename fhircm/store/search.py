@@ -59,16 +59,16 @@ async def search(connection: Connection, dialect: str, query: Query, within: Nar
 
     A query with a cursor needs a connection that sees one moment.
     """
-    branches = [(type, Builder(within).narrowed(type, conditions)) for type, conditions in query.branches]
+    branches = [(type, Builder(dialect, within).narrowed(type, conditions)) for type, conditions in query.branches]
     if query.count_only:
-        return Page([], [], await _total(connection, branches, within), None)
+        return Page([], [], await _total(connection, dialect, branches, within), None)
     cursor = _checked(query)
     past = await changed_since(connection, dialect, branches, within, cursor.snapshot) if cursor else None
-    builder = Builder(within)
+    builder = Builder(dialect, within)
     sql = _page_statement(builder, dialect, query, branches, cursor, past.keys if past else ())
     rows = list(await connection.fetch(sql, *builder.arguments))
     if past is not None and past.keys:
-        builder = Builder()
+        builder = Builder("sqlite")
         rows += past.fetch(_page_statement(builder, "sqlite", query, past.branches, cursor, ()), builder.arguments)
         rows = sorted(rows, key=cmp_to_key(partial(_compared, query)))
     shown = rows[: query.count]
@@ -77,16 +77,16 @@ async def search(connection: Connection, dialect: str, query: Query, within: Nar
         if len(rows) <= query.count:
             total = len(rows)
         elif query.total:
-            total = await _total(connection, branches, within)
+            total = await _total(connection, dialect, branches, within)
     following = _cursor(query, shown[-1], cursor, total) if len(rows) > query.count else None
     more = await included(connection, dialect, query, within, shown)
     return Page([stored(row) for row in shown], [stored(row) for row in more], total, following)
 
 
-async def _total(connection: Connection, branches: Sequence[Branch], within: Narrowing | None) -> int:
+async def _total(connection: Connection, dialect: str, branches: Sequence[Branch], within: Narrowing | None) -> int:
     total = 0
     for type, conditions in branches:
-        builder = Builder(within)
+        builder = Builder(dialect, within)
         source, where, key = builder.candidates(type, conditions, "d")
         counted = "*" if key == "d.key" else f"DISTINCT {key}"
         total += int(await connection.fetchval(f"SELECT COUNT({counted}) FROM {source} WHERE {where}", *builder.arguments))

@@ -80,7 +80,7 @@ def _statements(
     for listed, write in ((includes, _forward), (revincludes, _backward)):
         if not listed or not frontier:
             continue
-        builder = Builder(within)
+        builder = Builder(dialect, within)
         keys, types = write(builder, dialect, listed, frontier)
         if keys:
             narrowed = _narrowed(builder, types)

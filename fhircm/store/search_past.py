@@ -22,6 +22,7 @@ from fhircm.fhir.conditions import AllOf, AnyOf, Chained, Condition, IdTest, Lin
 from fhircm.fhir.definitions import param_key
 from fhircm.fhir.outcome import FhirError
 from fhircm.store.database import Connection
+from fhircm.store.full_text import INDEX_OF_SQLITE
 from fhircm.store.operations import Narrowing
 from fhircm.store.search_rows import SEARCH_TABLES, insert_statement, search_rows
 from fhircm.store.search_sql import Builder
@@ -83,7 +84,9 @@ async def changed_since(
     scratch = _scratch()
     for row in rows:
         _remember(scratch, row)
-    resolved = [(type, [await _resolved(connection, within, scratch, one) for one in listed]) for type, listed in branches]
+    resolved = [
+        (type, [await _resolved(connection, dialect, within, scratch, one) for one in listed]) for type, listed in branches
+    ]
     return Past(keys, resolved, scratch)
 
 
@@ -120,8 +123,8 @@ def _tables() -> tuple[str, ...]:
 def _scratch() -> sqlite3.Connection:
     scratch = sqlite3.connect(":memory:", isolation_level=None)
     scratch.row_factory = sqlite3.Row
-    for table in _tables():
-        scratch.execute(table)
+    for statement in (*_tables(), *INDEX_OF_SQLITE):
+        scratch.execute(statement)
     return scratch
 
 
@@ -129,26 +132,26 @@ def _remember(scratch: sqlite3.Connection, row: Mapping[str, Any]) -> None:
     key, version, body = row["key"], row["version"], bytes(row["body"])
     scratch.execute("INSERT INTO resource VALUES (?, ?, ?, ?, ?, 0)", (key, row["type"], row["id"], version, row["last_updated"]))
     scratch.execute("INSERT INTO version VALUES (?, ?, ?, ?, ?)", (key, version, row["method"], row["last_updated"], body))
-    for table, rows in search_rows(key, row["type"], json.loads(body)).by_table.items():
+    for table, rows in search_rows(key, row["type"], json.loads(body), words=True).by_table.items():
         scratch.executemany(insert_statement(table), rows)
 
 
 async def _resolved(
-    connection: Connection, within: Narrowing | None, scratch: sqlite3.Connection, condition: Condition
+    connection: Connection, dialect: str, within: Narrowing | None, scratch: sqlite3.Connection, condition: Condition
 ) -> Condition:
     """The condition in words that the scratch database can tell: what lies beyond a reference is asked of the present."""
     match condition:
         case AnyOf(conditions):
-            return AnyOf(tuple([await _resolved(connection, within, scratch, one) for one in conditions]))
+            return AnyOf(tuple([await _resolved(connection, dialect, within, scratch, one) for one in conditions]))
         case AllOf(conditions):
-            return AllOf(tuple([await _resolved(connection, within, scratch, one) for one in conditions]))
+            return AllOf(tuple([await _resolved(connection, dialect, within, scratch, one) for one in conditions]))
         case Not(inner):
-            return Not(await _resolved(connection, within, scratch, inner))
+            return Not(await _resolved(connection, dialect, within, scratch, inner))
         case Chained():
-            return await _beyond(connection, within, scratch, condition)
+            return await _beyond(connection, dialect, within, scratch, condition)
         case Linked(type=type):
             rows = scratch.execute("SELECT key, id FROM resource WHERE type = ?", (type,)).fetchall()
-            builder = Builder(within)
+            builder = Builder(dialect, within)
             holds = builder.holds(condition, "r.key", "r")
             ids = {row["key"]: row["id"] for row in rows}
             found = await _among_keys(connection, builder, holds, list(ids))
@@ -156,7 +159,9 @@ async def _resolved(
     return condition
 
 
-async def _beyond(connection: Connection, within: Narrowing | None, scratch: sqlite3.Connection, chain: Chained) -> Condition:
+async def _beyond(
+    connection: Connection, dialect: str, within: Narrowing | None, scratch: sqlite3.Connection, chain: Chained
+) -> Condition:
     """A chain as the references to those targets that fulfil it."""
     param = param_key(chain.type, chain.parameter)
     rows = scratch.execute("SELECT DISTINCT resource_key, target_id, target_type FROM search_reference WHERE param = ?", (param,))
@@ -164,7 +169,7 @@ async def _beyond(connection: Connection, within: Narrowing | None, scratch: sql
     held: set[str] = set()
     for target, inner in chain.targets:
         wanted = {row["target_id"] for row in referring if row["target_type"] == target}
-        builder = Builder(within)
+        builder = Builder(dialect, within)
         tests = [builder.holds(one, "r.key", "r") for one in builder.narrowed(target, [inner])]
         holds = " AND ".join(tests)
         listed = ", ".join(builder.argument(id) for id in wanted) or "NULL"

@@ -22,14 +22,17 @@ from fhircm.fhir.conditions import (
     Not,
     SpanTest,
     TargetTest,
+    Test,
     TextTest,
     Unlike,
     UriTest,
+    WordsTest,
 )
 from fhircm.fhir.definitions import param_key
 from fhircm.fhir.extract import OWN_COLUMNS, searchable
 from fhircm.fhir.query import Sort
 from fhircm.fhir.ranges import BOUNDLESS, EARLIEST, LATEST
+from fhircm.store.full_text import words_test
 from fhircm.store.operations import Narrowing
 from fhircm.store.search_tests import merged, row_test, table_of, updated_test
 
@@ -106,7 +109,7 @@ def _rank_of_match(condition: Matches) -> int:
             return 4 if how in ("start", "equal", "exact") else 8
         case Unlike():
             return 8
-        case UriTest():
+        case UriTest() | WordsTest():
             return 3
         case SpanTest(prefix=prefix):
             return 5 if prefix in ("eq", "ap") else 7
@@ -118,9 +121,10 @@ def _rank_of_match(condition: Matches) -> int:
 
 
 class Builder:
-    """Builds the text of one statement and gathers its arguments."""
+    """Builds the text of one statement and gathers its arguments. The dialect matters for full text alone."""
 
-    def __init__(self, within: Narrowing | None = None) -> None:
+    def __init__(self, dialect: str, within: Narrowing | None = None) -> None:
+        self.dialect = dialect
         self.arguments: list[Any] = []
         self.within = within
         self.aliases = 0
@@ -260,11 +264,16 @@ class Builder:
         if condition.parameter == "_lastUpdated":
             tests = [updated_test(test, a, self.argument) for test in condition.tests if isinstance(test, SpanTest)]
         else:
-            tests = [row_test(test, a, self.argument) for test in merged(condition.tests)]
+            tests = [self._row_test(condition, test, a) for test in merged(condition.tests)]
         either = " OR ".join(f"({test})" for test in tests)
         if _is_own(condition):
             return f"({either})"
         return f"{a}.param = {self.parameter(condition.type, condition.parameter)} AND ({either})"
+
+    def _row_test(self, condition: Matches, test: Test, a: str) -> str:
+        if isinstance(test, WordsTest):
+            return words_test(test, a, param_key(condition.type, condition.parameter), self.dialect, self.argument)
+        return row_test(test, a, self.argument)
 
     def sort_value(self, type: str, sort: Sort, key: str, own: str | None) -> str:
         """What a resource is sorted by: of several values the first in the direction; without any it comes last."""

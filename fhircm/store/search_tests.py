@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fhircm.fhir.conditions import AmountTest, IdTest, SpanTest, TargetTest, Test, TextTest, TokenTest, Unlike, UriTest
+from fhircm.fhir.conditions import AmountTest, IdTest, SpanTest, TargetTest, Test, TextTest, TokenTest, Unlike, UriTest, WordsTest
 from fhircm.fhir.extract import START
 from fhircm.fhir.ranges import normalise
 
@@ -21,6 +21,7 @@ TABLES: dict[type, str] = {
     SpanTest: "search_date",
     AmountTest: "search_quantity",
     UriTest: "search_uri",
+    WordsTest: "search_text",
 }
 
 # The search value is [{low}, {high}), the row is [low, high). Each form keeps one column within bounds, for the index.

@@ -43,6 +43,7 @@ async def write_resources(
     origin: str,
     now: datetime,
     rules: Sequence[WriteRule],
+    words: bool = False,
 ) -> list[Stored]:
     """Write resources in the transaction of this connection; see Store.transact for what it raises."""
     identities = [_identity(write) for write in writes]
@@ -68,7 +69,9 @@ async def write_resources(
     old = [keys[identity] for identity in stored if identity in current]
     if old:
         await delete_search_rows(connection, dialect, old)
-    rows = [search_rows(keys[_identity(put)], put.resource.type, _with_meta(put, stored[_identity(put)])) for put in puts]
+    rows = [
+        search_rows(keys[_identity(put)], put.resource.type, _with_meta(put, stored[_identity(put)]), words=words) for put in puts
+    ]
     if dialect == "postgresql":
         await _write_at_once(connection, list(stored.values()), keys, origin, rows)
     else:
