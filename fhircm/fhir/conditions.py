@@ -6,8 +6,8 @@ https://hl7.org/fhir/R4/search.html#ptypes, #modifiers and #prefix
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 
 from fhircm.fhir.definitions import definitions
@@ -179,6 +179,34 @@ class Not:
 
 
 Condition = Matches | Missing | Chained | Linked | AnyOf | AllOf | Not
+
+
+def all_of(conditions: Iterable[Condition]) -> Condition:
+    """Conditions that all hold, as flat as can be."""
+    flat = [part for one in conditions for part in (one.conditions if isinstance(one, AllOf) else (one,))]
+    return flat[0] if len(flat) == 1 else AllOf(tuple(flat))
+
+
+def any_of(conditions: Iterable[Condition]) -> Condition:
+    """Conditions of which one holds, as flat as can be."""
+    flat = [part for one in conditions for part in (one.conditions if isinstance(one, AnyOf) else (one,))]
+    return flat[0] if len(flat) == 1 else AnyOf(tuple(flat))
+
+
+def opposite(condition: Condition) -> Condition:
+    """What holds when the condition does not: the negation stands at what is asked, not around it."""
+    match condition:
+        case Not(inner):
+            return inner
+        case Matches(negated=negated):
+            return replace(condition, negated=not negated)
+        case Missing(missing=missing):
+            return replace(condition, missing=not missing)
+        case AllOf(conditions):
+            return any_of(opposite(one) for one in conditions)
+        case AnyOf(conditions):
+            return all_of(opposite(one) for one in conditions)
+    return Not(condition)
 
 
 def value_condition(type: str, code: str, modifier: str, extractor: Extractor, text: str, base_url: str | None) -> Condition:

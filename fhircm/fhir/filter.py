@@ -18,16 +18,17 @@ from dataclasses import dataclass, field, replace
 from fhircm.fhir.conditions import (
     LENGTH_LIMIT,
     AllOf,
-    AnyOf,
     Chained,
     Condition,
     InvalidValue,
     Matches,
     Missing,
-    Not,
     SpanTest,
     TextTest,
     Unlike,
+    all_of,
+    any_of,
+    opposite,
     value_condition,
 )
 from fhircm.fhir.extract import Extractor
@@ -35,7 +36,7 @@ from fhircm.fhir.outcome import NotSupported
 from fhircm.fhir.ranges import normalise
 
 FILTER_LIMIT = 8000  # characters of one filter
-DEPTH_LIMIT = 12  # of brackets, and of "and" within "or" within "and"
+DEPTH_LIMIT = 8  # of brackets, and of "and" within "or" within "and": SQLite reads statements so deep, with chains in them
 TESTS_LIMIT = 100  # tests in one filter, those of each type that a chain can lead to counted on their own
 LINKS_LIMIT = 3  # of a chain
 
@@ -269,13 +270,13 @@ class _Reader:
     def condition(self, type: str, node: _Node, links: int) -> Condition:
         match node:
             case _Joined(word, parts):
-                conditions = tuple(self.condition(type, part, links) for part in parts)
-                return AllOf(conditions) if word == "and" else AnyOf(conditions)
+                conditions = [self.condition(type, part, links) for part in parts]
+                return all_of(conditions) if word == "and" else any_of(conditions)
             case _Negated(part):
-                return Not(self.condition(type, part, links))
+                return opposite(self.condition(type, part, links))
             case _Test():
                 found = self.along(type, node.path, node, links)
-                return Not(found) if node.operator == "pr" and node.value == "false" else found
+                return opposite(found) if node.operator == "pr" and node.value == "false" else found
 
     def along(self, type: str, path: tuple[_Step, ...], test: _Test, links: int) -> Condition:
         """A path in every type that it can lead to and in which the rest of it has a meaning."""
@@ -292,7 +293,7 @@ class _Reader:
             try:
                 inner = self.along(target, tuple(rest), test, links + 1)
                 if step.filter is not None:
-                    inner = AllOf((self.condition(target, step.filter, links + 1), inner))
+                    inner = all_of((self.condition(target, step.filter, links + 1), inner))
                 alternatives.append((target, inner))
             except NotSupported as error:
                 refusal = error

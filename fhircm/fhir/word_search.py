@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from fhircm.fhir.conditions import LENGTH_LIMIT, AllOf, AnyOf, Condition, InvalidValue, Matches, Not, WordsTest
+from fhircm.fhir.conditions import LENGTH_LIMIT, Condition, InvalidValue, Matches, WordsTest, all_of, any_of, opposite
 from fhircm.fhir.words import words_of
 
 WORDS_LIMIT = 50  # words in one search
@@ -59,7 +59,7 @@ class _Parser:
         while self.peek() == "or":
             self.at += 1
             found.append(self.together(depth))
-        return found[0] if len(found) == 1 else AnyOf(tuple(found))
+        return any_of(found)
 
     def together(self, depth: int) -> Condition:
         found = [self.one(depth)]
@@ -67,20 +67,20 @@ class _Parser:
             if self.peek() == "and":
                 self.at += 1
             found.append(self.one(depth))
-        return self.all_of(found)
+        return self.merged(found)
 
-    def all_of(self, found: list[Condition]) -> Condition:
+    def merged(self, found: list[Condition]) -> Condition:
         """Words that all must be there are asked as one: the index then goes through the rarest."""
-        tests = [one.tests[0] for one in found if isinstance(one, Matches)]
-        plain = [test for test in tests if isinstance(test, WordsTest)]
-        others = [one for one in found if not isinstance(one, Matches)]
+        wanted = [one for one in found if isinstance(one, Matches) and not one.negated]
+        plain = [test for one in wanted for test in one.tests if isinstance(test, WordsTest)]
+        others = [one for one in found if one not in wanted]
         if plain:
             words, starts, phrases = (
                 tuple(dict.fromkeys(word for test in plain for word in getattr(test, name)))
                 for name in ("words", "starts", "phrases")
             )
             others = [self.matches(WordsTest(words, starts, phrases)), *others]
-        return others[0] if len(others) == 1 else AllOf(tuple(others))
+        return all_of(others)
 
     def matches(self, test: WordsTest) -> Matches:
         return Matches(self.type, self.parameter, (test,))
@@ -92,7 +92,7 @@ class _Parser:
         self.at += 1
         match kind:
             case "not":
-                return Not(self.one(depth + 1))
+                return opposite(self.one(depth + 1))
             case "(":
                 condition = self.alternatives(depth + 1)
                 if self.peek() != ")":

@@ -11,12 +11,11 @@ from typing import Any
 
 from fhircm.fhir.definitions import definitions, param_key
 from fhircm.fhir.extract import searchable
-from fhircm.fhir.outcome import FhirError
 from fhircm.fhir.query import Include, Query
 from fhircm.store.database import Connection
 from fhircm.store.operations import Narrowing
 from fhircm.store.search_rows import ANY_PARAM
-from fhircm.store.search_sql import Builder
+from fhircm.store.search_sql import Builder, TooCostly
 from fhircm.store.search_tests import one_of
 from fhircm.store.stored import Stored, moment
 
@@ -28,12 +27,6 @@ COLUMNS = "r.key, r.type, r.id, r.version, r.last_updated, v.method, v.body"
 CURRENT = "JOIN version v ON v.resource_key = r.key AND v.version = r.version"
 
 Row = Mapping[str, Any]
-
-
-class TooCostly(FhirError):
-    """The answer would be too large; the text says what to ask instead."""
-
-    status, code = 403, "too-costly"
 
 
 def stored(row: Row) -> Stored:

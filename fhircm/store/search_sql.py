@@ -30,6 +30,7 @@ from fhircm.fhir.conditions import (
 )
 from fhircm.fhir.definitions import param_key
 from fhircm.fhir.extract import OWN_COLUMNS, searchable
+from fhircm.fhir.outcome import FhirError
 from fhircm.fhir.query import Sort
 from fhircm.fhir.ranges import BOUNDLESS, EARLIEST, LATEST
 from fhircm.store.full_text import words_test
@@ -63,6 +64,7 @@ _LAST_TEXT = (chr(0x10FFFF), "")
 _FEW_CODES = frozenset({"code", "boolean"})  # element types of which each value is in a large part of all resources
 _MANY = 50  # alternatives: more of them match too much to begin with
 _CANNOT_DRIVE = 9
+_ARGUMENTS_LIMIT = 32_000  # of one statement: SQLite takes 32,766, asyncpg 32,767
 _NOTHING = "SELECT key AS resource_key FROM resource WHERE 1 = 0"
 
 
@@ -99,6 +101,22 @@ def _flat(conditions: Sequence[Condition]) -> Iterator[Condition]:
             yield condition
 
 
+def _deepest_first(conditions: Sequence[Condition]) -> Sequence[Condition]:
+    """So that SQLite's parser, which holds a hundred things at once, has put little aside when it comes to the next level."""
+    return sorted(conditions, key=_depth, reverse=True)
+
+
+def _depth(condition: Condition) -> int:
+    match condition:
+        case AnyOf(conditions) | AllOf(conditions):
+            return 1 + max(map(_depth, conditions), default=0)
+        case Not(inner) | Linked(condition=inner):
+            return 2 + _depth(inner)
+        case Chained(targets=targets):
+            return 4 + max((_depth(inner) for _, inner in targets), default=0)
+    return 0
+
+
 def _rank_of_match(condition: Matches) -> int:
     match condition.tests[0]:
         case IdTest():
@@ -120,6 +138,12 @@ def _rank_of_match(condition: Matches) -> int:
             return 6 if types <= _FEW_CODES else 5
 
 
+class TooCostly(FhirError):
+    """The question or its answer would be too large; the text says what to ask instead."""
+
+    status, code = 403, "too-costly"
+
+
 class Builder:
     """Builds the text of one statement and gathers its arguments. The dialect matters for full text alone."""
 
@@ -130,7 +154,9 @@ class Builder:
         self.aliases = 0
 
     def argument(self, value: Any) -> str:
-        """The placeholder of a value."""
+        """The placeholder of a value. Raises TooCostly for more than a statement can hold."""
+        if len(self.arguments) >= _ARGUMENTS_LIMIT:
+            raise TooCostly("This search compares with too many values; ask for fewer at once, or in fewer types")
         self.arguments.append(value)
         return f"${len(self.arguments)}"
 
@@ -218,24 +244,24 @@ class Builder:
                 return f"NOT {found}" if missing else found
             case Chained(type, parameter, targets):
                 x, t = self.alias(), self.alias()
-                ways = [self._way(x, t, target, inner) for target, inner in targets]
+                ways = " OR ".join(self._way(x, t, target, inner) for target, inner in targets)
                 return (
                     f"EXISTS (SELECT 1 FROM search_reference {x} JOIN resource {t} ON {t}.type = {x}.target_type "
-                    f"AND {t}.id = {x}.target_id AND NOT {t}.deleted WHERE {x}.resource_key = {key} "
-                    f"AND {x}.param = {self.parameter(type, parameter)} AND ({' OR '.join(ways)}))"
+                    f"AND {t}.id = {x}.target_id AND NOT {t}.deleted WHERE ({ways}) AND {x}.resource_key = {key} "
+                    f"AND {x}.param = {self.parameter(type, parameter)})"
                 )
             case Linked():
                 return self._linked(condition, key)
             case AnyOf(conditions):
-                return f"({' OR '.join(self.holds(one, key, own) for one in conditions) or '1 = 0'})"
+                return f"({' OR '.join(self.holds(one, key, own) for one in _deepest_first(conditions)) or '1 = 0'})"
             case AllOf(conditions):
-                return f"({' AND '.join(self.holds(one, key, own) for one in conditions) or '1 = 1'})"
+                return f"({' AND '.join(self.holds(one, key, own) for one in _deepest_first(conditions)) or '1 = 1'})"
             case Not(inner):
-                return f"(NOT {self.holds(inner, key, own)})"
+                return f"NOT {self.holds(inner, key, own)}"
 
     def _way(self, x: str, t: str, target: str, inner: Condition) -> str:
         tests = [self.holds(one, f"{t}.key", t) for one in self.narrowed(target, [inner])]
-        return f"({' AND '.join([f'{x}.target_type = {self.argument(target)}', *tests])})"
+        return " AND ".join([f"{x}.target_type = {self.argument(target)}", *tests])
 
     def _linked(self, link: Linked, key: str) -> str:
         x, r = self.alias(), self.alias()

@@ -1,6 +1,8 @@
 """What a `_filter` finds is what a plain reading of the specification says of each resource, on both databases."""
 
 import random
+from contextlib import suppress
+from dataclasses import replace
 from datetime import date, timedelta
 from fractions import Fraction
 
@@ -9,10 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fhircm.fhir.conditions import InvalidValue
-from fhircm.fhir.query import parse_query
+from fhircm.fhir.definitions import definitions
+from fhircm.fhir.filter import DEPTH_LIMIT
+from fhircm.fhir.outcome import NotSupported
+from fhircm.fhir.query import parse_query, parse_types
 from fhircm.fhir.validation import check_tree
 from fhircm.store.operations import Narrowing
 from fhircm.store.resources import Put
+from fhircm.store.search_sql import TooCostly
 
 CODES = [("urn:a", "X"), ("urn:a", "y"), ("urn:b", "x")]
 TEXTS = ["Ann", "anna", "Bo Ann", "bo", "Zoë"]
@@ -272,16 +278,42 @@ async def test_words_are_joined_from_left_to_right(store, chart):
     assert await found(store, "Observation", "_id eq o1 or _id eq o2", "_id eq o2 or _id eq o3") == {"o2"}
 
 
+def deepest(core):
+    """Filters of as many levels as there may be, with a core inside."""
+    ends, negated, bracketed = core, core, core
+    for level in range(DEPTH_LIMIT):
+        ends = f"name co a {'and' if level % 2 else 'or'} ({ends})"
+        negated = f"not ({negated})"
+    for level in range(3):
+        if level < DEPTH_LIMIT // 3:
+            bracketed = f"name co a and link[name co b or name co d and ({bracketed})].name co d"
+    yield from (ends, negated, bracketed)
+
+
 async def test_the_largest_filters_reach_both_databases(store, chart):
-    deepest = "code eq x"
-    for level in range(10):
-        deepest = (
-            f"({deepest} {'or' if level % 2 else 'and'} patient[organization.name co a or name co a].organization.name co b)"
-        )
-    await found(store, "Observation", f"not {deepest}")
+    reached = 0
+    for core in (
+        "name co a",
+        "link.link.link.name ew a",
+        "organization.partof.name pr false",
+        "link[name ew b and name eq c].name co d",
+    ):
+        for text in deepest(core):
+            with suppress(InvalidValue, NotSupported):
+                query = parse_query("Patient", [("_filter", text), ("_sort", "-birthdate,family")])
+                both = replace(query, others=(("Patient", query.conditions), ("Patient", query.conditions)))
+                await store.search(both, Narrowing(dict.fromkeys(definitions().resource_types, ())))
+                reached += 1
+    assert reached >= 6
     await found(store, "Observation", " or ".join(f"not (status ne x{n})" for n in range(100)))
     with pytest.raises(InvalidValue, match="more than 100"):
         await found(store, "Observation", " or ".join(f"status eq x{n}" for n in range(101)))
+
+
+async def test_a_search_that_no_statement_can_hold_is_refused(store, chart):
+    every = [("_filter", " or ".join(f"_tag eq urn:s|{n}" for n in range(100)))]
+    with pytest.raises(TooCostly, match="fewer"):
+        await store.search(parse_types(sorted(definitions().resource_types), every))
 
 
 async def test_what_a_caller_may_not_see_is_not_there_for_a_filter_either(store, chart):
