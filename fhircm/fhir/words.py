@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
-from html.parser import HTMLParser
+from html import unescape
 from typing import Any, NamedTuple
 
 from fhircm.fhir.ranges import DROPPED
@@ -23,7 +23,9 @@ SEPARATOR = "|"  # stands between what is not one text, so that no phrase reache
 
 _TEXT = frozenset({"string", "markdown", "code", "xhtml"})
 _NOT_TEXT = frozenset({"Reference.reference", "Extension.url", "Narrative.status"})
-_ASCII_WORD = re.compile(r"[a-z0-9]+")
+# A tag ends before the next begins, so that no text takes long.
+_TAG = re.compile(r"""</?([A-Za-z][A-Za-z0-9]*)(?:[^<>"']|"[^"<]*"|'[^'<]*')*>""")
+_KEPT = 0x3000  # characters below, of all alphabets, are remembered when they were folded once
 _OF_WORDS = frozenset("LMN")  # Unicode categories of what makes up words: letters, marks, numbers
 # Elements that stand within a line of text; all others begin something new.
 _INLINE = frozenset(
@@ -39,49 +41,57 @@ class Words(NamedTuple):
     words: str
 
 
+class _Folded(dict[int, str]):
+    """What each character of decomposed text becomes: nothing, a space, or itself in small letters."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        if unicodedata.combining(character) or DROPPED.match(character):
+            folded = ""
+        else:
+            folded = character.casefold() if unicodedata.category(character)[0] in _OF_WORDS else " "
+        if code < _KEPT:
+            self[code] = folded
+        return folded
+
+
+_FOLDED = _Folded()
+
+
 def words_of(text: str) -> list[str]:
     """The words of a text, folded as string search folds it: without case and accents, and O'Brien is one word."""
-    if text.isascii():
-        return [word[:WORD_LIMIT] for word in _ASCII_WORD.findall(DROPPED.sub("", text).lower())]
-    bare = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()
-    kept = DROPPED.sub("", bare)
-    spaced = "".join(c if unicodedata.category(c)[0] in _OF_WORDS else " " for c in kept)
-    return [word[:WORD_LIMIT] for word in spaced.split()]
+    words = unicodedata.normalize("NFKD", text).translate(_FOLDED).split()
+    return [word[:WORD_LIMIT] for word in words] if len(text) > WORD_LIMIT else words
 
 
 def full_text(tree: dict[str, Any]) -> Iterator[Words]:
     """What `_text` and `_content` find a resource by; nothing for the one that has no words."""
     narrative = tree.get("text")
-    blocks = narrative_texts(narrative["div"]) if isinstance(narrative, dict) and "div" in narrative else []
-    for parameter, texts in (("_text", blocks), ("_content", _texts(tree, str(tree["resourceType"])))):
-        distinct = dict.fromkeys(" ".join(words_of(text)) for text in texts)
-        if words := f" {SEPARATOR} ".join(filter(None, distinct)):
+    blocks = _distinct(narrative_texts(narrative["div"])) if isinstance(narrative, dict) and "div" in narrative else {}
+    rest = {name: value for name, value in tree.items() if name != "text"}
+    for parameter, texts in (("_text", blocks), ("_content", blocks | _distinct(_texts(rest, str(tree["resourceType"]))))):
+        if words := f" {SEPARATOR} ".join(texts):
             yield Words(parameter, words if len(words) <= WORDS_LIMIT else words[: words.rfind(" ", 0, WORDS_LIMIT + 1)])
+
+
+def _distinct(texts: Iterable[str]) -> dict[str, None]:
+    """The words of texts, each text once, in order."""
+    folded = dict.fromkeys(" ".join(words_of(text)) for text in dict.fromkeys(texts))
+    folded.pop("", None)
+    return folded
 
 
 def narrative_texts(div: str) -> list[str]:
     """The texts of a narrative without its markup, each block or cell for itself."""
-    reader = _Reader()
-    reader.feed(div)
-    reader.close()
-    return "".join(reader.parts).split("\0")
+    if "<!--" in div:
+        first, *parts = div.split("<!--")
+        div = first + "".join(part.partition("-->")[2] for part in parts)
+    return unescape(_TAG.sub(_instead, div)).split("\0")
 
 
-class _Reader(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in _INLINE:
-            self.parts.append(" " if tag == "br" else "\0")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in _INLINE:
-            self.parts.append(" " if tag == "br" else "\0")
-
-    def handle_data(self, data: str) -> None:
-        self.parts.append(data)
+def _instead(tag: re.Match[str]) -> str:
+    name = tag[1].lower()
+    return "" if name in _INLINE else " " if name == "br" else "\0"
 
 
 @cache

@@ -30,11 +30,22 @@ def mark(param: int) -> str:
 
 
 def words_test(test: WordsTest, a: str, param: int, dialect: str, argument: Argument) -> str:
-    """The test on the row of search_text with alias `a`, safe to stand beside AND."""
+    """The test on the row of search_text with alias `a` that the index answers, safe to stand beside AND."""
     found = _in_postgresql if dialect == "postgresql" else _in_sqlite
     tests = [found(a, (mark(param), *test.words), test.starts, argument)]
-    tests += [f"' ' || {a}.words || ' ' LIKE {argument(f'%{phrase}%')}" for phrase in test.phrases]  # no word holds % or _
+    tests += [_stands(phrase, a, argument) for phrase in test.phrases]
     return " AND ".join(tests)
+
+
+def words_stand(test: WordsTest, a: str, argument: Argument) -> str:
+    """The same test without the index: for the few rows that one resource has."""
+    parts = [*(f" {word} " for word in test.words), *(f" {start}" for start in test.starts), *test.phrases]
+    return " AND ".join(_stands(part, a, argument) for part in parts)
+
+
+def _stands(part: str, a: str, argument: Argument) -> str:
+    """No word holds a % or _, so nothing is to be escaped."""
+    return f"' ' || {a}.words || ' ' LIKE {argument(f'%{part}%')}"
 
 
 def _in_sqlite(a: str, words: tuple[str, ...], starts: tuple[str, ...], argument: Argument) -> str:

@@ -33,7 +33,7 @@ from fhircm.fhir.extract import OWN_COLUMNS, searchable
 from fhircm.fhir.outcome import FhirError
 from fhircm.fhir.query import Sort
 from fhircm.fhir.ranges import BOUNDLESS, EARLIEST, LATEST
-from fhircm.store.full_text import words_test
+from fhircm.store.full_text import words_stand, words_test
 from fhircm.store.operations import Narrowing
 from fhircm.store.search_tests import merged, row_test, table_of, updated_test
 
@@ -61,6 +61,7 @@ _LAST: dict[str, tuple[Any, Any]] = {  # where resources without a value go, whe
     "quantity": (BOUNDLESS, -BOUNDLESS),
 }
 _LAST_TEXT = (chr(0x10FFFF), "")
+_WITH_ROWID = frozenset({"search_string", "search_quantity", "search_text"})
 _FEW_CODES = frozenset({"code", "boolean"})  # element types of which each value is in a large part of all resources
 _MANY = 50  # alternatives: more of them match too much to begin with
 _CANNOT_DRIVE = 9
@@ -145,7 +146,7 @@ class TooCostly(FhirError):
 
 
 class Builder:
-    """Builds the text of one statement and gathers its arguments. The dialect matters for full text alone."""
+    """Builds the text of one statement and gathers its arguments. The dialect matters for full text, and for hints to SQLite."""
 
     def __init__(self, dialect: str, within: Narrowing | None = None) -> None:
         self.dialect = dialect
@@ -277,26 +278,41 @@ class Builder:
             return f"({self.row(condition, own)})"
         a = self.alias()
         column = "key" if _is_own(condition) else "resource_key"
-        return f"EXISTS (SELECT 1 FROM {_table(condition)} {a} WHERE {a}.{column} = {key} AND {self.row(condition, a)})"
+        test = self.row(condition, a, of_candidate=True)
+        return f"EXISTS (SELECT 1 FROM {_table(condition)} {a} WHERE {a}.{column} = {key} AND {test})"
 
     def _any_value(self, type: str, code: str, key: str) -> str:
         param = self.parameter(type, code)
         tables = _TABLES_OF_KIND[searchable(type).extractors[code].definition.type]
-        found = [f"EXISTS (SELECT 1 FROM {table} s WHERE s.resource_key = {key} AND s.param = {param})" for table in tables]
+        found = [
+            f"EXISTS (SELECT 1 FROM {table} s WHERE s.resource_key = {key} AND {self._hint(table)}s.param = {param})"
+            for table in tables
+        ]
         return f"({' OR '.join(found)})"
 
-    def row(self, condition: Matches, a: str) -> str:
-        """The condition as a test on one row (alias `a`) of its table."""
+    def row(self, condition: Matches, a: str, *, of_candidate: bool = False) -> str:
+        """The condition as a test on one row (alias `a`) of its table; `of_candidate`: of those that one resource has."""
         if condition.parameter == "_lastUpdated":
             tests = [updated_test(test, a, self.argument) for test in condition.tests if isinstance(test, SpanTest)]
         else:
-            tests = [self._row_test(condition, test, a) for test in merged(condition.tests)]
+            tests = [self._row_test(condition, test, a, of_candidate) for test in merged(condition.tests)]
         either = " OR ".join(f"({test})" for test in tests)
         if _is_own(condition):
             return f"({either})"
-        return f"{a}.param = {self.parameter(condition.type, condition.parameter)} AND ({either})"
+        hint = self._hint(_table(condition)) if of_candidate else ""
+        return f"{hint}{a}.param = {self.parameter(condition.type, condition.parameter)} AND ({either})"
 
-    def _row_test(self, condition: Matches, test: Test, a: str) -> str:
+    def _hint(self, table: str) -> str:
+        """What stands before `param` when the rows of one resource are looked through.
+
+        Where a table's index by resource holds nothing besides, the + keeps SQLite, which guesses, from walking through all rows of
+        the parameter, once for each resource.
+        """
+        return "+" if self.dialect == "sqlite" and table in _WITH_ROWID else ""
+
+    def _row_test(self, condition: Matches, test: Test, a: str, of_candidate: bool) -> str:
+        if isinstance(test, WordsTest) and of_candidate and self.dialect == "sqlite":
+            return words_stand(test, a, self.argument)
         if isinstance(test, WordsTest):
             return words_test(test, a, param_key(condition.type, condition.parameter), self.dialect, self.argument)
         return row_test(test, a, self.argument)
@@ -312,6 +328,6 @@ class Builder:
         last = _LAST.get(kind, _LAST_TEXT)[sort.descending]
         param = self.parameter(type, sort.code)
         return (
-            f"COALESCE((SELECT {first}(s.{column}) FROM {table} s WHERE s.resource_key = {key} AND s.param = {param}), "
+            f"COALESCE((SELECT {first}(s.{column}) FROM {table} s WHERE s.resource_key = {key} AND {self._hint(table)}s.param = {param}), "
             f"{self.argument(last)})"
         )

@@ -16,9 +16,10 @@ from fhircm.fhir.filter import DEPTH_LIMIT
 from fhircm.fhir.outcome import NotSupported
 from fhircm.fhir.query import parse_query, parse_types
 from fhircm.fhir.validation import check_tree
+from fhircm.store.database import open_database
 from fhircm.store.operations import Narrowing
 from fhircm.store.resources import Put
-from fhircm.store.search_sql import TooCostly
+from fhircm.store.search_sql import Builder, TooCostly
 
 CODES = [("urn:a", "X"), ("urn:a", "y"), ("urn:b", "x")]
 TEXTS = ["Ann", "anna", "Bo Ann", "bo", "Zoë"]
@@ -314,6 +315,25 @@ async def test_a_search_that_no_statement_can_hold_is_refused(store, chart):
     every = [("_filter", " or ".join(f"_tag eq urn:s|{n}" for n in range(100)))]
     with pytest.raises(TooCostly, match="fewer"):
         await store.search(parse_types(sorted(definitions().resource_types), every))
+
+
+@pytest.mark.parametrize(
+    ("asked", "table"),
+    [
+        ("code eq a and value-quantity gt 5", "search_quantity"),
+        ("code eq a and value-string lt b", "search_string"),
+        ("code eq a and value-quantity pr false", "search_quantity"),
+    ],
+)
+async def test_the_rows_of_a_candidate_are_found_by_the_candidate(sqlite_url, asked, table):
+    """SQLite has no figures to go by; left to itself it would walk through all quantities above five for each code."""
+    database = await open_database(sqlite_url)
+    builder = Builder("sqlite")
+    sql = builder.keys("Observation", parse_query("Observation", [("_filter", asked)]).conditions)
+    async with database.reading() as connection:
+        steps = [row["detail"] for row in await connection.fetch(f"EXPLAIN QUERY PLAN {sql}", *builder.arguments)]
+    await database.close()
+    assert any(f"INDEX {table}_resource (resource_key=?)" in step for step in steps), steps
 
 
 async def test_what_a_caller_may_not_see_is_not_there_for_a_filter_either(store, chart):
