@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import lru_cache
 
 from fhircm.access.principal import Principal
 from fhircm.access.scopes import Scope, allows
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.query import Query
+from fhircm.fhir.terminology.artefacts import TYPES, Artefact, Canonical
+from fhircm.fhir.terminology.expansion import Expansion
+from fhircm.fhir.terminology.library import Library, Versions, Wanted
 from fhircm.store.history import HistoryPage, HistoryQuery
 from fhircm.store.resources import Delete, Narrowing, Plan, Put, Store, Stored
 from fhircm.store.search import Page
@@ -60,6 +64,33 @@ class GuardedStore:
             updated = {type: () for verb, type in needed if verb == "u"}
             operations = replace(operations, within=Narrowing({**self._narrowing().by_type, **updated}))
         return await self.store.transact(operations, origin=self.principal.origin)
+
+    async def library(self, *roots: Wanted) -> Library:
+        """The terminology that a computation needs: what is built in, and of the store what the caller may read. Raises TooCostly."""
+        return await self.store.library(roots, self._readable_terms())
+
+    async def concept_maps(self, system: str) -> list[Artefact]:
+        """The concept maps of the store that map from or to codes of a system, as far as the caller may read them."""
+        return await self.store.concept_maps(system, self._readable_terms())
+
+    def expansion(
+        self,
+        library: Library,
+        value_set: Artefact,
+        versions: Versions,
+        without: Sequence[Canonical] = (),
+        only: str | None = None,
+    ) -> Expansion:
+        """A value set of the library, computed. Raises CannotCompute, TooCostly."""
+        return self.store.terminology.expansion(library, value_set, versions, without, only)
+
+    @property
+    def now(self) -> datetime:
+        """The time by the store's clock."""
+        return self.store.clock()
+
+    def _readable_terms(self) -> Narrowing:
+        return Narrowing({type: () for type in TYPES if self.principal.may("r", type)})
 
     def _narrowing(self) -> Narrowing:
         return _searchable(self.principal.scopes)

@@ -23,9 +23,11 @@ _PREFIXED = re.compile(r"(eq|ne|gt|lt|ge|le|sa|eb|ap)?(.+)", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?\d{1,30}(\.\d{1,30})?([eE][+-]?\d{1,2})?", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 _BARE_CODES = frozenset({"code", "boolean", "string", "id", "uri"})
+_OF_CODES = frozenset({"Coding", "CodeableConcept", "code"})  # element types that value sets and code systems speak of
+_TERMINOLOGY = frozenset({"in", "not-in", "above", "below"})
 _MODIFIERS = {
     "string": ("exact", "contains"),
-    "token": ("not", "text"),
+    "token": ("not", "text", "in", "not-in", "above", "below"),
     "reference": ("identifier",),
     "uri": ("below", "above"),
 }
@@ -43,6 +45,37 @@ class TokenTest:
 
     codes: tuple[str, ...] | None
     system: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MemberTest:
+    """A token that is in a value set: its canonical URL or ValueSet/id. The store makes it a CodesTest; `bare`: codes of any system too."""
+
+    parameter: str
+    value_set: str
+    bare: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SubsumedTest:
+    """A token of the code or of one `above` (or below) it. The store makes it a CodesTest; `bare` as in MemberTest."""
+
+    parameter: str
+    system: str
+    code: str
+    above: bool
+    bare: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CodesTest:
+    """A token of one of any number of codes, by their systems, folded as the rows are.
+
+    `beside`: it is asked of the few rows of one resource, for which looking up every code in an index would be the long way.
+    """
+
+    codes: tuple[tuple[str, tuple[str, ...]], ...]
+    beside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +149,20 @@ class Unlike:
     test: TokenTest | TextTest | UriTest | IdTest
 
 
-Test = TokenTest | TargetTest | TextTest | SpanTest | AmountTest | UriTest | IdTest | WordsTest | Unlike
+Test = (
+    TokenTest
+    | MemberTest
+    | SubsumedTest
+    | CodesTest
+    | TargetTest
+    | TextTest
+    | SpanTest
+    | AmountTest
+    | UriTest
+    | IdTest
+    | WordsTest
+    | Unlike
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,12 +275,14 @@ def value_condition(type: str, code: str, modifier: str, extractor: Extractor, t
     parameter = f"{code}:of-type" if modifier == "of-type" else code
     reader = _Reader(code, modifier, extractor, base_url)
     read: Callable[[str], Test] = reader.token if modifier == "identifier" else getattr(reader, kind)
-    return Matches(type, parameter, tuple(read(value) for value in values), negated=modifier == "not")
+    return Matches(type, parameter, tuple(read(value) for value in values), negated=modifier in ("not", "not-in"))
 
 
 def _check_modifier(code: str, modifier: str, extractor: Extractor) -> None:
     kind = extractor.definition.type
     possible = list(_MODIFIERS.get(kind, ())) if extractor.sources else ["not"] if code == "_id" else []
+    if kind == "token" and not extractor.types & _OF_CODES:
+        possible = [one for one in possible if one not in _TERMINOLOGY]
     if kind == "token" and "Identifier" in extractor.types:
         possible.append("of-type")
     if kind == "reference":
@@ -279,6 +327,10 @@ class _Reader:
         parts = [_plain(part) for part in _split(value, "|")]
         if self.modifier == "text":
             return self.string(value)
+        if self.modifier in ("in", "not-in"):
+            return MemberTest(self.code, _plain(value), "code" in self.extractor.types)
+        if self.modifier in ("above", "below"):
+            return self._subsumed(parts)
         if self.modifier == "of-type":
             if len(parts) != 3 or not all(parts):
                 raise self.wrong("system|code|value behind ':of-type'")
@@ -296,6 +348,15 @@ class _Reader:
             raise self.wrong("true or false")
         codes = (code,) if self._exact_case else (code.casefold(),)
         return TokenTest(tuple(clip(one) for one in codes) if code else None, clip(system) if system is not None else None)
+
+    def _subsumed(self, parts: list[str]) -> Test:
+        if len(parts) == 1 and parts[0] and self.extractor.types <= _BARE_CODES:
+            return TokenTest(
+                (clip(parts[0].casefold()),), None
+            )  # of a code system without a hierarchy, or of one that is not named
+        if len(parts) != 2 or not all(parts):
+            raise self.wrong(f"system|code behind ':{self.modifier}'")
+        return SubsumedTest(self.code, parts[0], parts[1], self.modifier == "above", "code" in self.extractor.types)
 
     @property
     def _exact_case(self) -> bool:

@@ -3,7 +3,7 @@
 https://hl7.org/fhir/R4/search_filter.html
 
 As that page says, `and` and `or` are taken from left to right, neither before the other, and every test is asked of the *set* of
-values that its path leads to. So all operators but `pr false` need a value that fulfils them: `gender ne male` finds nobody whose
+values that its path leads to. So all operators but `pr false` and `ni` need a value that fulfils them: `gender ne male` finds nobody whose
 gender is not known, `not (gender eq male)` does.
 """
 
@@ -51,12 +51,13 @@ _OPERATORS = {
     "number": _MEASURED,
     "quantity": _MEASURED,
     "date": _MEASURED | {"co", "po"},
-    "token": frozenset({"eq", "ne"}),
+    "token": frozenset({"eq", "ne", "in", "ni", "ss", "sb"}),
     "reference": frozenset({"re", "eq"}),
     "uri": frozenset({"eq", "ne"}),
 }
-_TERMINOLOGY = frozenset({"ss", "sb", "in", "ni"})
-_KNOWN = frozenset().union(*_OPERATORS.values(), _TERMINOLOGY, {"pr"})
+# What is asked of the meaning of codes, as the modifier that asks the same: the value subsumes what is below it.
+_TERMINOLOGY = {"in": "in", "ni": "not-in", "ss": "below", "sb": "above"}
+_KNOWN = frozenset().union(*_OPERATORS.values(), {"pr"})
 _HOW = {"eq": "equal", "ne": "equal", "co": "contains", "sw": "start", "ew": "end"}
 _SYSTEMS = {
     "loinc": "http://loinc.org",
@@ -309,7 +310,7 @@ class _Reader:
         with _told(step.at):
             extractor = self.find(type, step.name)
         with _told(test.operator_at):
-            self.check_operator(extractor, step.name, test.operator)
+            _check_operator(extractor, step.name, test.operator)
         with _told(test.value_at):
             if test.operator == "pr":
                 return _present(type, step.name, extractor, test.value)
@@ -317,23 +318,13 @@ class _Reader:
                 return Matches(type, step.name, (_text_test(step.name, test.operator, test.value),))
             return self.as_parameter(type, step.name, extractor, test)
 
-    def check_operator(self, extractor: Extractor, name: str, operator: str) -> None:
-        if operator in _TERMINOLOGY:
-            raise NotSupported(f"'{operator}' asks what codes mean, which '_filter' does not do here")
-        kind = extractor.definition.type
-        possible = _OPERATORS.get(kind, frozenset()) | {"pr"}
-        if operator not in possible:
-            raise NotSupported(
-                f"'{name}' is a {kind} parameter, which has no '{operator}'; it has: {', '.join(sorted(possible))}"
-            )
-
     def as_parameter(self, type: str, name: str, extractor: Extractor, test: _Test) -> Condition:
         """The test as the parameter itself would ask it, in which a comma stands between alternatives and a backslash escapes."""
-        kind = extractor.definition.type
+        kind, modifier = extractor.definition.type, _TERMINOLOGY.get(test.operator, "")
         text = _written(test.value) if kind in ("token", "quantity") else re.sub(r"([\\,|$])", r"\\\1", test.value)
         if kind in ("date", "number", "quantity"):
             text = (test.operator if test.operator in _MEASURED else "eq") + text
-        found = value_condition(type, name, "", extractor, text, self.base_url)
+        found = value_condition(type, name, modifier, extractor, text, self.base_url)
         assert isinstance(found, Matches)
         (asked,) = found.tests
         if test.operator in ("co", "po") and isinstance(asked, SpanTest):
@@ -341,6 +332,13 @@ class _Reader:
         if test.operator == "ne" and kind in ("token", "uri"):
             return replace(found, tests=(Unlike(asked),))
         return found
+
+
+def _check_operator(extractor: Extractor, name: str, operator: str) -> None:
+    kind = extractor.definition.type
+    possible = _OPERATORS.get(kind, frozenset()) | {"pr"}
+    if operator not in possible:
+        raise NotSupported(f"'{name}' is a {kind} parameter, which has no '{operator}'; it has: {', '.join(sorted(possible))}")
 
 
 def _present(type: str, name: str, extractor: Extractor, value: str) -> Condition:

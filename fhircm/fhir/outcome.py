@@ -18,6 +18,7 @@ https://hl7.org/fhir/R4/operationoutcome.html and https://hl7.org/fhir/R4/http.h
     ├── MethodNotAllowed     405
     ├── Unauthorized         401
     ├── Forbidden            403
+    ├── TooCostly            403
     └── PartnerUnavailable   503  (exchange/) another system does not answer as it should
 """
 
@@ -166,3 +167,9 @@ class Forbidden(FhirError):
     """The token is good but does not reach this far."""
 
     status, code = 403, "forbidden"
+
+
+class TooCostly(FhirError):
+    """The answer would be too large; the text says what to ask instead."""
+
+    status, code = 403, "too-costly"

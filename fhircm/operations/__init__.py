@@ -7,7 +7,22 @@ https://hl7.org/fhir/R4/operations.html
 from __future__ import annotations
 
 from fhircm.operations.definition import Operation, load
+from fhircm.operations.expand import expand
+from fhircm.operations.lookup import lookup, subsumes
 from fhircm.operations.meta import meta
+from fhircm.operations.translate import translate
+from fhircm.operations.validate_code import validate_in_code_system, validate_in_value_set
 
-# code: the function that carries it out
-OPERATIONS: dict[str, Operation] = {code: load(code, function) for code, function in {"meta": meta}.items()}
+# The name of its definition in profiles/operation/: the function that carries it out. Several definitions may share a code ($validate-code).
+OPERATIONS: dict[str, Operation] = {
+    name: load(name, function)
+    for name, function in {
+        "code-system-validate-code": validate_in_code_system,
+        "expand": expand,
+        "lookup": lookup,
+        "meta": meta,
+        "subsumes": subsumes,
+        "translate": translate,
+        "value-set-validate-code": validate_in_value_set,
+    }.items()
+}

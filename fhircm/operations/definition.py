@@ -74,13 +74,13 @@ class Operation:
         return arguments
 
 
-def load(code: str, function: Function) -> Operation:
-    """The operation that `profiles/operation/` defines under this code."""
-    tree = std_json.loads((folder("profiles") / "operation" / f"{code}.json").read_text())
+def load(name: str, function: Function) -> Operation:
+    """The operation that `profiles/operation/` defines under this name."""
+    tree = std_json.loads((folder("profiles") / "operation" / f"{name}.json").read_text())
     levels = frozenset(level for level in ("system", "type", "instance") if tree[level])
     types = frozenset(tree.get("resource", ())) - {"Resource"}
     known = tuple(_defined(one) for one in tree.get("parameter", ()) if one["use"] == "in")
-    return Operation(code, tree["url"], levels, types, tree.get("affectsState", False), known, function)
+    return Operation(tree["code"], tree["url"], levels, types, tree.get("affectsState", False), known, function)
 
 
 def _defined(tree: dict[str, Any]) -> Parameter:

@@ -18,8 +18,8 @@ from fhircm.rest.exchange import Exchange
 
 async def operation(exchange: Exchange, code: str, type: str | None = None, id: str | None = None) -> Response:
     """Carry it out. One that changes something is called by POST only."""
-    found = OPERATIONS.get(code)
-    if found is None or not found.is_at(type, id):
+    found = next((one for one in OPERATIONS.values() if one.code == code and one.is_at(type, id)), None)
+    if found is None:
         raise NotFound(f"There is no operation ${code[:64]} here")
     request = exchange.request
     if request.method != "POST" and found.affects_state:

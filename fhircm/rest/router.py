@@ -32,6 +32,7 @@ from fhircm.rest.operation import operation
 from fhircm.rest.patch import patch, patch_conditionally
 from fhircm.rest.read import read
 from fhircm.rest.search import search, search_compartment, search_system
+from fhircm.rest.terminology_capability import terminology_capabilities
 from fhircm.rest.transaction import transaction
 from fhircm.rest.update import update, update_conditionally
 from fhircm.rest.vread import vread
@@ -90,7 +91,7 @@ class Router:
         try:
             headers.require_acceptable(request)
             if _path(request) == "metadata" and request.method in ("GET", "HEAD"):
-                response = self._metadata()
+                response = self._metadata(request.query_params.get("mode"))
             else:
                 function, arguments = _route(request.method, _path(request))
                 principal = await self.bearer.principal(request.headers.get("authorization"))
@@ -114,7 +115,9 @@ class Router:
 
         return Exchange(request, GuardedStore(self.store, principal), self.base_url, self.settings, self.links, dispatch)
 
-    def _metadata(self) -> Response:
+    def _metadata(self, mode: str | None) -> Response:
+        if mode == "terminology":
+            return Response(json.dumps(terminology_capabilities(self.base_url)), media_type=headers.FHIR_JSON)
         codes: dict[bool, dict[str, None]] = {True: {}, False: {}}
         for shape, _, code, _ in INTERACTIONS:
             codes[shape.startswith("type")][code] = None

@@ -16,8 +16,12 @@ from typing import Any
 
 import asyncpg
 
+from fhircm.fhir.conditions import AnyOf, Matches, UriTest
 from fhircm.fhir.outcome import Conflict, Gone, NotFound
 from fhircm.fhir.query import Query
+from fhircm.fhir.ranges import clip
+from fhircm.fhir.terminology.artefacts import Artefact
+from fhircm.fhir.terminology.library import Library, Wanted
 from fhircm.store import changes as change_log
 from fhircm.store import search as searching
 from fhircm.store import timers as timing
@@ -39,6 +43,7 @@ from fhircm.store.operations import (
     Timer,
 )
 from fhircm.store.stored import Stored, moment
+from fhircm.store.terminology import Terminology, asked
 from fhircm.store.transaction import WriteRule, lock_identities, lock_searches, set_state, versions_now, write_resources
 
 __all__ = [
@@ -79,6 +84,7 @@ class Store:
 
     def __init__(self, database: Database, *, clock: Clock, rules: Sequence[WriteRule] = (), full_text: bool = False) -> None:
         self.database, self.clock, self.rules, self.full_text = database, clock, tuple(rules), full_text
+        self.terminology = Terminology(database.dialect)
 
     # --- reading -------------------------------------------------------------------------------------------------------------
 
@@ -141,8 +147,22 @@ class Store:
 
     async def search(self, query: Query, within: Narrowing | None = None) -> searching.Page:
         """A page of what a query finds."""
-        async with self.database.reading(one_moment=query.cursor is not None) as connection:
+        of_terms = bool(asked(query.branches))
+        async with self.database.reading(one_moment=of_terms or query.cursor is not None) as connection:
+            if of_terms:
+                query = await self.terminology.resolved(connection, query, within)
             return await searching.search(connection, self.database.dialect, query, within)
+
+    async def library(self, roots: Iterable[Wanted], within: Narrowing) -> Library:
+        """The terminology that a computation needs. Raises TooCostly."""
+        async with self.database.reading(one_moment=True) as connection:
+            return await self.terminology.library(connection, roots, within)
+
+    async def concept_maps(self, system: str, within: Narrowing) -> list[Artefact]:
+        """The concept maps that map from or to codes of a system."""
+        ways = [Matches("ConceptMap", code, (UriTest((clip(system),)),)) for code in ("source-system", "target-system")]
+        async with self.database.reading() as connection:
+            return await self.terminology.found(connection, "ConceptMap", AnyOf(tuple(ways)), within)
 
     # --- writing -------------------------------------------------------------------------------------------------------------
 
@@ -169,7 +189,8 @@ class Store:
         """What a plan comes to. What it found is locked, so that it still holds when it is written."""
         dialect = self.database.dialect
         await lock_searches(connection, dialect, plan.searches)
-        found = [(await searching.search(connection, dialect, query, plan.within)).matches for query in plan.searches]
+        queries = [await self.terminology.resolved(connection, query, plan.within) for query in plan.searches]
+        found = [(await searching.search(connection, dialect, query, plan.within)).matches for query in queries]
         versions = {(one.type, one.id): one.version for matches in found for one in matches}
         if versions and dialect == "postgresql":
             await lock_identities(connection, versions)

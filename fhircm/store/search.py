@@ -24,14 +24,13 @@ from fhircm.store.operations import Narrowing
 from fhircm.store.search_include import COLUMNS, CURRENT, among, included, stored
 from fhircm.store.search_past import NOW, SNAPSHOT, Branch, changed_since
 from fhircm.store.search_rows import SEARCH_TABLES, SearchRows, delete_search_rows, search_rows, write_search_rows
-from fhircm.store.search_sql import Builder, TooCostly
+from fhircm.store.search_sql import Builder
 from fhircm.store.stored import Stored
 
 __all__ = [
     "SEARCH_TABLES",
     "Page",
     "SearchRows",
-    "TooCostly",
     "delete_search_rows",
     "search",
     "search_rows",

@@ -11,11 +11,12 @@ from typing import Any
 
 from fhircm.fhir.definitions import definitions, param_key
 from fhircm.fhir.extract import searchable
+from fhircm.fhir.outcome import TooCostly
 from fhircm.fhir.query import Include, Query
 from fhircm.store.database import Connection
 from fhircm.store.operations import Narrowing
 from fhircm.store.search_rows import ANY_PARAM
-from fhircm.store.search_sql import Builder, TooCostly
+from fhircm.store.search_sql import Builder
 from fhircm.store.search_tests import one_of
 from fhircm.store.stored import Stored, moment
 

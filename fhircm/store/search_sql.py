@@ -2,18 +2,21 @@
 
 https://hl7.org/fhir/R4/search.html. The most selective condition drives: its index gives resource keys newest first, so that a
 page reads little more than it shows. The others become EXISTS on the candidate's key. Nothing here depends on a
-planner's statistics, and the same text runs on SQLite and PostgreSQL.
+planner's statistics, and the same text runs on SQLite and PostgreSQL, but for lists of any length.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fhircm.fhir.conditions import (
     AllOf,
     AnyOf,
     Chained,
+    CodesTest,
     Condition,
     IdTest,
     Linked,
@@ -30,12 +33,12 @@ from fhircm.fhir.conditions import (
 )
 from fhircm.fhir.definitions import param_key
 from fhircm.fhir.extract import OWN_COLUMNS, searchable
-from fhircm.fhir.outcome import FhirError
+from fhircm.fhir.outcome import TooCostly
 from fhircm.fhir.query import Sort
 from fhircm.fhir.ranges import BOUNDLESS, EARLIEST, LATEST
 from fhircm.store.full_text import words_stand, words_test
 from fhircm.store.operations import Narrowing
-from fhircm.store.search_tests import merged, row_test, table_of, updated_test
+from fhircm.store.search_tests import Listed, merged, row_test, table_of, updated_test
 
 _TABLES_OF_KIND = {
     "token": ("search_token", "search_string"),
@@ -128,6 +131,8 @@ def _rank_of_match(condition: Matches) -> int:
             return 4 if how in ("start", "equal", "exact") else 8
         case Unlike():
             return 8
+        case CodesTest(codes) if sum(len(listed) for _, listed in codes) > _MANY:
+            return 7
         case UriTest() | WordsTest():
             return 3
         case SpanTest(prefix=prefix):
@@ -139,14 +144,17 @@ def _rank_of_match(condition: Matches) -> int:
             return 6 if types <= _FEW_CODES else 5
 
 
-class TooCostly(FhirError):
-    """The question or its answer would be too large; the text says what to ask instead."""
-
-    status, code = 403, "too-costly"
+def _beside(condition: Matches) -> Matches:
+    """The condition as one that does not drive."""
+    if not any(isinstance(test, CodesTest) for test in condition.tests):
+        return condition
+    return replace(
+        condition, tests=tuple(replace(test, beside=True) if isinstance(test, CodesTest) else test for test in condition.tests)
+    )
 
 
 class Builder:
-    """Builds the text of one statement and gathers its arguments. The dialect matters for full text, and for hints to SQLite."""
+    """Builds the text of one statement and gathers its arguments."""
 
     def __init__(self, dialect: str, within: Narrowing | None = None) -> None:
         self.dialect = dialect
@@ -155,7 +163,14 @@ class Builder:
         self.aliases = 0
 
     def argument(self, value: Any) -> str:
-        """The placeholder of a value. Raises TooCostly for more than a statement can hold."""
+        """The placeholder of a value; of Listed ones what a column is compared with, to be one of them.
+
+        Raises TooCostly for more arguments than a statement can hold.
+        """
+        if isinstance(value, Listed):
+            if self.dialect == "postgresql":
+                return f"= ANY({self.argument(list(value))}::text[])"
+            return f"IN (SELECT value FROM json_each({self.argument(json.dumps(value))}))"
         if len(self.arguments) >= _ARGUMENTS_LIMIT:
             raise TooCostly("This search compares with too many values; ask for fewer at once, or in fewer types")
         self.arguments.append(value)
@@ -278,7 +293,7 @@ class Builder:
             return f"({self.row(condition, own)})"
         a = self.alias()
         column = "key" if _is_own(condition) else "resource_key"
-        test = self.row(condition, a, of_candidate=True)
+        test = self.row(_beside(condition), a, of_candidate=True)
         return f"EXISTS (SELECT 1 FROM {_table(condition)} {a} WHERE {a}.{column} = {key} AND {test})"
 
     def _any_value(self, type: str, code: str, key: str) -> str:

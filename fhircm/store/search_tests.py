@@ -8,14 +8,33 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fhircm.fhir.conditions import AmountTest, IdTest, SpanTest, TargetTest, Test, TextTest, TokenTest, Unlike, UriTest, WordsTest
+from fhircm.fhir.conditions import (
+    AmountTest,
+    CodesTest,
+    IdTest,
+    SpanTest,
+    TargetTest,
+    Test,
+    TextTest,
+    TokenTest,
+    Unlike,
+    UriTest,
+    WordsTest,
+)
 from fhircm.fhir.extract import START
 from fhircm.fhir.ranges import normalise
 
-Argument = Callable[[Any], str]  # turns a value into its placeholder
+Argument = Callable[[Any], str]  # turns a value into its placeholder, Listed ones into what a column is compared with
+FEW = 50  # values that are worth an argument each
+
+
+class Listed(tuple[str, ...]):
+    """Texts, of any number, that go along as one argument: databases limit how many a statement may have."""
+
 
 TABLES: dict[type, str] = {
     TokenTest: "search_token",
+    CodesTest: "search_token",
     TargetTest: "search_reference",
     TextTest: "search_string",
     SpanTest: "search_date",
@@ -80,6 +99,10 @@ def row_test(test: Test, a: str, argument: Argument) -> str:
             tests = [] if codes is None else [one_of(f"{a}.code", codes, argument)]
             tests += [] if system is None else [f"{a}.system = {argument(system)}"]
             return " AND ".join(tests)
+        case CodesTest(codes, beside):
+            column = f"{a}.code || ''" if beside else f"{a}.code"  # what is computed is in no index
+            ways = [f"{a}.system = {argument(system)} AND {_any_of(column, listed, argument)}" for system, listed in codes]
+            return f"({' OR '.join(f'({way})' for way in ways) or '1 = 0'})"
         case TargetTest(target_id, types):
             local = f"{a}.target_type <> ''" if types is None else one_of(f"{a}.target_type", types, argument)
             return f"{a}.target_id = {argument(target_id)} AND {local}"
@@ -97,6 +120,7 @@ def row_test(test: Test, a: str, argument: Argument) -> str:
             return f"{a}.id = {argument(id)}"
         case Unlike(inner):
             return f"NOT ({row_test(inner, a, argument)})"
+    raise TypeError(f"{type(test).__name__} must be resolved before it is asked")
 
 
 def updated_test(test: SpanTest, a: str, argument: Argument) -> str:
@@ -114,6 +138,11 @@ def one_of(column: str, values: Sequence[Any], argument: Argument) -> str:
     if len(values) == 1:
         return f"{column} = {argument(values[0])}"
     return f"{column} IN ({', '.join(argument(value) for value in values)})"
+
+
+def _any_of(column: str, values: Sequence[str], argument: Argument) -> str:
+    """The column has one of any number of values."""
+    return one_of(column, values, argument) if len(values) <= FEW else f"{column} {argument(Listed(values))}"
 
 
 def begins(column: str, start: str, argument: Argument) -> str:

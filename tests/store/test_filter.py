@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from fhircm.fhir.conditions import InvalidValue
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.filter import DEPTH_LIMIT
-from fhircm.fhir.outcome import NotSupported
+from fhircm.fhir.outcome import NotSupported, TooCostly
 from fhircm.fhir.query import parse_query, parse_types
 from fhircm.fhir.validation import check_tree
 from fhircm.store.database import open_database
 from fhircm.store.operations import Narrowing
 from fhircm.store.resources import Put
-from fhircm.store.search_sql import Builder, TooCostly
+from fhircm.store.search_sql import Builder
 
 CODES = [("urn:a", "X"), ("urn:a", "y"), ("urn:b", "x")]
 TEXTS = ["Ann", "anna", "Bo Ann", "bo", "Zoë"]
