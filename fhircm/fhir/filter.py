@@ -20,12 +20,16 @@ from fhircm.fhir.conditions import (
     AllOf,
     Chained,
     Condition,
+    IdTest,
     InvalidValue,
     Matches,
     Missing,
     SpanTest,
+    Test,
     TextTest,
+    TokenTest,
     Unlike,
+    UriTest,
     all_of,
     any_of,
     opposite,
@@ -325,13 +329,9 @@ class _Reader:
         if kind in ("date", "number", "quantity"):
             text = (test.operator if test.operator in _MEASURED else "eq") + text
         found = value_condition(type, name, modifier, extractor, text, self.base_url)
-        assert isinstance(found, Matches)
-        (asked,) = found.tests
-        if test.operator in ("co", "po") and isinstance(asked, SpanTest):
-            return replace(found, tests=(replace(asked, prefix=test.operator),))
-        if test.operator == "ne" and kind in ("token", "uri"):
-            return replace(found, tests=(Unlike(asked),))
-        return found
+        if not isinstance(found, Matches):
+            return found
+        return replace(found, tests=tuple(_turned(asked, test.operator) for asked in found.tests))
 
 
 def _check_operator(extractor: Extractor, name: str, operator: str) -> None:
@@ -346,6 +346,16 @@ def _present(type: str, name: str, extractor: Extractor, value: str) -> Conditio
     if value not in ("true", "false"):
         raise InvalidValue("'pr' takes true or false")
     return Missing(type, name, False) if extractor.sources else AllOf(())  # every resource has an id and was updated once
+
+
+def _turned(test: Test, operator: str) -> Test:
+    """What a parameter cannot ask: a time that contains or overlaps, a token or URI that there is and that is another."""
+    match test:
+        case SpanTest() if operator in ("co", "po"):
+            return replace(test, prefix=operator)
+        case TokenTest() | UriTest() | IdTest() if operator == "ne":
+            return Unlike(test)
+    return test
 
 
 def _text_test(name: str, operator: str, value: str) -> TextTest | Unlike:

@@ -180,6 +180,15 @@ class Builder:
         """The placeholder of a search parameter's key."""
         return self.argument(param_key(type, code))
 
+    def param(self, a: str, table: str, type: str, code: str) -> str:
+        """That a row (alias `a`) of `table`, of a resource that the statement has already, belongs to this search parameter.
+
+        Where a table's index by resource holds nothing besides, the + keeps SQLite, which guesses, from reading all rows of the
+        parameter, once for each candidate.
+        """
+        plus = "+" if self.dialect == "sqlite" and table in _WITH_ROWID else ""
+        return f"{plus}{a}.param = {self.parameter(type, code)}"
+
     def alias(self) -> str:
         """A table alias that no other part of the statement has."""
         self.aliases += 1
@@ -297,10 +306,9 @@ class Builder:
         return f"EXISTS (SELECT 1 FROM {_table(condition)} {a} WHERE {a}.{column} = {key} AND {test})"
 
     def _any_value(self, type: str, code: str, key: str) -> str:
-        param = self.parameter(type, code)
         tables = _TABLES_OF_KIND[searchable(type).extractors[code].definition.type]
         found = [
-            f"EXISTS (SELECT 1 FROM {table} s WHERE s.resource_key = {key} AND {self._hint(table)}s.param = {param})"
+            f"EXISTS (SELECT 1 FROM {table} s WHERE s.resource_key = {key} AND {self.param('s', table, type, code)})"
             for table in tables
         ]
         return f"({' OR '.join(found)})"
@@ -314,16 +322,8 @@ class Builder:
         either = " OR ".join(f"({test})" for test in tests)
         if _is_own(condition):
             return f"({either})"
-        hint = self._hint(_table(condition)) if of_candidate else ""
-        return f"{hint}{a}.param = {self.parameter(condition.type, condition.parameter)} AND ({either})"
-
-    def _hint(self, table: str) -> str:
-        """What stands before `param` when the rows of one resource are looked through.
-
-        Where a table's index by resource holds nothing besides, the + keeps SQLite, which guesses, from walking through all rows of
-        the parameter, once for each resource.
-        """
-        return "+" if self.dialect == "sqlite" and table in _WITH_ROWID else ""
+        table = _table(condition) if of_candidate else ""
+        return f"{self.param(a, table, condition.type, condition.parameter)} AND ({either})"
 
     def _row_test(self, condition: Matches, test: Test, a: str, of_candidate: bool) -> str:
         if isinstance(test, WordsTest) and of_candidate and self.dialect == "sqlite":
@@ -341,8 +341,8 @@ class Builder:
         table, column = _SORT_COLUMNS[kind]
         first = "MAX" if sort.descending else "MIN"
         last = _LAST.get(kind, _LAST_TEXT)[sort.descending]
-        param = self.parameter(type, sort.code)
+        param = self.param("s", table, type, sort.code)
         return (
-            f"COALESCE((SELECT {first}(s.{column}) FROM {table} s WHERE s.resource_key = {key} AND {self._hint(table)}s.param = {param}), "
+            f"COALESCE((SELECT {first}(s.{column}) FROM {table} s WHERE s.resource_key = {key} AND {param}), "
             f"{self.argument(last)})"
         )
