@@ -9,7 +9,6 @@ gender is not known, `not (gender eq male)` does.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,18 +35,13 @@ from fhircm.fhir.conditions import (
     value_condition,
 )
 from fhircm.fhir.extract import Extractor
+from fhircm.fhir.filter_syntax import Comparison, Joined, Negated, Node, Step, parse_filter
 from fhircm.fhir.outcome import NotSupported
 from fhircm.fhir.ranges import normalise
 
-FILTER_LIMIT = 8000  # characters of one filter
-DEPTH_LIMIT = 8  # of brackets, and of "and" within "or" within "and": SQLite reads statements so deep, with chains in them
 TESTS_LIMIT = 100  # tests in one filter, those of each type that a chain can lead to counted on their own
 LINKS_LIMIT = 3  # of a chain
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]*")
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_TOKEN = re.compile(r"[^\s)\]]+")
-_NOT = re.compile(r"not(?=\s*\()", re.IGNORECASE)
 _COMPARED = frozenset({"eq", "ne", "gt", "lt", "ge", "le"})
 _MEASURED = _COMPARED | {"ap", "sa", "eb"}
 _OPERATORS = {
@@ -61,7 +55,6 @@ _OPERATORS = {
 }
 # What is asked of the meaning of codes, as the modifier that asks the same: the value subsumes what is below it.
 _TERMINOLOGY = {"in": "in", "ni": "not-in", "ss": "below", "sb": "above"}
-_KNOWN = frozenset().union(*_OPERATORS.values(), {"pr"})
 _HOW = {"eq": "equal", "ne": "equal", "co": "contains", "sw": "start", "ew": "end"}
 _SYSTEMS = {
     "loinc": "http://loinc.org",
@@ -74,184 +67,12 @@ FindParameter = Callable[[str, str], Extractor]  # of a type and a code; raises 
 FindTargets = Callable[[str, str, str], tuple[str, ...]]  # of a type, a code and the place to tell; raises NotSupported
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """One name of a path, and the filter in brackets behind it."""
-
-    name: str
-    filter: _Node | None
-    at: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Test:
-    """path operator value; `value_at` and the steps tell where they stand, counted from 1."""
-
-    path: tuple[_Step, ...]
-    operator: str
-    operator_at: int
-    value: str
-    value_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Joined:
-    word: str  # and | or
-    parts: tuple[_Node, ...]
-    depth: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Negated:
-    part: _Node
-
-
-_Node = _Test | _Joined | _Negated
-
-
 def read_filter(text: str, type: str, find: FindParameter, targets: FindTargets, base_url: str | None) -> Condition:
     """The condition that a filter asks of resources of a type. Raises InvalidValue, and NotSupported for what is not there.
 
     Both tell the place in the filter, counted in characters from 1, and never a value.
     """
-    if len(text) > FILTER_LIMIT:
-        raise InvalidValue(f"'_filter' is longer than {FILTER_LIMIT} characters")
-    return _Reader(find, targets, base_url).condition(type, _Parser(text).whole(), 0)
-
-
-# --- what is written
-
-
-class _Parser:
-    """Recursive descent over the text; `at` is where it stands, counted from 0."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.at = 0
-
-    def whole(self) -> _Node:
-        node = self.expression(0)
-        if self.at < len(self.text):
-            raise self.wrong("'and', 'or' or the end")
-        return node
-
-    def wrong(self, expected: str) -> InvalidValue:
-        return InvalidValue(f"'_filter' cannot be read: {expected} is expected at character {self.at + 1}")
-
-    def space(self) -> None:
-        while self.at < len(self.text) and self.text[self.at].isspace():
-            self.at += 1
-
-    def take(self, pattern: re.Pattern[str]) -> str | None:
-        found = pattern.match(self.text, self.at)
-        if found is None:
-            return None
-        self.at = found.end()
-        return found[0]
-
-    def sign(self, sign: str) -> bool:
-        if not self.text.startswith(sign, self.at):
-            return False
-        self.at += 1
-        return True
-
-    def expression(self, depth: int) -> _Node:
-        """Operands with and, or between them, from left to right; stands behind the space that follows."""
-        node = self.operand(depth)
-        while True:
-            self.space()
-            before = self.at
-            word = (self.take(_NAME) or "").lower()
-            if word not in ("and", "or"):
-                self.at = before
-                return node
-            node = self.joined(word, node, self.operand(depth))
-
-    def joined(self, word: str, left: _Node, right: _Node) -> _Node:
-        before = left.parts if isinstance(left, _Joined) and left.word == word else (left,)
-        depth = max(_depth(part) for part in (*before, right)) + 1
-        if depth > DEPTH_LIMIT:
-            raise InvalidValue(f"'_filter' is nested deeper than {DEPTH_LIMIT} levels at character {self.at + 1}")
-        return _Joined(word, (*before, right), depth)
-
-    def operand(self, depth: int) -> _Node:
-        self.space()
-        negated = self.take(_NOT) is not None
-        self.space()
-        if not self.sign("("):
-            return self.test(depth)
-        if depth >= DEPTH_LIMIT:
-            raise InvalidValue(f"'_filter' is nested deeper than {DEPTH_LIMIT} levels at character {self.at}")
-        node = self.expression(depth + 1)
-        if not self.sign(")"):
-            raise self.wrong("'and', 'or' or ')'")
-        return _Negated(node) if negated else node
-
-    def test(self, depth: int) -> _Test:
-        steps = [self.step(depth)]
-        while self.sign("."):
-            steps.append(self.step(depth))
-        if steps[-1].filter is not None:
-            raise self.wrong("'.' and a name behind a filter in brackets")
-        self.gap("an operator")
-        operator_at = self.at + 1
-        operator = (self.take(_NAME) or "").lower()
-        if operator not in _KNOWN:
-            self.at = operator_at - 1
-            raise self.wrong(f"an operator ({', '.join(sorted(_KNOWN))})")
-        self.gap("a value")
-        value_at = self.at + 1
-        return _Test(tuple(steps), operator, operator_at, self.value(), value_at)
-
-    def gap(self, expected: str) -> None:
-        before = self.at
-        self.space()
-        if self.at == before:
-            raise self.wrong(f"a space and {expected}")
-
-    def step(self, depth: int) -> _Step:
-        at = self.at + 1
-        name = self.take(_NAME)
-        if name is None:
-            raise self.wrong("the name of a search parameter")
-        if not self.sign("["):
-            return _Step(name, None, at)
-        if depth >= DEPTH_LIMIT:
-            raise InvalidValue(f"'_filter' is nested deeper than {DEPTH_LIMIT} levels at character {self.at}")
-        inner = self.expression(depth + 1)
-        if not self.sign("]"):
-            raise self.wrong("'and', 'or' or ']'")
-        return _Step(name, inner, at)
-
-    def value(self) -> str:
-        if not self.text.startswith('"', self.at):
-            token = self.take(_TOKEN)
-            if token is None:
-                raise self.wrong("a value")
-            return token
-        at = self.at
-        try:
-            value = json.loads(self.take(_STRING) or "")
-            value.encode()  # half a surrogate pair is in no database
-        except ValueError:
-            self.at = at
-            raise self.wrong("a JSON string") from None
-        if self.at < len(self.text) and not self.text[self.at].isspace() and self.text[self.at] not in ")]":
-            raise self.wrong("a space or the end behind a string")
-        return str(value)
-
-
-def _depth(node: _Node) -> int:
-    match node:
-        case _Joined(depth=depth):
-            return depth
-        case _Negated(part):
-            return _depth(part) + 1
-        case _Test(path):
-            return max((_depth(step.filter) + 1 for step in path if step.filter is not None), default=0)
-
-
-# --- what it means
+    return _Reader(find, targets, base_url).condition(type, parse_filter(text), 0)
 
 
 @contextmanager
@@ -272,18 +93,18 @@ class _Reader:
     base_url: str | None
     tests: int = field(default=0)
 
-    def condition(self, type: str, node: _Node, links: int) -> Condition:
+    def condition(self, type: str, node: Node, links: int) -> Condition:
         match node:
-            case _Joined(word, parts):
+            case Joined(word, parts):
                 conditions = [self.condition(type, part, links) for part in parts]
                 return all_of(conditions) if word == "and" else any_of(conditions)
-            case _Negated(part):
+            case Negated(part):
                 return opposite(self.condition(type, part, links))
-            case _Test():
+            case Comparison():
                 found = self.along(type, node.path, node, links)
                 return opposite(found) if node.operator == "pr" and node.value == "false" else found
 
-    def along(self, type: str, path: tuple[_Step, ...], test: _Test, links: int) -> Condition:
+    def along(self, type: str, path: tuple[Step, ...], test: Comparison, links: int) -> Condition:
         """A path in every type that it can lead to and in which the rest of it has a meaning."""
         step, *rest = path
         if not rest:
@@ -306,7 +127,7 @@ class _Reader:
             raise refusal or NotSupported(f"'{step.name}' of {type} leads to no type that is known (at character {step.at})")
         return Chained(type, step.name, tuple(alternatives))
 
-    def compared(self, type: str, step: _Step, test: _Test) -> Condition:
+    def compared(self, type: str, step: Step, test: Comparison) -> Condition:
         """One test of one parameter."""
         self.tests += 1
         if self.tests > TESTS_LIMIT:
@@ -322,7 +143,7 @@ class _Reader:
                 return Matches(type, step.name, (_text_test(step.name, test.operator, test.value),))
             return self.as_parameter(type, step.name, extractor, test)
 
-    def as_parameter(self, type: str, name: str, extractor: Extractor, test: _Test) -> Condition:
+    def as_parameter(self, type: str, name: str, extractor: Extractor, test: Comparison) -> Condition:
         """The test as the parameter itself would ask it, in which a comma stands between alternatives and a backslash escapes."""
         kind, modifier = extractor.definition.type, _TERMINOLOGY.get(test.operator, "")
         text = _written(test.value) if kind in ("token", "quantity") else re.sub(r"([\\,|$])", r"\\\1", test.value)

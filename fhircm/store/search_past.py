@@ -18,7 +18,7 @@ from sqlalchemy.schema import CreateTable
 from sqlmodel import SQLModel
 
 from fhircm.fhir import json
-from fhircm.fhir.conditions import AllOf, AnyOf, Chained, Condition, IdTest, Linked, Matches, Not
+from fhircm.fhir.conditions import AllOf, AnyOf, Chained, Condition, IdTest, Linked, Matches, Not, WordsTest
 from fhircm.fhir.definitions import param_key
 from fhircm.fhir.outcome import FhirError
 from fhircm.store.database import Connection
@@ -81,9 +81,9 @@ async def changed_since(
     if len(changed) > CHANGED_LIMIT:
         raise PagesOutdated(f"More than {CHANGED_LIMIT} resources have changed since the first page; ask for it again")
     keys, rows = await _as_they_were(connection, [(row["type"], row["id"], row["version"] - 1) for row in changed])
-    scratch = _scratch()
+    scratch, words = _scratch(), any(_asks_for_words(one) for _, listed in branches for one in listed)
     for row in rows:
-        _remember(scratch, row)
+        _remember(scratch, row, words)
     resolved = [
         (type, [await _resolved(connection, dialect, within, scratch, one) for one in listed]) for type, listed in branches
     ]
@@ -128,11 +128,23 @@ def _scratch() -> sqlite3.Connection:
     return scratch
 
 
-def _remember(scratch: sqlite3.Connection, row: Mapping[str, Any]) -> None:
+def _asks_for_words(condition: Condition) -> bool:
+    """Whether words of the resources themselves are asked for; those beyond a reference are asked of the present."""
+    match condition:
+        case Matches(tests=tests):
+            return any(isinstance(test, WordsTest) for test in tests)
+        case AnyOf(conditions) | AllOf(conditions):
+            return any(map(_asks_for_words, conditions))
+        case Not(inner):
+            return _asks_for_words(inner)
+    return False
+
+
+def _remember(scratch: sqlite3.Connection, row: Mapping[str, Any], words: bool) -> None:
     key, version, body = row["key"], row["version"], bytes(row["body"])
     scratch.execute("INSERT INTO resource VALUES (?, ?, ?, ?, ?, 0)", (key, row["type"], row["id"], version, row["last_updated"]))
     scratch.execute("INSERT INTO version VALUES (?, ?, ?, ?, ?)", (key, version, row["method"], row["last_updated"], body))
-    for table, rows in search_rows(key, row["type"], json.loads(body), words=True).by_table.items():
+    for table, rows in search_rows(key, row["type"], json.loads(body), words=words).by_table.items():
         scratch.executemany(insert_statement(table), rows)
 
 

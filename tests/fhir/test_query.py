@@ -1,9 +1,12 @@
 """Queries: every parameter understood or refused."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fhircm.fhir.conditions import (
     AllOf,
@@ -424,3 +427,35 @@ def test_filters_have_limits():
             filtered("Patient", text)
     with pytest.raises(NotSupported):
         condition("Patient", "_filter:not", "name eq a")
+
+
+PIECES = [
+    "name",
+    "birthdate",
+    "eq",
+    "pr",
+    "co",
+    "true",
+    "2020",
+    '"a b"',
+    '"',
+    "\\",
+    "(",
+    ")",
+    "[",
+    "]",
+    ".",
+    "not",
+    "and",
+    "or",
+    ",",
+]
+PIECES += ["organization", " ", "é", "\u2028", "-", "*", "|", "a"]
+
+
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=25))
+def test_whatever_is_written_is_understood_or_refused(pieces):
+    for name in ("_filter", "_text"):
+        for between in ("", " "):
+            with suppress(InvalidValue, NotSupported):
+                parse_query("Patient", [(name, between.join(pieces))], full_text=True)
