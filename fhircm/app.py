@@ -54,7 +54,7 @@ def create_app(config: AppConfig) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await migrate(config.database_url)
         database = await open_database(config.database_url)
-        store = Store(database, clock=config.clock, rules=config.rules)
+        store = Store(database, clock=config.clock, rules=config.rules, full_text=config.rest.full_text)
         credentials = Credentials(database)
         bearer = Bearer(credentials)
         app.state.store = store

@@ -82,6 +82,12 @@ class Settings(BaseSettings):
         int,
         Field(ge=1, description="How many resources one conditional delete may delete; at more it deletes none and answers 412."),
     ] = 1
+    full_text: Annotated[
+        bool,
+        Field(
+            description="Whether the words of what is written are kept, so that `_text` and `_content` can be searched; each write costs more."
+        ),
+    ] = False
     push_attempts: Annotated[
         int, Field(ge=1, description="How often a delivery to a partner that does not answer is tried before a human is told.")
     ] = 8

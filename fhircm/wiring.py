@@ -66,7 +66,8 @@ def base_url(settings: Settings) -> str:
 async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """The store, brought up to date first, with the organisation that coordinates in it."""
     await migrate(settings.database_url)
-    store = Store(await open_database(settings.database_url), clock=clock(settings), rules=RULES)
+    database = await open_database(settings.database_url)
+    store = Store(database, clock=clock(settings), rules=RULES, full_text=settings.full_text)
     try:
         await store.guides.follow()  # what is checked before the first write is held to them too
         organization = build.coordinating_organization(settings.organization_name)
@@ -84,7 +85,13 @@ def application(settings: Settings) -> FastAPI:
         database_url=settings.database_url,
         public_base_url=base_url(settings),
         keys_dir=settings.keys_dir,
-        rest=RestSettings(settings.body_limit, settings.bundle_limit, settings.update_create, settings.conditional_delete_limit),
+        rest=RestSettings(
+            settings.body_limit,
+            settings.bundle_limit,
+            settings.update_create,
+            settings.conditional_delete_limit,
+            settings.full_text,
+        ),
         allow_private_jwks=settings.allow_private_jwks,
         clock=clock(settings),
         rules=RULES,

@@ -5,7 +5,8 @@ https://hl7.org/fhir/R4/search.html#ptypes, #modifiers and #prefix
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.outcome import FhirError
@@ -72,15 +73,15 @@ class TargetTest:
 
 @dataclass(frozen=True, slots=True)
 class TextTest:
-    """A string that starts with, contains or exactly is this. `text` is normalised except for "exact"."""
+    """A string that compares with this; gt, lt, ge and le go by code points. `text` is normalised except for "exact"."""
 
     text: str
-    how: str  # start | contains | exact
+    how: str  # start | contains | end | equal | exact | gt | lt | ge | le
 
 
 @dataclass(frozen=True, slots=True)
 class SpanTest:
-    """A time that compares by `prefix` with [low, high), microseconds since the epoch."""
+    """A time that compares by `prefix` with [low, high), microseconds since the epoch; "co" contains it, "po" overlaps with it."""
 
     prefix: str
     low: int
@@ -128,6 +129,22 @@ class NearTest:
     chord: float
 
 
+@dataclass(frozen=True, slots=True)
+class WordsTest:
+    """A text that holds all these words, words that begin with each of `starts`, and each of `phrases` (with a space at both ends)."""
+
+    words: tuple[str, ...]
+    starts: tuple[str, ...] = ()
+    phrases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unlike:
+    """A value that there is, and that does not pass the test."""
+
+    test: TokenTest | TextTest | UriTest | IdTest
+
+
 Test = (
     TokenTest
     | MemberTest
@@ -140,6 +157,8 @@ Test = (
     | UriTest
     | IdTest
     | NearTest
+    | WordsTest
+    | Unlike
 )
 
 
@@ -200,7 +219,49 @@ class AnyOf:
     conditions: tuple[Condition, ...]
 
 
-Condition = Matches | Combined | Missing | Chained | Linked | AnyOf
+@dataclass(frozen=True, slots=True)
+class AllOf:
+    """All of the conditions hold; of none: everything does."""
+
+    conditions: tuple[Condition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """The condition does not hold."""
+
+    condition: Condition
+
+
+Condition = Matches | Combined | Missing | Chained | Linked | AnyOf | AllOf | Not
+
+
+def all_of(conditions: Iterable[Condition]) -> Condition:
+    """Conditions that all hold, as flat as can be."""
+    flat = [part for one in conditions for part in (one.conditions if isinstance(one, AllOf) else (one,))]
+    return flat[0] if len(flat) == 1 else AllOf(tuple(flat))
+
+
+def any_of(conditions: Iterable[Condition]) -> Condition:
+    """Conditions of which one holds, as flat as can be."""
+    flat = [part for one in conditions for part in (one.conditions if isinstance(one, AnyOf) else (one,))]
+    return flat[0] if len(flat) == 1 else AnyOf(tuple(flat))
+
+
+def opposite(condition: Condition) -> Condition:
+    """What holds when the condition does not: the negation stands at what is asked, not around it."""
+    match condition:
+        case Not(inner):
+            return inner
+        case Matches(negated=negated):
+            return replace(condition, negated=not negated)
+        case Missing(missing=missing):
+            return replace(condition, missing=not missing)
+        case AllOf(conditions):
+            return any_of(opposite(one) for one in conditions)
+        case AnyOf(conditions):
+            return all_of(opposite(one) for one in conditions)
+    return Not(condition)
 
 
 def in_compartment(compartment: str, ids: tuple[str, ...], type: str) -> Condition | None:

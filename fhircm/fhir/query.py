@@ -26,7 +26,9 @@ from fhircm.fhir.conditions import (
 )
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.extract import Extractor, searchable
+from fhircm.fhir.filter import read_filter
 from fhircm.fhir.outcome import Malformed, NotSupported
+from fhircm.fhir.word_search import word_search
 
 __all__ = [
     "AnyOf",
@@ -47,6 +49,12 @@ __all__ = [
 DEFAULT_COUNT = 50
 MAX_COUNT = 1000
 DEPTH_LIMIT = 4  # links of a chain; deeper ones are joins that no index can serve well
+
+# The parameters of full text, and their definitions; with or without narratives, every type has them.
+FULL_TEXT = {
+    "_content": "http://hl7.org/fhir/SearchParameter/Resource-content",
+    "_text": "http://hl7.org/fhir/SearchParameter/DomainResource-text",
+}
 
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 _ONLY_ONCE = frozenset({"_count", "_sort", "_total", "_summary", "_elements"})
@@ -144,14 +152,15 @@ def parse_query(
     lenient: bool = False,
     default_count: int = DEFAULT_COUNT,
     max_count: int = MAX_COUNT,
+    full_text: bool = False,
 ) -> Query:
     """Understand the parameters of a search in one type, names and values already URL-decoded.
 
     References that begin with `base_url` are references to this server. `_format` and `_pretty` are passed over: they say how
-    the answer is written. Raises NotSupported for what this server does not have (when `lenient`: lists it in
-    `ignored` instead) and InvalidValue for a value that cannot be read; both are 400.
+    the answer is written. `full_text`: words are kept, so that `_text` and `_content` can be asked. Raises NotSupported for what
+    this server does not have (when `lenient`: lists it in `ignored` instead) and InvalidValue for a value that cannot be read; both are 400.
     """
-    parser = _QueryParser(type, base_url, default_count, max_count)
+    parser = _QueryParser(type, base_url, default_count, max_count, full_text)
     used: list[tuple[str, str]] = []
     ignored: list[tuple[str, str]] = []
     for name, value in parameters:
@@ -176,13 +185,14 @@ def parse_types(types: Sequence[str], parameters: Sequence[tuple[str, str]], **o
 
 
 class _QueryParser:
-    def __init__(self, type: str, base_url: str | None, default_count: int, max_count: int) -> None:
+    def __init__(self, type: str, base_url: str | None, default_count: int, max_count: int, full_text: bool) -> None:
         if type not in definitions().resource_types:
             raise NotSupported(f"'{type[:64]}' is not a resource type of FHIR R4")
         self.type = type
         self.base_url = base_url
         self.count = default_count
         self.max_count = max_count
+        self.full_text = full_text
         self.conditions: list[Condition] = []
         self.sort: tuple[Sort, ...] = ()
         self.total = self.count_only = False
@@ -286,7 +296,7 @@ class _QueryParser:
         if code in known.refused:
             raise NotSupported(f"The search parameter '{code}'{place} is not supported for {type}: {known.refused[code]}")
         names = ", ".join(sorted(known.extractors))
-        controls = f"; besides: {', '.join(_CONTROLS)}, _has, _list" if where is None else ""
+        controls = f"; besides: {', '.join(_CONTROLS)}, _filter, _has, _list" if where is None else ""
         raise NotSupported(f"'{code[:64]}'{place} is not a search parameter of {type}. There are: {names}{controls}")
 
     def _link(self, source: str, code: str, target: str | None, where: str) -> tuple[str, ...]:
@@ -299,6 +309,9 @@ class _QueryParser:
             raise NotSupported(f"'{code}' of {source} does not lead to {target[:64]}; it leads to: {', '.join(targets)}")
         return targets
 
+    def _leads_to(self, source: str, code: str, where: str) -> tuple[str, ...]:
+        return self._link(source, code, None, where)
+
     def condition(self, type: str, name: str, value: str, depth: int = 0) -> Condition:
         if depth >= DEPTH_LIMIT:
             raise NotSupported(f"Chains are followed over at most {DEPTH_LIMIT - 1} links")
@@ -306,12 +319,21 @@ class _QueryParser:
             return self._has(type, name, value, depth)
         if name == "_list":
             return self._list(type, value)
+        if name == "_filter" and depth == 0:
+            return read_filter(value, type, self._extractor, self._leads_to, self.base_url)
         head, dot, rest = name.partition(".")
         code, _, modifier = head.partition(":")
         if dot:
             return self._chain(type, code, modifier, rest, value, depth)
+        if head in FULL_TEXT:
+            return self._words(type, code, value)
         extractor = self._extractor(type, code)
         return value_condition(type, code, modifier, extractor, value, self.base_url)
+
+    def _words(self, type: str, code: str, value: str) -> Condition:
+        if not self.full_text:
+            raise NotSupported(f"'{code}' is not supported: the setting FHIRCM_FULL_TEXT is off here")
+        return word_search(type, code, value)
 
     def _list(self, type: str, value: str) -> Condition:
         """What one of the lists holds: the same as _has:List:item:_id."""

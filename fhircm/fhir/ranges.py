@@ -26,7 +26,7 @@ _DATE = re.compile(
 _EARTH = 6_371_008.8  # metres: the mean radius
 _CLIPPED = 120
 _LIMIT = 200
-_DROPPED = re.compile(r"['’`´]")  # noqa: RUF001 — O'Brien is written with any of them
+DROPPED = re.compile(r"['’`´]")  # noqa: RUF001 — O'Brien is written with any of them
 _FOLDED = {
     code: None if chr(code) in "'`" else " " if unicodedata.category(chr(code))[0] in "PZC" else chr(code).casefold()
     for code in range(128)
@@ -105,7 +105,7 @@ def normalise(text: str) -> str:
     if text.isascii():  # the same by a table
         return " ".join(text.translate(_FOLDED).split()) or " ".join(text.casefold().split())
     bare = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()
-    kept = _DROPPED.sub("", bare)
+    kept = DROPPED.sub("", bare)
     words = "".join(" " if unicodedata.category(c)[0] in "PZC" else c for c in kept).split()
     return " ".join(words) or " ".join(bare.split())
 

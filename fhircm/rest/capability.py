@@ -8,6 +8,7 @@ from typing import Any
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.extract import searchable
 from fhircm.fhir.profiles import profiles
+from fhircm.fhir.query import FULL_TEXT
 from fhircm.operations.definition import Operation
 from fhircm.rest.exchange import RestSettings
 from fhircm.rest.patch import FORMATS
@@ -69,6 +70,10 @@ def _type(
         {"name": code, "definition": one.definition.url, "type": one.definition.type}
         for code, one in sorted(searchable(type).extractors.items())
     ]
+    asked = definitions().search_parameters[type]["_filter"]
+    parameters.append({"name": "_filter", "definition": asked.url, "type": asked.type})
+    if settings.full_text:
+        parameters += [{"name": code, "definition": url, "type": "string"} for code, url in FULL_TEXT.items()]
     called = [
         {"name": one.code, "definition": one.url}
         for one in operations

@@ -12,16 +12,18 @@ from uuid import uuid4
 from fhircm.fhir.outcome import Malformed, MultipleMatches, NotFound, NotSupported, VersionConflict
 from fhircm.fhir.query import Query, parse_query
 from fhircm.fhir.validation import Checked
+from fhircm.rest.exchange import Exchange
 from fhircm.store.operations import Delete, Put
 from fhircm.store.stored import Stored
 
 _ALLOWED = frozenset({"_format", "_pretty"})
 
 
-def condition(type: str, text: str, base_url: str, limit: int = 1) -> Query:
+def condition(exchange: Exchange, type: str, text: str, limit: int = 1) -> Query:
     """The search that a condition is; it finds one match more than may be. Raises NotSupported, InvalidValue."""
     given = [(name, value) for name, value in parse_qsl(text.partition("?")[2] or text, keep_blank_values=True)]
-    query = parse_query(type, [(name, value) for name, value in given if name not in _ALLOWED], base_url=base_url)
+    asked = [(name, value) for name, value in given if name not in _ALLOWED]
+    query = parse_query(type, asked, base_url=exchange.base_url, full_text=exchange.settings.full_text)
     if not query.conditions or len(query.conditions) != len(query.used):
         raise NotSupported("A condition must be one or more search parameters, and nothing besides")
     return replace(query, count=limit + 1)

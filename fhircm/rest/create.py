@@ -33,6 +33,6 @@ async def create(exchange: Exchange, type: str) -> Response:
         present[:] = [match] if match else []
         return [] if match else [put]
 
-    plan = Plan([conditional.condition(type, criteria, exchange.base_url)], make)
+    plan = Plan([conditional.condition(exchange, type, criteria)], make)
     stored = await exchange.store.transact(plan, [("c", type), ("s", type)])
     return exchange.written(present[0], 200) if present else exchange.written(stored[0], 201)

@@ -19,7 +19,7 @@ async def delete(exchange: Exchange, type: str, id: str) -> Response:
 async def delete_conditionally(exchange: Exchange, type: str) -> Response:
     """Delete what matches: one, or as many as the settings allow, or none at all."""
     limit, if_version = exchange.settings.conditional_delete_limit, headers.if_match(exchange.request)
-    query = conditional.condition(type, exchange.request.url.query, exchange.base_url, limit)
+    query = conditional.condition(exchange, type, exchange.request.url.query, limit)
 
     def make(found: list[list[Stored]]) -> list[Delete]:
         return conditional.deletes_of(found[0], type, limit, if_version)

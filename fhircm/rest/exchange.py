@@ -19,12 +19,13 @@ from fhircm.store.stored import Stored
 
 @dataclass(frozen=True, slots=True)
 class RestSettings:
-    """What an operator chooses of the API: limits in bytes, whether updates create, how much a conditional delete may delete."""
+    """What an operator chooses of the API: limits in bytes, whether updates create, how much a conditional delete may delete, whether words are kept."""
 
     body_limit: int
     bundle_limit: int
     update_create: bool
     conditional_delete_limit: int
+    full_text: bool = False
 
 
 @dataclass(frozen=True, slots=True)

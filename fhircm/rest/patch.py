@@ -30,9 +30,7 @@ async def patch(exchange: Exchange, type: str, id: str) -> Response:
 
 async def patch_conditionally(exchange: Exchange, type: str) -> Response:
     """Change the one resource that matches."""
-    return await _patched(
-        exchange, type, conditional.condition(type, exchange.request.url.query, exchange.base_url), conditionally=True
-    )
+    return await _patched(exchange, type, conditional.condition(exchange, type, exchange.request.url.query), conditionally=True)
 
 
 async def _patched(exchange: Exchange, type: str, query: Query, *, conditionally: bool) -> Response:

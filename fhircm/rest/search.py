@@ -59,7 +59,7 @@ async def _answer(
     named = [(name, value) for name, value in parameters if name == "_type" and types is None]
     wanted = types or _types(exchange, named, within)
     asked = [pair for pair in parameters if pair not in named]
-    query = parse_types(wanted, asked, base_url=exchange.base_url, lenient=lenient)
+    query = parse_types(wanted, asked, base_url=exchange.base_url, lenient=lenient, full_text=exchange.settings.full_text)
     if within is not None:
         query = _within(query, *within)
     page = await exchange.store.search(replace(query, cursor=cursor))

@@ -132,7 +132,7 @@ class Writes:
             self.targets.setdefault(f"{type}/{id}", target)
 
     def _ask(self, type: str, text: str, limit: int = 1) -> int:
-        query = conditional.condition(type, text, self.exchange.base_url, limit)
+        query = conditional.condition(self.exchange, type, text, limit)
         if any(query.type == other.type and query.conditions == other.conditions for other in self.searches):
             raise Invalid("The same condition stands in two entries of a transaction")
         return self._search(query)
@@ -162,7 +162,7 @@ class Writes:
     def _ask_references(self, write: _Write, tree: dict[str, Any]) -> None:
         for reference in references(tree):
             if reference.kind == "conditional" and reference.type and reference.url not in self.asked:
-                query = conditional.condition(reference.type, reference.url, self.exchange.base_url)
+                query = conditional.condition(self.exchange, reference.type, reference.url)
                 self.asked[reference.url] = _Asked(self._search(query), write, reference.path)
 
     def _require_once(self) -> None:

@@ -26,7 +26,7 @@ async def update(exchange: Exchange, type: str, id: str) -> Response:
 async def update_conditionally(exchange: Exchange, type: str) -> Response:
     """Update what matches, or create when nothing does."""
     checked = await _body(exchange, type)
-    query = conditional.condition(type, exchange.request.url.query, exchange.base_url)
+    query = conditional.condition(exchange, type, exchange.request.url.query)
     if_version, may_create = headers.if_match(exchange.request), exchange.settings.update_create
 
     def make(found: list[list[Stored]]) -> list[Put]:

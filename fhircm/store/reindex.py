@@ -51,7 +51,7 @@ async def count(connection: Connection, types: Sequence[str]) -> int:
     return int(await connection.fetchval(f"SELECT COUNT(*) FROM resource WHERE type IN ({marks}) AND NOT deleted", *types))
 
 
-async def reindex_page(connection: Connection, type: str, after: int, limit: int) -> ReindexPage:
+async def reindex_page(connection: Connection, type: str, after: int, limit: int, *, words: bool) -> ReindexPage:
     """The next resources of a type behind a key, at most `limit` and about BYTES of them, with their new rows."""
     rows = await connection.fetch(
         "SELECT p.key, p.id, p.version, v.body FROM (SELECT r.key, r.id, r.version,"
@@ -67,7 +67,7 @@ async def reindex_page(connection: Connection, type: str, after: int, limit: int
     page = ReindexPage([], [], rows[-1]["key"] if rows else None)
     for row in rows:
         try:
-            made = search_rows(row["key"], type, json.loads(bytes(row["body"])))
+            made = search_rows(row["key"], type, json.loads(bytes(row["body"])), words=words)
         except Invalid:
             page.refused.append(f"{type}/{row['id']}")
         else:

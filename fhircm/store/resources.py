@@ -109,10 +109,13 @@ class _Rehearsed(Exception):
 
 
 class Store:
-    """Everything that is kept, over one database. `clock` gives versions their time and says which timers are due."""
+    """Everything that is kept, over one database. `clock` gives versions their time and says which timers are due.
 
-    def __init__(self, database: Database, *, clock: Clock, rules: Sequence[WriteRule] = ()) -> None:
-        self.database, self.clock, self.rules = database, clock, tuple(rules)
+    `full_text`: the words of what is written are kept for `_text` and `_content`.
+    """
+
+    def __init__(self, database: Database, *, clock: Clock, rules: Sequence[WriteRule] = (), full_text: bool = False) -> None:
+        self.database, self.clock, self.rules, self.full_text = database, clock, tuple(rules), full_text
         self.guides = GuidesFollowed(database)
         self.terminology = Terminology(database.dialect)
 
@@ -267,7 +270,14 @@ class Store:
         stored: list[Stored] = []
         if writes:
             stored = await write_resources(
-                connection, dialect, writes, origin=origin, now=now, rules=self.rules, confirm=self.guides.confirm
+                connection,
+                dialect,
+                writes,
+                origin=origin,
+                now=now,
+                rules=self.rules,
+                confirm=self.guides.confirm,
+                words=self.full_text,
             )
         # In one order for everybody, so that two transactions wait for each other at most, never both ways.
         for operation in sorted((one for one in operations if not isinstance(one, Put | Delete)), key=_order):
@@ -409,7 +419,7 @@ class Store:
         """The search rows of the next resources of a type, in order of their keys, made anew from their bytes."""
         await self.guides.follow()
         async with self.database.reading() as connection:
-            return await reindexing.reindex_page(connection, type, after, limit)
+            return await reindexing.reindex_page(connection, type, after, limit, words=self.full_text)
 
     async def export_page(self, query: exporting.ExportQuery, within: Narrowing | None = None) -> exporting.ExportPage:
         """The next resources of an export, as they were at its moment."""

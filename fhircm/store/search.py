@@ -21,7 +21,7 @@ from fhircm.fhir.outcome import Malformed
 from fhircm.fhir.query import Cursor, Query, Sort
 from fhircm.store.database import Connection
 from fhircm.store.operations import Narrowing
-from fhircm.store.search_include import COLUMNS, CURRENT, TooCostly, among, included, stored
+from fhircm.store.search_include import COLUMNS, CURRENT, among, included, stored
 from fhircm.store.search_past import NOW, SNAPSHOT, Branch, changed_since
 from fhircm.store.search_rows import SEARCH_TABLES, SearchRows, delete_search_rows, search_rows, write_search_rows
 from fhircm.store.search_sql import Builder
@@ -31,7 +31,6 @@ __all__ = [
     "SEARCH_TABLES",
     "Page",
     "SearchRows",
-    "TooCostly",
     "delete_search_rows",
     "search",
     "search_rows",

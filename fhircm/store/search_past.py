@@ -18,10 +18,11 @@ from sqlalchemy.schema import CreateTable
 from sqlmodel import SQLModel
 
 from fhircm.fhir import json
-from fhircm.fhir.conditions import AnyOf, Chained, Condition, IdTest, Linked, Matches
+from fhircm.fhir.conditions import AllOf, AnyOf, Chained, Condition, IdTest, Linked, Matches, Not, WordsTest
 from fhircm.fhir.definitions import param_key
 from fhircm.fhir.outcome import FhirError
 from fhircm.store.database import Connection
+from fhircm.store.full_text import INDEX_OF_SQLITE
 from fhircm.store.operations import Narrowing
 from fhircm.store.search_rows import SEARCH_TABLES, insert_statement, search_rows
 from fhircm.store.search_sql import Builder
@@ -116,16 +117,28 @@ def _tables() -> tuple[str, ...]:
 def _scratch() -> sqlite3.Connection:
     scratch = sqlite3.connect(":memory:", isolation_level=None)
     scratch.row_factory = sqlite3.Row
-    for table in _tables():
-        scratch.execute(table)
+    for statement in (*_tables(), *INDEX_OF_SQLITE):
+        scratch.execute(statement)
     return scratch
 
 
-def _remember(scratch: sqlite3.Connection, row: Mapping[str, Any]) -> None:
+def _asks_for_words(condition: Condition) -> bool:
+    """Whether words of the resources themselves are asked for; those beyond a reference are asked of the present."""
+    match condition:
+        case Matches(tests=tests):
+            return any(isinstance(test, WordsTest) for test in tests)
+        case AnyOf(conditions) | AllOf(conditions):
+            return any(map(_asks_for_words, conditions))
+        case Not(inner):
+            return _asks_for_words(inner)
+    return False
+
+
+def _remember(scratch: sqlite3.Connection, row: Mapping[str, Any], words: bool) -> None:
     key, version, body = row["key"], row["version"], bytes(row["body"])
     scratch.execute("INSERT INTO resource VALUES (?, ?, ?, ?, ?, 0)", (key, row["type"], row["id"], version, row["last_updated"]))
     scratch.execute("INSERT INTO version VALUES (?, ?, ?, ?, ?)", (key, version, row["method"], row["last_updated"], body))
-    for table, rows in search_rows(key, row["type"], json.loads(body)).by_table.items():
+    for table, rows in search_rows(key, row["type"], json.loads(body), words=words).by_table.items():
         scratch.executemany(insert_statement(table), rows)
 
 
@@ -136,6 +149,10 @@ async def _resolved(
     match condition:
         case AnyOf(conditions):
             return AnyOf(tuple([await _resolved(connection, dialect, within, scratch, one) for one in conditions]))
+        case AllOf(conditions):
+            return AllOf(tuple([await _resolved(connection, dialect, within, scratch, one) for one in conditions]))
+        case Not(inner):
+            return Not(await _resolved(connection, dialect, within, scratch, inner))
         case Chained():
             return await _beyond(connection, dialect, within, scratch, condition)
         case Linked(type=type):
@@ -182,9 +199,9 @@ async def scratch_of(
     connection: Connection, dialect: str, within: Narrowing | None, rows: Sequence[Mapping[str, Any]], branches: Sequence[Branch]
 ) -> Past:
     """Versions (as `_as_they_were` reads them) in a scratch database, and conditions that it can tell of them."""
-    scratch = _scratch()
+    scratch, words = _scratch(), any(_asks_for_words(one) for _, listed in branches for one in listed)
     for row in rows:
-        _remember(scratch, row)
+        _remember(scratch, row, words)
     resolved = [
         (type, [await _resolved(connection, dialect, within, scratch, one) for one in listed]) for type, listed in branches
     ]

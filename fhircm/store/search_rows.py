@@ -13,7 +13,9 @@ from typing import Any
 from fhircm.fhir.definitions import param_key
 from fhircm.fhir.extract import ANY_REFERENCE, search_values
 from fhircm.fhir.values import Amount, Component, Place, Span, Target, Text, Token, Uri
+from fhircm.fhir.words import Words, full_text
 from fhircm.store.database import Connection
+from fhircm.store.full_text import mark
 
 ANY_PARAM = 0  # the param of the rows that hold every local reference
 
@@ -27,6 +29,7 @@ _LAYOUT: dict[type, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     Uri: ("search_uri", ("uri",), ("text",)),
     Place: ("search_position", ("x", "y", "z"), ("float8", "float8", "float8")),
     Component: ("search_composite", Component._fields[1:], ("integer", *["text"] * 7, "float8", "float8", "text")),
+    Words: ("search_text", ("words",), ("text",)),
 }
 SEARCH_TABLES = tuple(table for table, _, _ in _LAYOUT.values())
 
@@ -38,13 +41,16 @@ class SearchRows:
     by_table: dict[str, list[tuple[Any, ...]]]
 
 
-def search_rows(resource_key: int, type: str, tree: dict[str, Any]) -> SearchRows:
-    """The search rows of a resource. Raises Invalid for a value that cannot be read."""
+def search_rows(resource_key: int, type: str, tree: dict[str, Any], *, words: bool = False) -> SearchRows:
+    """The search rows of a resource, with its `words` when full text is on. Raises Invalid for a value that cannot be read."""
     by_table: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
     for value in search_values(tree):
         table = _LAYOUT[value.__class__][0]
         param = ANY_PARAM if value.parameter == ANY_REFERENCE else param_key(type, value.parameter)
         by_table[table].append((resource_key, param, *value[1:]))
+    for text in full_text(tree) if words else ():
+        param = param_key(type, text.parameter)
+        by_table["search_text"].append((resource_key, param, f"{mark(param)} {text.words}"))
     return SearchRows(dict(by_table))
 
 

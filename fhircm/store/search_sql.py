@@ -8,11 +8,12 @@ planner's statistics, and the same text runs on SQLite and PostgreSQL, but for l
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from fhircm.fhir.conditions import (
+    AllOf,
     AnyOf,
     Chained,
     CodesTest,
@@ -23,19 +24,24 @@ from fhircm.fhir.conditions import (
     Matches,
     Missing,
     NearTest,
+    Not,
     SpanTest,
     TargetTest,
     Test,
     TextTest,
     TokenTest,
+    Unlike,
     UriTest,
+    WordsTest,
 )
 from fhircm.fhir.definitions import param_key
 from fhircm.fhir.extract import OWN_COLUMNS, searchable
+from fhircm.fhir.outcome import TooCostly
 from fhircm.fhir.query import Sort
 from fhircm.fhir.ranges import BOUNDLESS, EARLIEST, LATEST
+from fhircm.store.full_text import words_stand, words_test
 from fhircm.store.operations import Narrowing
-from fhircm.store.search_tests import TABLES, Listed, merged, row_test, updated_test
+from fhircm.store.search_tests import Listed, merged, row_test, table_of, updated_test
 
 _TABLES_OF_KIND = {
     "token": ("search_token", "search_string"),
@@ -63,10 +69,13 @@ _LAST: dict[str, tuple[Any, Any]] = {  # where resources without a value go, whe
     "quantity": (BOUNDLESS, -BOUNDLESS),
 }
 _LAST_TEXT = (chr(0x10FFFF), "")
+_WITH_ROWID = frozenset({"search_string", "search_quantity", "search_text"})
 _FEW_CODES = frozenset({"code", "boolean"})  # element types of which each value is in a large part of all resources
 _MANY = 50  # alternatives: more of them match too much to begin with
 _CANNOT_DRIVE = 9
 _WITH_ROWID = frozenset({"search_string", "search_quantity", "search_position", "search_composite"})
+_ARGUMENTS_LIMIT = 32_000  # of one statement: SQLite takes 32,766, asyncpg 32,767
+_NOTHING = "SELECT key AS resource_key FROM resource WHERE 1 = 0"
 
 
 def _is_own(condition: Condition) -> bool:
@@ -74,7 +83,7 @@ def _is_own(condition: Condition) -> bool:
 
 
 def _table(condition: Matches) -> str:
-    return "resource" if _is_own(condition) else TABLES[type(condition.tests[0])]
+    return "resource" if _is_own(condition) else table_of(condition.tests[0])
 
 
 def _rank(condition: Condition) -> int:
@@ -90,7 +99,34 @@ def _rank(condition: Condition) -> int:
             return 3 if _rank(inner) < _CANNOT_DRIVE else 8
         case AnyOf(conditions):
             return max((_rank(one) for one in conditions), default=0)
+        case AllOf(conditions):
+            return min((_rank(one) for one in conditions), default=_CANNOT_DRIVE)
     return _CANNOT_DRIVE
+
+
+def _flat(conditions: Sequence[Condition]) -> Iterator[Condition]:
+    """The conditions, those that stand together in one of them each on its own."""
+    for condition in conditions:
+        if isinstance(condition, AllOf):
+            yield from _flat(condition.conditions)
+        else:
+            yield condition
+
+
+def _deepest_first(conditions: Sequence[Condition]) -> Sequence[Condition]:
+    """So that SQLite's parser, which holds a hundred things at once, has put little aside when it comes to the next level."""
+    return sorted(conditions, key=_depth, reverse=True)
+
+
+def _depth(condition: Condition) -> int:
+    match condition:
+        case AnyOf(conditions) | AllOf(conditions):
+            return 1 + max(map(_depth, conditions), default=0)
+        case Not(inner) | Linked(condition=inner):
+            return 2 + _depth(inner)
+        case Chained(targets=targets):
+            return 4 + max((_depth(inner) for _, inner in targets), default=0)
+    return 0
 
 
 def _rank_of_match(condition: Matches) -> int:
@@ -100,10 +136,12 @@ def _rank_of_match(condition: Matches) -> int:
         case TargetTest():
             return 2
         case TextTest(how=how):
-            return 8 if how == "contains" else 4
+            return 4 if how in ("start", "equal", "exact") else 8
+        case Unlike():
+            return 8
         case CodesTest(codes) if sum(len(listed) for _, listed in codes) > _MANY:
             return 7
-        case UriTest():
+        case UriTest() | WordsTest():
             return 3
         case NearTest():
             return 4
@@ -135,11 +173,16 @@ class Builder:
         self.aliases = 0
 
     def argument(self, value: Any) -> str:
-        """The placeholder of a value; of Listed ones what a column is compared with, to be one of them."""
+        """The placeholder of a value; of Listed ones what a column is compared with, to be one of them.
+
+        Raises TooCostly for more arguments than a statement can hold.
+        """
         if isinstance(value, Listed):
             if self.dialect == "postgresql":
                 return f"= ANY({self.argument(list(value))}::text[])"
             return f"IN (SELECT value FROM json_each({self.argument(json.dumps(value))}))"
+        if len(self.arguments) >= _ARGUMENTS_LIMIT:
+            raise TooCostly("This search compares with too many values; ask for fewer at once, or in fewer types")
         self.arguments.append(value)
         return f"${len(self.arguments)}"
 
@@ -173,6 +216,7 @@ class Builder:
 
         A key can come more than once, except when the resource table itself drives.
         """
+        conditions = list(_flat(conditions))
         driver = min(conditions, key=_rank, default=None)
         if driver is None or _rank(driver) == _CANNOT_DRIVE or _is_own(driver) or driver == AnyOf(()):
             tests = [self.holds(condition, f"{d}.key", d) for condition in conditions]
@@ -206,9 +250,15 @@ class Builder:
                     f"AND {x}.target_type = {own} AND {r}.type = {own} AND {r}.id = {x}.target_id AND NOT {r}.deleted"
                 )
             case AnyOf(conditions):
-                return " UNION ".join(self.driven(one) for one in conditions)
+                return " UNION ".join(self.driven(one) for one in conditions) or _NOTHING
             case Combined(alternatives=alternatives):
                 return " UNION ".join(self._combined(condition, alternative) for alternative in alternatives)
+            case AllOf(conditions):
+                driver, k = min(conditions, key=_rank), self.alias()
+                found = self.driven(driver)
+                rest = [self.holds(one, f"{k}.resource_key") for one in conditions if one is not driver]
+                return f"SELECT {k}.resource_key FROM ({found}) {k} WHERE {' AND '.join(rest) or '1 = 1'}"
+        assert isinstance(condition, Matches)  # nothing else has a rank with which it drives
         return self.keys(condition.type, [condition])
 
     def _chain_keys(self, chain: Chained, target: str, inner: Condition) -> str:
@@ -234,16 +284,20 @@ class Builder:
                 return f"NOT {found}" if missing else found
             case Chained(type, parameter, targets):
                 x, t = self.alias(), self.alias()
-                ways = [self._way(x, t, target, inner) for target, inner in targets]
+                ways = " OR ".join(self._way(x, t, target, inner) for target, inner in targets)
                 return (
                     f"EXISTS (SELECT 1 FROM search_reference {x} JOIN resource {t} ON {t}.type = {x}.target_type "
-                    f"AND {t}.id = {x}.target_id AND NOT {t}.deleted WHERE {x}.resource_key = {key} "
-                    f"AND {x}.param = {self.parameter(type, parameter)} AND ({' OR '.join(ways)}))"
+                    f"AND {t}.id = {x}.target_id AND NOT {t}.deleted WHERE ({ways}) AND {x}.resource_key = {key} "
+                    f"AND {x}.param = {self.parameter(type, parameter)})"
                 )
             case Linked():
                 return self._linked(condition, key)
             case AnyOf(conditions):
-                return f"({' OR '.join(self.holds(one, key, own) for one in conditions) or '1 = 0'})"
+                return f"({' OR '.join(self.holds(one, key, own) for one in _deepest_first(conditions)) or '1 = 0'})"
+            case AllOf(conditions):
+                return f"({' AND '.join(self.holds(one, key, own) for one in _deepest_first(conditions)) or '1 = 1'})"
+            case Not(inner):
+                return f"NOT {self.holds(inner, key, own)}"
 
     def _combined(self, condition: Combined, alternative: Sequence[tuple[str, Test]], key: str | None = None) -> str:
         """The keys of resources (or this one) of which one element passes all tests, beginning with a code: that has an index."""
@@ -267,7 +321,7 @@ class Builder:
 
     def _way(self, x: str, t: str, target: str, inner: Condition) -> str:
         tests = [self.holds(one, f"{t}.key", t) for one in self.narrowed(target, [inner])]
-        return f"({' AND '.join([f'{x}.target_type = {self.argument(target)}', *tests])})"
+        return " AND ".join([f"{x}.target_type = {self.argument(target)}", *tests])
 
     def _linked(self, link: Linked, key: str) -> str:
         x, r = self.alias(), self.alias()
@@ -299,12 +353,19 @@ class Builder:
         if condition.parameter == "_lastUpdated":
             tests = [updated_test(test, a, self.argument) for test in condition.tests if isinstance(test, SpanTest)]
         else:
-            tests = [row_test(test, a, self.argument) for test in merged(condition.tests)]
+            tests = [self._row_test(condition, test, a, of_candidate) for test in merged(condition.tests)]
         either = " OR ".join(f"({test})" for test in tests)
         if _is_own(condition):
             return f"({either})"
         table = _table(condition) if of_candidate else ""
         return f"{self.param(a, table, condition.type, condition.parameter)} AND ({either})"
+
+    def _row_test(self, condition: Matches, test: Test, a: str, of_candidate: bool) -> str:
+        if isinstance(test, WordsTest) and of_candidate and self.dialect == "sqlite":
+            return words_stand(test, a, self.argument)
+        if isinstance(test, WordsTest):
+            return words_test(test, a, param_key(condition.type, condition.parameter), self.dialect, self.argument)
+        return row_test(test, a, self.argument)
 
     def sort_value(self, type: str, sort: Sort, key: str, own: str | None) -> str:
         """What a resource is sorted by: of several values the first in the direction; without any it comes last."""

@@ -18,7 +18,9 @@ from fhircm.fhir.conditions import (
     Test,
     TextTest,
     TokenTest,
+    Unlike,
     UriTest,
+    WordsTest,
 )
 from fhircm.fhir.ranges import normalise
 from fhircm.fhir.values import START
@@ -47,6 +49,7 @@ TABLES: dict[type, str] = {
     AmountTest: "search_quantity",
     UriTest: "search_uri",
     NearTest: "search_position",
+    WordsTest: "search_text",
 }
 
 _ROUNDING = 1e-11  # of the radius of the earth: less than 0.1 mm
@@ -62,6 +65,8 @@ _SPANS = {
     "sa": "{a}.low >= {high}",
     "eb": "{a}.high <= {low}",
     "ap": "{a}.low < {high} AND {a}.high > {low}",
+    "po": "{a}.low < {high} AND {a}.high > {low}",
+    "co": "{a}.low <= {low} AND {a}.high >= {high}",
 }
 _UPDATED = {
     "eq": "{a}.last_updated >= {low} AND {a}.last_updated < {high}",
@@ -73,6 +78,8 @@ _UPDATED = {
     "sa": "{a}.last_updated >= {high}",
     "eb": "{a}.last_updated < {low}",
     "ap": "{a}.last_updated >= {low} AND {a}.last_updated < {high}",
+    "po": "{a}.last_updated >= {low} AND {a}.last_updated < {high}",
+    "co": "{a}.last_updated <= {low} AND {a}.last_updated + 1 >= {high}",
 }
 # The row is [low, high]: one point, except for a Range or a comparator.
 _AMOUNTS = {
@@ -86,6 +93,14 @@ _AMOUNTS = {
     "eb": "{a}.high < {number}",
     "ap": "{a}.low <= {top} AND {a}.high >= {low}",
 }
+
+
+_COMPARED = {"gt": ">", "lt": "<", "ge": ">=", "le": "<="}
+
+
+def table_of(test: Test) -> str:
+    """The table that holds the rows of a test."""
+    return TABLES[type(test.test if isinstance(test, Unlike) else test)]
 
 
 def row_test(test: Test | OneOf, a: str, argument: Argument) -> str:
@@ -119,6 +134,8 @@ def row_test(test: Test | OneOf, a: str, argument: Argument) -> str:
             return _near(test, a, argument)
         case IdTest(id):
             return f"{a}.id = {argument(id)}"
+        case Unlike(inner):
+            return f"NOT ({row_test(inner, a, argument)})"
     raise TypeError(f"{type(test).__name__} must be resolved before it is asked")
 
 
@@ -157,9 +174,14 @@ def begins(column: str, start: str, argument: Argument) -> str:
 def _text(text: str, how: str, a: str, argument: Argument) -> str:
     if how == "exact":
         return f"{a}.start = {argument(normalise(text)[:START])} AND {a}.exact = {argument(text)}"
-    if how == "contains":
+    if how in ("contains", "end"):
         escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        return f"{a}.normalised LIKE {argument(f'%{escaped}%')} ESCAPE '\\'"
+        behind = "%" if how == "contains" else ""
+        return f"{a}.normalised LIKE {argument(f'%{escaped}{behind}')} ESCAPE '\\'"
+    if how in _COMPARED:
+        return f"{a}.normalised {_COMPARED[how]} {argument(text)}"
+    if how == "equal":
+        return f"{a}.start = {argument(text[:START])} AND {a}.normalised = {argument(text)}"
     if len(text) <= START:
         return begins(f"{a}.start", text, argument)
     return f"{a}.start = {argument(text[:START])} AND {begins(f'{a}.normalised', text, argument)}"

@@ -17,6 +17,11 @@ _Plain = Text().with_variant(Text(collation="C"), "postgresql")
 _CLUSTERED: dict[str, Any] = {"sqlite_with_rowid": False}
 
 
+def declared(name: str | None, *_: Any) -> bool:
+    """Whether a table or an index is one of those below: for Alembic, which would take the index of full text for a stray."""
+    return not (name or "").startswith("search_text_index")
+
+
 def _column(type: TypeEngine[Any], **options: Any) -> Any:
     return Field(sa_column=Column(type, nullable=False, **options))
 
@@ -237,6 +242,17 @@ class SearchQuantity(SQLModel, table=True):
     system: str = _column(_Plain)
     code: str = _column(_Plain)
     unit: str = _column(_Plain)
+
+
+class SearchText(SQLModel, table=True):
+    """The words of resources, for full text; store/full_text.py tells what stands on it: `search_text_index`."""
+
+    __tablename__ = "search_text"
+    __table_args__ = (Index("search_text_resource", "resource_key"),)
+    key: int = _column(_Key, primary_key=True, autoincrement=True)
+    resource_key: int = _column(BigInteger)
+    param: int = _column(Integer)
+    words: str = _column(_Plain)
 
 
 class SearchUri(SQLModel, table=True):

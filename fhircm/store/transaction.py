@@ -43,6 +43,7 @@ async def write_resources(
     now: datetime,
     rules: Sequence[WriteRule],
     confirm: Callable[[Connection], Awaitable[None]],
+    words: bool = False,
 ) -> list[Stored]:
     """Write resources in the transaction of this connection; see Store.transact for what it raises.
 
@@ -78,7 +79,7 @@ async def write_resources(
     trees = [{**put.resource.tree, "id": put.resource.id, "meta": metas[_identity(put)]} for put in puts]
     if stored:
         write_versions = _write_at_once if dialect == "postgresql" else _write_in_turn
-        await write_versions(connection, list(stored.values()), trees, current, origin)
+        await write_versions(connection, list(stored.values()), trees, current, origin, words)
     return [stored.get(_identity(write)) or _deleted_before(write, current, now) for write in writes]
 
 
@@ -98,9 +99,9 @@ class _About:
             error.issues = [replace(issue, resource=self.identity) for issue in error.issues]
 
 
-def _rows(place: int, tree: Tree) -> SearchRows:
+def _rows(place: int, tree: Tree, words: bool) -> SearchRows:
     with _About((tree["resourceType"], tree["id"])):
-        return search_rows(place, tree["resourceType"], tree)
+        return search_rows(place, tree["resourceType"], tree, words=words)
 
 
 def _identity(write: Put | Delete) -> Identity:
@@ -278,7 +279,12 @@ def _version_of(put: Put, meta: dict[str, Any], version: int, current: Mapping[I
 
 
 async def _write_at_once(
-    connection: Connection, stored: Sequence[Stored], trees: Sequence[Tree], current: Mapping[Identity, _Current], origin: str
+    connection: Connection,
+    stored: Sequence[Stored],
+    trees: Sequence[Tree],
+    current: Mapping[Identity, _Current],
+    origin: str,
+    words: bool,
 ) -> None:
     """All of it in one statement: each round trip costs as much as writing many rows (PostgreSQL). `trees` are of the first ones."""
     known = [found.key if (found := current.get((one.type, one.id))) else None for one in stored]
@@ -300,7 +306,7 @@ async def _write_at_once(
         "changes AS (INSERT INTO change (tx, type, id, version, method, origin, at)"
         " SELECT pg_current_xact_id()::text::bigint, type, id, version, method, $8::text, at FROM given ORDER BY place)",
     ]
-    rows = [_rows(place, tree) for place, tree in enumerate(trees, start=1)]
+    rows = [_rows(place, tree, words) for place, tree in enumerate(trees, start=1)]
     arguments: list[Any] = [*columns, origin]
     for number, (insert, arrays) in enumerate(insert_statements(rows, len(arguments) + 1)):
         parts.append(f"rows{number} AS ({insert})")
@@ -327,7 +333,12 @@ def _heads(known: Sequence[int | None]) -> list[str]:
 
 
 async def _write_in_turn(
-    connection: Connection, stored: Sequence[Stored], trees: Sequence[Tree], current: Mapping[Identity, _Current], origin: str
+    connection: Connection,
+    stored: Sequence[Stored],
+    trees: Sequence[Tree],
+    current: Mapping[Identity, _Current],
+    origin: str,
+    words: bool,
 ) -> None:
     """One statement after the other (SQLite, which has no round trips)."""
     keys = {identity: found.key for identity, found in current.items()}
@@ -349,7 +360,7 @@ async def _write_in_turn(
         "INSERT INTO change (tx, type, id, version, method, origin, at) VALUES ($1, $2, $3, $4, $5, $6, $7)",
         [(0, one.type, one.id, one.version, one.method, origin, micros(one.last_updated)) for one in stored],
     )
-    rows = [_rows(keys[tree["resourceType"], tree["id"]], tree) for tree in trees]
+    rows = [_rows(keys[tree["resourceType"], tree["id"]], tree, words) for tree in trees]
     await write_search_rows(connection, rows)
 
 

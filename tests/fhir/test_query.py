@@ -1,10 +1,15 @@
 """Queries: every parameter understood or refused."""
 
 import json
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fhircm.fhir.conditions import (
+    AllOf,
     AmountTest,
     AnyOf,
     Chained,
@@ -13,10 +18,12 @@ from fhircm.fhir.conditions import (
     Linked,
     Matches,
     Missing,
+    Not,
     SpanTest,
     TargetTest,
     TextTest,
     TokenTest,
+    Unlike,
     UriTest,
 )
 from fhircm.fhir.outcome import Malformed, NotSupported
@@ -367,3 +374,148 @@ def test_cursors_survive_a_token():
 def test_what_is_not_a_cursor_is_refused(tree):
     with pytest.raises(Malformed):
         Cursor.from_json(tree)
+
+
+def filtered(type, text):
+    return condition(type, "_filter", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "parameter", "test"),
+    [
+        ('family eq "Ève \\"B\\""', "family", TextTest("eve b", "equal")),
+        ("family ne eve", "family", Unlike(TextTest("eve", "equal"))),
+        ("family ew eve,ann", "family", TextTest("eve ann", "end")),
+        ("birthdate po 2024-05", "birthdate", SpanTest("po", *date_range("2024-05"))),
+        ("birthdate GE 2024", "birthdate", SpanTest("ge", *date_range("2024"))),
+        ("gender ne male", "gender", Unlike(TokenTest(("male",), None))),
+        ("language eq snomed|a,b", "language", TokenTest(("a,b",), "http://snomed.info/sct")),
+        ("organization re Organization/7", "organization", TargetTest("7", ("Organization",))),
+        ('_profile eq "http://a/b,c"', "_profile", UriTest(("http://a/b,c",))),
+        ("_id ne 7", "_id", Unlike(IdTest("7"))),
+        ("_lastUpdated co 2024-05-01T10:00:00Z", "_lastUpdated", SpanTest("co", *date_range("2024-05-01T10:00:00Z"))),
+    ],
+)
+def test_a_filter_of_one_test(text, parameter, test):
+    assert filtered("Patient", text) == Matches("Patient", parameter, (test,))
+
+
+def test_a_filter_of_quantities():
+    ucum = "http://unitsofmeasure.org"
+    assert filtered("Observation", "value-quantity sa 5.4|ucum|mg").tests == (AmountTest("sa", 5.4, 5.35, 5.45, ucum, "mg"),)
+
+
+def test_filters_are_joined_and_chained():
+    gender, name = filtered("Patient", "gender eq male"), filtered("Patient", "name sw a")
+    assert filtered("Patient", "gender eq male and name sw a") == AllOf((gender, name))
+    female = replace(gender, negated=True)
+    assert filtered("Patient", "not(gender eq male)or name sw a") == AnyOf((female, name))
+    assert filtered("Patient", "not (gender eq male or not (name sw a))") == AllOf((female, name))
+    assert filtered("Patient", "gender pr false") == Missing("Patient", "gender", True)
+    chained = Chained("CarePlan", "patient", (("Patient", gender),))
+    assert filtered("CarePlan", "patient.gender eq male") == chained
+    assert filtered("CarePlan", "not (patient.gender eq male)") == Not(chained)
+    both = Chained("CarePlan", "patient", (("Patient", AllOf((gender, name))),))
+    assert filtered("CarePlan", "patient[gender eq male].name sw a") == both
+    assert filtered("CarePlan", "(patient[(gender eq male)].name sw a)") == both
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("", 1),
+        ("   ", 4),
+        ("name", 5),
+        ("name eq", 8),
+        ("name eq ", 9),
+        ('name eq "Secret', 9),
+        ('name eq "Secret\\x"', 9),
+        ('name eq "\\ud800"', 9),
+        ('name eq "Secret"Secret', 17),
+        ("name is Secret", 6),
+        ("name eq Secret Secret", 16),
+        ("(name eq Secret", 16),
+        ("name eq Secret)", 15),
+        ("name eq Secret and", 19),
+        ("not name eq Secret", 5),
+        ("organization[name eq Secret] eq Secret", 29),
+        ("organization[name eq Secret.name eq Secret", 34),
+        ("birthdate eq Secret", 14),
+        ("birthdate eq ge2024", 14),
+        ("birthdate pr Secret", 14),
+        ("name eq Secret and active eq Secret", 30),
+        ('name eq "\\u0000"', 9),
+        ('name eq " "', 9),
+        (f"name eq {'Secret' * 400}", 9),
+        ("(" * 20 + "name eq Secret" + ")" * 20, 9),
+        ("organization.name eq a and organization.birthdate eq Secret", 41),
+    ],
+)
+def test_a_filter_that_cannot_be_read_tells_where_and_shows_no_value(text, place):
+    with pytest.raises((InvalidValue, NotSupported)) as caught:
+        filtered("Patient", text)
+    assert f"at character {place}" in str(caught.value)
+    assert "Secret" not in str(caught.value)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("type", "text", "told"),
+    [
+        ("Patient", "colour eq red", "'colour' is not a search parameter of Patient"),
+        ("Patient", "gender co m", "which has no 'co'; it has: eq, in, ne, ni, pr, sb, ss"),
+        ("Patient", "identifier in http://v", "no modifier ':in'"),
+        ("Patient", "name in http://v", "which has no 'in'"),
+        ("Patient", "organization ne Organization/1", "it has: eq, pr, re"),
+        ("Observation", "related[type eq comp].target pr false", "'related' in 'related.target'"),
+        ("Group", "characteristic[code eq a].value eq b", "'characteristic' in 'characteristic.value' does not hold references"),
+        ("CarePlan", "part-of.part-of.part-of.part-of.status eq active", "3 links"),
+        ("Patient", "_filter eq a", "_filter"),
+        ("Patient", "_has eq a", "_has"),
+    ],
+)
+def test_a_filter_that_has_no_meaning_is_refused(type, text, told):
+    with pytest.raises(NotSupported) as caught:
+        filtered(type, text)
+    assert told in str(caught.value)
+    assert "at character" in str(caught.value)
+
+
+def test_filters_have_limits():
+    for text in ("name eq a or " * 101 + "name eq a", "name eq " + "a" * 8000, "name eq a or (" * 13 + "name eq a" + ")" * 13):
+        with pytest.raises(InvalidValue):
+            filtered("Patient", text)
+    with pytest.raises(NotSupported):
+        condition("Patient", "_filter:not", "name eq a")
+
+
+PIECES = [
+    "name",
+    "birthdate",
+    "eq",
+    "pr",
+    "co",
+    "true",
+    "2020",
+    '"a b"',
+    '"',
+    "\\",
+    "(",
+    ")",
+    "[",
+    "]",
+    ".",
+    "not",
+    "and",
+    "or",
+    ",",
+]
+PIECES += ["organization", " ", "é", "\u2028", "-", "*", "|", "a"]
+
+
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=25))
+def test_whatever_is_written_is_understood_or_refused(pieces):
+    for name in ("_filter", "_text"):
+        for between in ("", " "):
+            with suppress(InvalidValue, NotSupported):
+                parse_query("Patient", [(name, between.join(pieces))], full_text=True)

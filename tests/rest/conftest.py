@@ -13,10 +13,15 @@ REST = RestSettings(body_limit=20_000, bundle_limit=2_000_000, update_create=Fal
 
 
 @pytest.fixture
-async def rest_app(database_url, clock, tmp_path):
+def rest_settings():
+    return REST
+
+
+@pytest.fixture
+async def rest_app(database_url, clock, tmp_path, rest_settings):
     await register(database_url, "app", "system/*.cruds")
     await register(database_url, "reader", "system/Patient.rs")
-    app = create_app(AppConfig(database_url, BASE, tmp_path / "keys", REST, False, clock, [RULE]))
+    app = create_app(AppConfig(database_url, BASE, tmp_path / "keys", rest_settings, False, clock, [RULE]))
     async with app.router.lifespan_context(app):
         yield app
 

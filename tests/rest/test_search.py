@@ -228,3 +228,21 @@ async def test_values_of_every_kind_are_asked_by_get_and_post_and_told_in_metada
     }
     assert told["Observation"]["combo-code-value-concept"] == "composite"
     assert told["Location"]["near"] == "special"
+
+
+async def test_filters_are_searched_by_and_decide_what_is_written(http, two_charts):
+    one, other, mine, theirs = two_charts
+    asked = f"Observation?_filter=code eq urn:s|b or subject re {other}"
+    assert await listed(http, asked) == {mine[2], theirs}
+    assert await listed(http, f"{asked}&_filter=not (code eq a)") == {mine[2]}
+    assert await listed(http, f"{one}/Observation?_filter=code ne b") == set(mine[:2])
+    assert await listed(http, f"?_type=Observation,Patient&_filter=_id eq {theirs[12:]} or _id eq {one[8:]}") == {theirs, one}
+    again = {"If-None-Exist": f'_filter=code eq b and subject re "{one}"'}
+    known = await http.post("/fhir/Observation", json={"resourceType": "Observation", **observation(one)}, headers=JSON | again)
+    assert (known.status_code, known.json()["id"]) == (200, mine[2][12:])
+    refused = await http.get("/fhir/Observation?_filter=status eq")
+    assert refused.status_code == 400
+    assert "at character 10" in refused.json()["issue"][0]["diagnostics"]
+    (first, *_) = (await found(http, "/fhir/metadata"))["rest"][0]["resource"]
+    special = {"name": "_filter", "definition": "http://hl7.org/fhir/SearchParameter/filter", "type": "special"}
+    assert special in first["searchParam"]

@@ -71,6 +71,21 @@ async def test_codes_that_have_no_system_in_the_resource(http):
     assert len(await found(http, "Patient", **{"gender:in": GENDER})) == 2
 
 
+async def test_filters_ask_the_same_of_codes(http):
+    warm, red, blue, bare = [
+        one["id"] for one in await put(http, observation("warm"), observation("red"), observation("blue"), observation(None))
+    ]
+    await put(http, COLOURS, value_set({"system": "urn:colours", "concept": [{"code": "blue"}]}, url="urn:cold"))
+    for filter, expected in (
+        ("code in urn:cold", [blue]),
+        ("code ni urn:cold", [warm, red, bare]),
+        ("not (code in urn:cold) and code pr true", [warm, red, bare]),
+        ("code ss urn:colours|warm", [warm, red]),
+        ("code sb urn:colours|red or code in urn:cold", [warm, red, blue]),
+    ):
+        assert await found(http, "Observation", _filter=filter) == sorted(expected), filter
+
+
 async def test_above_and_below_a_code(http):
     warm, red, blue = [one["id"] for one in await put(http, observation("warm"), observation("red"), observation("blue"))]
     await put(http, COLOURS)

@@ -28,6 +28,8 @@ SEARCHES = [
     "_has:Condition:patient:code=a&_sort=family",
     "family:missing=false&active=true",
     "_id:not=p1",
+    '_filter=not (gender eq male) and (family sw "b" or organization.name eq Here)&_sort=birthdate',
+    "_filter=organization[name eq Here].name pr false or birthdate lt 2000",
 ]
 
 

@@ -3,7 +3,12 @@
 from alembic import context
 from sqlmodel import SQLModel
 
-from fhircm.store import tables  # noqa: F401 the metadata
+from fhircm.store import tables
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=SQLModel.metadata, transactional_ddl=True)
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=SQLModel.metadata,
+    transactional_ddl=True,
+    include_name=tables.declared,
+)
 context.run_migrations()
