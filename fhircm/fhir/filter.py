@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from fhircm.fhir.asked import value_condition
 from fhircm.fhir.conditions import (
     LENGTH_LIMIT,
     AllOf,
@@ -32,7 +33,6 @@ from fhircm.fhir.conditions import (
     all_of,
     any_of,
     opposite,
-    value_condition,
 )
 from fhircm.fhir.extract import Extractor
 from fhircm.fhir.filter_syntax import Comparison, Joined, Negated, Node, Step, parse_filter

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from fhircm.coordination.task_states import enforce
+from fhircm.coordination.task_states import RULE
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.validation import check_tree
 from fhircm.jobs.export import Request, start_export
@@ -29,7 +29,7 @@ TYPES = ("Basic", "Patient", "Organization", "Practitioner", "Location")
 
 @pytest.fixture
 async def store(database_url):
-    opened = Store(await open_database(database_url), clock=lambda: datetime.now(UTC), rules=[enforce])
+    opened = Store(await open_database(database_url), clock=lambda: datetime.now(UTC), rules=[RULE])
     yield opened
     await opened.close()
 
