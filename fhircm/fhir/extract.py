@@ -88,9 +88,10 @@ def _searchable(type: str, around: guides.InForce) -> Searchable:
     written: dict[str, Extractor] = {}
     refused: dict[str, str] = {}
     of_guides = around.parameters[type]
-    for code, parameter in (definitions().search_parameters[type] | of_guides).items():
+    known = definitions().search_parameters[type] | of_guides
+    for code, parameter in known.items():
         try:
-            written[code] = _extractor(parameter, type)
+            written[code] = _extractor(parameter, type, known)
         except NotCompilable as reason:
             refused[code] = str(reason)
     waiting = {code for code in written if code in of_guides and not around.is_indexed(type, of_guides[code])}
@@ -114,7 +115,7 @@ def unindexed(around: guides.InForce) -> dict[str, str]:
     }
 
 
-def _extractor(parameter: SearchParameter, type: str) -> Extractor:
+def _extractor(parameter: SearchParameter, type: str, known: Mapping[str, SearchParameter]) -> Extractor:
     if not _CODE.fullmatch(parameter.code) and parameter.code not in definitions().search_parameters[type]:
         raise NotCompilable("its code cannot stand in a URL, or begins like a parameter of the protocol")
     if not parameter.expression:
@@ -123,7 +124,7 @@ def _extractor(parameter: SearchParameter, type: str) -> Extractor:
         return Extractor(parameter, frozenset({"id" if parameter.code == "_id" else "instant"}), (), ())
     branches = compile_expression(parameter.expression, type)
     if parameter.type == "composite":
-        return _composite(parameter, type, branches)
+        return _composite(parameter, type, branches, known)
     usable = _usable(parameter, branches)
     return _of_branches(parameter, usable, tuple(_source(branch, CONVERTERS[parameter.type]) for branch in usable))
 
@@ -183,9 +184,11 @@ def component_key(code: str, number: int) -> str:
     return f"{code}${number}" if number else code
 
 
-def _composite(parameter: SearchParameter, type: str, elements: list[Branch]) -> Extractor:
-    by_url = {one.url: one for one in definitions().search_parameters[type].values()}
-    members = [by_url[url] for url, _ in parameter.components]
+def _composite(parameter: SearchParameter, type: str, elements: list[Branch], known: Mapping[str, SearchParameter]) -> Extractor:
+    by_url = {one.url: one for one in known.values()}
+    members = [by_url[url] for url, _ in parameter.components if url in by_url]
+    if len(members) != len(parameter.components) or len(members) < 2:
+        raise NotCompilable("it does not have two components or more that are known here")
     expressions = [expression for _, expression in parameter.components]
     places = []
     for element in elements:

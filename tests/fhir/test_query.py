@@ -402,7 +402,8 @@ def test_a_filter_of_one_test(text, parameter, test):
 
 def test_a_filter_of_quantities():
     ucum = "http://unitsofmeasure.org"
-    assert filtered("Observation", "value-quantity sa 5.4|ucum|mg").tests == (AmountTest("sa", 5.4, 5.35, 5.45, ucum, "mg"),)
+    grams = AmountTest("sa", 0.0054, 0.00535, 0.00545, ucum, "g", canonical=True)
+    assert filtered("Observation", "value-quantity sa 5.4|ucum|mg").tests == (grams,)
 
 
 def test_filters_are_joined_and_chained():

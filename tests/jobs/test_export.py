@@ -31,7 +31,9 @@ async def test_who_was_writing_at_the_moment_is_waited_for(store, other, run, cl
     await put("before")
     async with other.database.writing() as connection:
         slow = [Put(patient("slow"))]
-        await write_resources(connection, other.database.dialect, slow, origin="test", now=clock(), rules=())
+        await write_resources(
+            connection, other.database.dialect, slow, origin="test", now=clock(), rules=(), confirm=other.guides.confirm
+        )
         clock.advance(timedelta(seconds=1))
         starting = asyncio.create_task(start_export(store, "app", PATIENTS, None))
         await asyncio.sleep(0.1)
