@@ -303,7 +303,14 @@ async def test_only_the_client_that_started_it_sees_it(http, anonymous, database
     narrow = {"Authorization": f"Bearer {await signed_in(anonymous, scope='system/Condition.rs')}"}
     assert (await http.get(url, headers=narrow)).status_code == 403
     assert (await http.get(url, headers={"Authorization": mine})).status_code == 200
-    for nowhere in (f"{FHIR}/$export-status/nothing", f"{url[:-1]}7", f"{url[:-1]}x"):
+    for nowhere in (
+        f"{FHIR}/$export-status/nothing",
+        f"{FHIR}/$export-status/%00",
+        f"{url[:-1]}%C2%B2",
+        f"{url}{'0' * 5000}",
+        f"{url[:-1]}7",
+        f"{url[:-1]}x",
+    ):
         answer = await http.get(nowhere)
         assert (answer.status_code, answer.json()["resourceType"]) == (404, "OperationOutcome")
 
