@@ -261,6 +261,8 @@ async def test_what_changed_and_what_was_deleted_since(http, records, start, wor
         assert told == gone
         assert all(bundle["type"] == "transaction" for bundle in found.get(("deleted", "Bundle"), []))
     assert await exported(f"$export?_type=Patient&_until={before}") == {"Patient": ["a", "c"]}
+    assert await exported("$export?_type=Patient&_since=9999-12-31T23:59:60-14:00") == {}
+    assert len((await exported("$export?_type=Patient&_since=0001-01-01T00:00:00+14:00"))["Patient"]) == 3
 
 
 async def test_the_files_show_the_moment_of_the_start_whatever_happens_meanwhile(http, records, start, work, fetched, clock):
