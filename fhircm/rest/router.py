@@ -155,9 +155,9 @@ def _shape_of(steps: list[str]) -> tuple[str, list[str]]:
     match steps:
         case [] | ["_history"] | ["_search"]:
             return "/".join(steps), []
-        case ["$export-status", id]:
+        case ["$export-status", id] if _ID.fullmatch(id):
             return "$export-status", [id]
-        case ["$export-file", id, number]:
+        case ["$export-file", id, number] if _ID.fullmatch(id) and _ID.fullmatch(number):
             return "$export-file", [id, number]
         case [*where, called] if called.startswith("$") and len(where) < 3 and all(map(_ID.fullmatch, where)):
             return "$operation", [called[1:], *where]
