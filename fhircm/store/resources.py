@@ -424,6 +424,7 @@ class Store:
     async def export_page(self, query: exporting.ExportQuery, within: Narrowing | None = None) -> exporting.ExportPage:
         """The next resources of an export, as they were at its moment."""
         async with self.database.reading(one_moment=True) as connection:
+            query = await self.terminology.resolved(connection, query, within)
             return await exporting.export_page(connection, self.database.dialect, query, within)
 
     async def writers(self) -> str:

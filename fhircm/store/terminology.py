@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from fhircm.fhir import json
 from fhircm.fhir.conditions import CodesTest, Condition, IdTest, InvalidValue, Matches, MemberTest, SubsumedTest, UriTest
@@ -23,6 +23,7 @@ from fhircm.fhir.terminology.code_system import compiled
 from fhircm.fhir.terminology.expansion import Expansion, Members, expand
 from fhircm.fhir.terminology.library import Library, Versions, Wanted, needs
 from fhircm.store.database import Connection
+from fhircm.store.export_tests import ExportQuery
 from fhircm.store.operations import Narrowing
 from fhircm.store.search_sql import Builder
 
@@ -35,6 +36,7 @@ SEARCHED_TOGETHER = 100_000  # codes that one search looks for
 
 Version = tuple[int, int]  # key of a resource, and number of its version
 Unresolved = MemberTest | SubsumedTest
+Asked = TypeVar("Asked", Query, ExportQuery)
 
 
 class Kept:
@@ -127,7 +129,7 @@ class Terminology:
 
     # --- conditions of a search -----------------------------------------------------------------------------------------------
 
-    async def resolved(self, connection: Connection, query: Query, within: Narrowing | None) -> Query:
+    async def resolved(self, connection: Connection, query: Asked, within: Narrowing | None) -> Asked:
         """The query with codes in place of value sets and of what is above or below a code. Raises InvalidValue, TooCostly."""
         answers: dict[Unresolved, CodesTest] = {}
         for test in set(asked(query)):
@@ -135,7 +137,7 @@ class Terminology:
             answers[test] = await make(connection, test, within)
             if sum(len(listed) for one in answers.values() for _, listed in one.codes) > SEARCHED_TOGETHER:
                 raise TooCostly(f"More than {SEARCHED_TOGETHER} codes would be looked for in one search")
-        return _replaced(query, answers) if answers else query
+        return cast(Asked, _replaced(query, answers)) if answers else query
 
     async def _members(self, connection: Connection, test: MemberTest, within: Narrowing | None) -> CodesTest:
         library, value_set = await self._value_set(connection, test, within)

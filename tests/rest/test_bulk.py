@@ -222,6 +222,9 @@ async def test_filters_narrow_a_type_and_several_are_alternatives(exported, reco
     assert some == {"Condition": ["c-a"], "Patient": ["a", "b", "c"]}
     either = "Condition%3Fclinical-status%3Dresolved,Condition%3F_id%3Dc-a,Condition%3Fpatient%3APatient._id%3Dc"
     assert (await exported(f"$export?_type=Condition&_typeFilter={either}"))["Condition"] == ["c-a", "c-b", "c-c"]
+    below = "clinical-status:below=http://terminology.hl7.org/CodeSystem/condition-clinical|active"
+    filters = [{"name": "_type", "valueString": "Condition"}, {"name": "_typeFilter", "valueString": f"Condition?{below}"}]
+    assert (await exported("$export", filters))["Condition"] == ["c-a", "c-c"]
     again = [{"name": "_type", "valueString": "Condition"}]
     again += [{"name": "_typeFilter", "valueString": f"Condition?patient={id}"} for id in ("b", "c")]
     assert (await exported("$export", again))["Condition"] == ["c-b", "c-c"]
