@@ -260,8 +260,8 @@ async def load_guide(store: Store, path: Path) -> guides.LoadReport:
 
 async def remove_guide(store: Store, name: str) -> list[guides.Removed]:
     """Take a guide out of force: the version that is named (`name#version`), or every one. Raises NotFound, GuidesBusy."""
-    keys = [one.guide.key for one in await guides.listed(store) if name in (one.guide.name, one.guide.key)]
-    return [await guides.remove(store, key, partial(start_indexing, store)) for key in keys or [name]]
+    keys = await guides.versions(store, name) or [name]
+    return [await guides.remove(store, key, partial(start_indexing, store)) for key in keys]
 
 
 async def add_client(

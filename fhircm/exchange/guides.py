@@ -25,7 +25,8 @@ from fhircm.store.guides import GUIDE, INDEXED, INDEXING, LATE, new_generation
 from fhircm.store.resources import Delete, Op, Put, SetState, Store
 
 BATCH = 50  # definitions in one transaction
-LEASE = 60.0  # seconds for which a process that fell silent keeps others from changing guides
+REMOVED = "guide-removed"  # namespace of guides that are out of force and whose definitions are being deleted
+LEASE = 15.0  # seconds for which a process that fell silent keeps others from changing guides
 
 # Starts the job that indexes these types and then makes the parameters answer; the operations commit with it.
 Reindex = Callable[[Sequence[str], Mapping[str, str], Sequence[Op]], Awaitable[str]]
@@ -92,17 +93,28 @@ async def load(store: Store, file: IO[bytes], reindex: Reindex) -> LoadReport:
 async def remove(store: Store, key: str, reindex: Reindex) -> Removed:
     """Take one version of a guide (`name#version`) out of force, and delete the definitions that nothing else needs.
 
-    Raises NotFound, GuidesBusy.
+    One that was interrupted goes on when it is asked again. Raises NotFound, GuidesBusy.
     """
     async with _alone(store):
-        fact = await store.state(GUIDE, key)
-        if fact is None:
+        fact, left, job = await store.state(GUIDE, key), await store.state(REMOVED, key), None
+        if fact is not None:
+            gone = [SetState(GUIDE, key, None, if_present=True), SetState(REMOVED, key, fact)]
+            job = await _change(store, reindex, gone, out=key)
+        elif left is not None:
+            fact = left
+        else:
             raise NotFound(f"The guide {key} is not loaded; loaded are: {', '.join(await store.states(GUIDE)) or 'none'}")
-        job = await _change(store, reindex, [SetState(GUIDE, key, None, if_present=True)], out=key)
         needed = {_place(row) for other in (await store.states(GUIDE)).values() for row in other["artefacts"]}
         doomed = {_place(row) for row in fact["artefacts"]} - needed
         kept = await _delete(store, sorted(doomed))
+        await store.transact([SetState(REMOVED, key, None)], origin="hub")
     return Removed(key, len(doomed) - len(kept), kept, job)
+
+
+async def versions(store: Store, name: str) -> list[str]:
+    """The guides of a name, or the one of a name and version, that are loaded or were not removed to the end."""
+    known = {*await store.states(GUIDE), *await store.states(REMOVED)}
+    return sorted(key for key in known if name in (key, key.rpartition("#")[0]))
 
 
 async def _delete(store: Store, doomed: list[tuple[str, str]]) -> list[str]:

@@ -17,7 +17,8 @@ _LENGTH = 20_000  # characters of an expression that is read
 def holds(expression: str, value: Any, type: str, resource: dict[str, Any]) -> bool | None:
     """Whether it holds for an element of this type; None when the expression cannot be evaluated.
 
-    Nothing at all is not true: https://hl7.org/fhir/R4/conformance-rules.html#constraints
+    One thing that is not a flag counts as true, nothing at all does not: http://hl7.org/fhirpath/N1/#singleton-evaluation-of-collections
+    and https://hl7.org/fhir/R4/conformance-rules.html#constraints
     """
     evaluate = _compiled(expression)
     if evaluate is None:
@@ -27,7 +28,9 @@ def holds(expression: str, value: Any, type: str, resource: dict[str, Any]) -> b
         result = evaluate(node, {"resource": resource, "rootResource": resource})
     except Exception:  # the evaluator raises plain exceptions, whose texts quote the resource
         return None
-    return result == [True]
+    if len(result) > 1:
+        return None
+    return bool(result) and result[0] is not False
 
 
 @lru_cache(maxsize=4096)

@@ -279,6 +279,22 @@ def test_a_differential_without_ids_tells_its_slices_by_their_order():
 
 
 @pytest.mark.parametrize(
+    ("expression", "members", "severities"),
+    [
+        ("note", {"note": [{"text": "a"}]}, []),
+        ("note", {}, ["error"]),
+        ("note", {"note": [{"text": "a"}, {"text": "b"}]}, ["information"]),
+        ("note.exists()", {}, ["error"]),
+        ("%resource.note.text = 'a'", {"note": [{"text": "a"}]}, []),
+    ],
+)
+def test_what_an_invariant_comes_to(expression, members, severities):
+    constraint = {"constraint": [{"key": "o-1", "severity": "error", "human": "h", "expression": expression}]}
+    in_force(profile("it", "Observation", ("Observation", constraint)))
+    assert [severity for severity, _, _ in found({**OBSERVATION, **members})] == severities
+
+
+@pytest.mark.parametrize(
     ("rules", "members"),
     [
         ([("Observation.method", {"binding": {"strength": "required", "valueSet": "urn:unknown"}})], {"method": coded("a")}),

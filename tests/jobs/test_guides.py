@@ -299,6 +299,29 @@ async def test_a_guide_that_is_removed_leaves_nothing_but_what_others_need(store
         await remove(KEY)
 
 
+async def test_a_removal_that_ended_early_goes_on_when_it_is_asked_again(store, load, remove, monkeypatch):
+    await load()
+    places = [(row["type"], row["id"]) for row in (await store.states(GUIDE))[KEY]["artefacts"]]
+    transact = store.transact
+
+    async def dies(operations, *, origin):
+        if operations == [Delete(*sorted(places)[2])]:
+            raise ConnectionError
+        return await transact(operations, origin=origin)
+
+    monkeypatch.setattr(store, "transact", dies)
+    with pytest.raises(ConnectionError):
+        await remove(KEY)
+    monkeypatch.setattr(store, "transact", transact)
+    assert (profile_of(URL), await guides.versions(store, "example.guide")) == (None, [KEY])
+    assert len(await store.read_many(places)) == 2
+    await remove(KEY)
+    assert (await store.read_many(places), await guides.versions(store, "example.guide")) == ({}, [])
+    await load()
+    await load(version="2.0.0")
+    assert await guides.versions(store, "example.guide") == [KEY, "example.guide#2.0.0"]
+
+
 async def test_a_definition_that_something_refers_to_is_kept(store, load, remove):
     await load()
     row = next(row for row in (await store.states(GUIDE))[KEY]["artefacts"] if row["url"] == URL)
