@@ -1,5 +1,7 @@
 """The application over ASGI, with a client that signed in by a real assertion."""
 
+from contextlib import asynccontextmanager
+
 import httpx
 import pytest
 
@@ -12,17 +14,19 @@ from .signing import BASE, register, signed_in
 REST = RestSettings(body_limit=20_000, bundle_limit=2_000_000, update_create=False, conditional_delete_limit=1)
 
 
-@pytest.fixture
-def rest_settings():
-    return REST
-
-
-@pytest.fixture
-async def anonymous(database_url, clock, tmp_path, rest_settings):
+@asynccontextmanager
+async def hub(database_url, clock, tmp_path, rest):
+    """A client of the application, not signed in, and two clients that may."""
     await register(database_url, "app", "system/*.cruds")
     await register(database_url, "reader", "system/Patient.rs")
-    app = create_app(AppConfig(database_url, BASE, tmp_path / "keys", rest_settings, False, clock, [enforce]))
+    app = create_app(AppConfig(database_url, BASE, tmp_path / "keys", rest, False, clock, [enforce]))
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE) as http:
+        yield http
+
+
+@pytest.fixture
+async def anonymous(database_url, clock, tmp_path):
+    async with hub(database_url, clock, tmp_path, REST) as http:
         yield http
 
 
