@@ -49,7 +49,10 @@ class TokenTest:
 
 @dataclass(frozen=True, slots=True)
 class MemberTest:
-    """A token that is in a value set: its canonical URL or ValueSet/id. The store makes it a CodesTest; `bare`: codes of any system too."""
+    """A token that is in a value set: its canonical URL or ValueSet/id. The store makes it a CodesTest.
+
+    `bare`: the element can be a plain code, whose row has no system.
+    """
 
     parameter: str
     value_set: str
@@ -351,9 +354,8 @@ class _Reader:
 
     def _subsumed(self, parts: list[str]) -> Test:
         if len(parts) == 1 and parts[0] and self.extractor.types <= _BARE_CODES:
-            return TokenTest(
-                (clip(parts[0].casefold()),), None
-            )  # of a code system without a hierarchy, or of one that is not named
+            # Of a code system without a hierarchy, or of one that is not named: the code itself.
+            return TokenTest((clip(parts[0].casefold()),), None)
         if len(parts) != 2 or not all(parts):
             raise self.wrong(f"system|code behind ':{self.modifier}'")
         return SubsumedTest(self.code, parts[0], parts[1], self.modifier == "above", "code" in self.extractor.types)

@@ -27,6 +27,7 @@ _SCALAR = re.compile(rb"[^,}\]\s]+")
 _REFERENCE = re.compile(rb'(?<=[{,\s])("reference"\s*:\s*)"((?:[^"\\]|\\.)*)"')
 
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 # Splicing and re-pointing look for names as they are; one written "ref\u0065rence" would be read by some and missed by others.
 _STRING = re.compile(rb'"((?:[^"\\]|\\.)*)"(\s*:)?')
 
@@ -75,7 +76,17 @@ def parse_any(body: bytes) -> Any:
         raise Malformed(f"The body is not JSON: {str(error)[:80]}") from None
     if _NUL.search(body):
         raise Malformed("A string holds the character U+0000, which no FHIR string may")
+    if _SURROGATE.search(body) and not _is_text(tree):
+        raise Malformed("A string holds one half of a surrogate pair, which is no character")
     return tree
+
+
+def _is_text(tree: Any) -> bool:
+    try:
+        json.dumps(tree, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def loads(body: bytes) -> Any:

@@ -141,6 +141,8 @@ def _spellings(type: str) -> frozenset[str]:
 
 def _from_text(one: Parameter, text: str) -> Any:
     """The value of a parameter that came in the URL: only primitives can."""
+    if "\0" in text:
+        raise Invalid(f"The value of the parameter '{one.name}' holds the character U+0000", one.name)
     if one.type not in definitions().primitives:
         raise NotSupported(f"The parameter '{one.name}' must be sent by POST in a Parameters resource")
     try:

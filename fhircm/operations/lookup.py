@@ -25,7 +25,7 @@ async def lookup(call: Call) -> Answer:
     wanted, language = frozenset(call.all("property")), call.one("displayLanguage")
     words = display(Member(system.url, system.version, concept.code, concept.display, concept), language) or concept.code
     known = [
-        member("name", "string", system.tree.get("title") or system.tree.get("name")),
+        member("name", "string", system.tree.get("title") or system.tree.get("name") or system.url),
         member("version", "string", system.version),
         member("display", "string", words),
     ]

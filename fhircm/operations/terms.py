@@ -32,6 +32,8 @@ async def artefact(call: Call, type: str, inline: str, version: str) -> tuple[Li
         )
     if call.id or given == [inline]:
         found = await _sent(call, type, inline)
+        if call.one(version) not in (None, found.version):
+            raise NotFound(f"The {_WORDS[type]} is not in the version that '{version}' names")
         return await call.store.library(*needs(found.tree)), found
     wanted = canonical(call.one("url"), call.one(version))
     library = await call.store.library(Wanted(type, wanted.url))

@@ -19,8 +19,12 @@ async def translate(call: Call) -> Answer:
     """The matches of a code, of a coding, or of the codings of a concept: by one map, or by all that fit."""
     asked = codings(call)
     named = call.id or call.one("url") or call.one("conceptMap")
-    maps = [(await artefact(call, "ConceptMap", "conceptMap", "conceptMapVersion"))[1]] if named else await _fitting(call, asked)
-    if not named and not maps:
+    maps = (
+        [(await artefact(call, "ConceptMap", "conceptMap", "conceptMapVersion"))[1]] if named else await _of_systems(call, asked)
+    )
+    source, target, reverse = call.one("source"), call.one("target"), call.one("reverse", False)
+    maps = [one for one in maps if fits(one, source, target, reverse=reverse)]
+    if not maps:
         return _answer([], "There is no concept map here for this system and what it is to be translated to")
     library = await _others(call, maps)
     questions = [_question(call, one) for one in asked]
@@ -28,8 +32,8 @@ async def translate(call: Call) -> Answer:
     return _answer(found, None if found else "The concept maps have no match for this code")
 
 
-async def _fitting(call: Call, asked: list[Asked]) -> list[Artefact]:
-    """The maps between the value sets that are named, or to the target system, from the systems of the codings."""
+async def _of_systems(call: Call, asked: list[Asked]) -> list[Artefact]:
+    """The maps from or to the systems of the codings, the newest active version of each."""
     systems = sorted({one.system for one in asked if one.system})
     if not systems or not (call.one("target") or call.one("targetsystem") or call.one("source")):
         raise NotSupported("A concept map is needed, by 'url'; or the system of the code, and 'target' or 'targetsystem'")
@@ -39,9 +43,7 @@ async def _fitting(call: Call, asked: list[Asked]) -> list[Artefact]:
             by_url.setdefault(one.url or one.identity, []).append(one)
     for one in [one for system in systems for one in builtin.concept_maps(system)]:
         by_url.setdefault(one.url, [one])
-    maps = [found for listed in by_url.values() if (found := best(listed, None))]
-    source, target, reverse = call.one("source"), call.one("target"), call.one("reverse", False)
-    return [one for one in maps if fits(one, source, target, reverse=reverse)]
+    return [found for listed in by_url.values() if (found := best(listed, None))]
 
 
 async def _others(call: Call, maps: list[Artefact]) -> Library:
@@ -59,7 +61,7 @@ def _question(call: Call, asked: Asked) -> Question:
         if part.name == "concept"
         for coding in part.value.get("coding", ())
     ]
-    return Question(asked.code, asked.system, call.one("targetsystem"), call.one("reverse", False), tuple(given))
+    return Question(asked.code, asked.system, asked.version, call.one("targetsystem"), call.one("reverse", False), tuple(given))
 
 
 def _answer(found: list[Match], message: str | None) -> Answer:

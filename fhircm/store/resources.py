@@ -153,7 +153,7 @@ class Store:
                 query = await self.terminology.resolved(connection, query, within)
             return await searching.search(connection, self.database.dialect, query, within)
 
-    async def library(self, roots: Iterable[Wanted], within: Narrowing) -> Library:
+    async def library(self, roots: Iterable[Wanted], within: Narrowing | None) -> Library:
         """The terminology that a computation needs. Raises TooCostly."""
         async with self.database.reading(one_moment=True) as connection:
             return await self.terminology.library(connection, roots, within)

@@ -34,7 +34,7 @@ SEARCHED = 20_000  # codes of a value set that a search looks for
 SEARCHED_TOGETHER = 100_000  # codes that one search looks for
 
 Version = tuple[int, int]  # key of a resource, and number of its version
-Asked = MemberTest | SubsumedTest
+Unresolved = MemberTest | SubsumedTest
 
 
 class Kept:
@@ -129,7 +129,7 @@ class Terminology:
 
     async def resolved(self, connection: Connection, query: Query, within: Narrowing | None) -> Query:
         """The query with codes in place of value sets and of what is above or below a code. Raises InvalidValue, TooCostly."""
-        answers: dict[Asked, CodesTest] = {}
+        answers: dict[Unresolved, CodesTest] = {}
         for test in set(asked(query)):
             make = self._members if isinstance(test, MemberTest) else self._subsumed
             answers[test] = await make(connection, test, within)
@@ -185,7 +185,7 @@ def _check_gathered(number: int, size: int) -> None:
         raise TooCostly(f"More terminology of the store would be needed than the limit here: {limit}")
 
 
-def asked(value: Any) -> list[Asked]:
+def asked(value: Any) -> list[Unresolved]:
     """All that a query or a condition asks of terminology, at any depth."""
     kind = type(value)
     if kind in (MemberTest, SubsumedTest):
@@ -202,7 +202,7 @@ def _holders(kind: type) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind) if "Condition" in str(field.type) or "Test" in str(field.type))
 
 
-def _replaced(value: Any, answers: dict[Asked, CodesTest]) -> Any:
+def _replaced(value: Any, answers: dict[Unresolved, CodesTest]) -> Any:
     kind = type(value)
     if kind in (MemberTest, SubsumedTest):
         return answers[value]

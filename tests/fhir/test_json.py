@@ -65,6 +65,7 @@ def test_a_decimal_keeps_its_digits(number):
         (b'{"a":{"b":1,"b":2}}', "'b'"),
         (b'{"\\u0061":1}', "escapes"),
         (b'{"a":"\\u0000"}', "U+0000"),
+        (b'{"a":["\\uDFFF"]}', "surrogate"),
         (b'{"a":' * 100_000, "nested"),
         (b'{"a":' + b"9" * 6000 + b"}", "JSON"),
     ],

@@ -4,6 +4,7 @@ import gzip
 import json
 from collections import Counter
 from pathlib import Path
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -250,6 +251,15 @@ def test_too_many_codes(monkeypatch):
     assert codes(library(one), value_set([{"valueSet": ["urn:one"]}] * 19)) == ["a"]
     with pytest.raises(TooCostly, match="twice"):
         codes(library(one), value_set([{"valueSet": ["urn:one"]}] * 20))
+
+
+def test_many_children_of_one_parent_cost_no_more_than_few():
+    """Each is looked up once, never compared with all that are there already."""
+    below = [{"code": str(number), "property": [{"code": "parent", "valueCode": "top"}]} for number in range(30_000)]
+    began = process_time()
+    system = code_system([{"code": "top"}, *below])
+    assert len(system.below("top")) == 30_001
+    assert process_time() - began < 5  # of processor time; comparing them takes many times that
 
 
 def test_a_concept_of_which_only_an_extension_is_there_is_passed_over():

@@ -1,5 +1,8 @@
 """$expand over HTTP. https://hl7.org/fhir/R4/valueset-operation-expand.html"""
 
+import json
+from urllib.parse import urlencode
+
 from fhircm.fhir.validation import check
 from fhircm.store import terminology
 from tests.rest.signing import signed_in
@@ -226,6 +229,32 @@ async def test_what_cannot_be_answered_is_told(http):
     ]
     for query, status, code in cases:
         assert (await refused(http, "ValueSet/$expand", **query))[:2] == (status, code)
+
+
+async def test_hostile_text_is_text(http):
+    for text in ("\0", "a\0b", "\ud800", "'; DROP TABLE resource; --", "|", "x" * 5_000, "", " "):
+        url, system = (urlencode({name: text}, errors="surrogatepass") for name in ("url", "system"))
+        for path in (
+            f"ValueSet/$expand?{url}",
+            f"ValueSet/$validate-code?{url}&code=x",
+            f"ValueSet/$validate-code?url={GENDER}&{system}&{system.replace('system', 'code')}&display=x",
+            f"CodeSystem/$lookup?code=x&{system}",
+            f"ConceptMap/$translate?code=x&targetsystem=y&{system}",
+        ):
+            assert (await http.get(f"/fhir/{path}")).status_code in (200, 400, 404, 422), path
+        body = {"resourceType": "Parameters", "parameter": [{"name": "url", "valueUri": text}]}
+        answer = await http.post("/fhir/ValueSet/$expand", content=json.dumps(body), headers=JSON)
+        assert answer.status_code in (400, 404, 422), text
+    assert len(await codes(http, "ValueSet/$expand", url=GENDER)) == 4
+
+
+async def test_in_a_batch(http):
+    asked = [f"ValueSet/$expand?url={GENDER}&count=1", "ValueSet/$expand?url=urn:nowhere"]
+    entries = [{"request": {"method": "GET", "url": url}} for url in asked]
+    answer = await http.post("/fhir", json={"resourceType": "Bundle", "type": "batch", "entry": entries}, headers=JSON)
+    first, second = answer.json()["entry"]
+    assert [one["code"] for one in first["resource"]["expansion"]["contains"]] == ["male"]
+    assert second["response"]["status"].startswith("404")
 
 
 async def test_the_wrong_place_or_more_than_one_value_set(http):

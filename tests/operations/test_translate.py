@@ -86,6 +86,17 @@ async def test_by_what_it_is_to_become(http):
     assert await translated(http, **ask, targetsystem="urn:elsewhere") == (False, [])
 
 
+async def test_a_map_that_is_named_must_fit_what_is_asked(http):
+    group = MAP["group"][0] | {"sourceVersion": "7"}
+    await put(http, MAP | {"group": [group]})
+    ask = {"url": "urn:map", "system": "urn:from", "code": "a"}
+    assert await translated(http, **ask, target="urn:to-set|1", source="urn:from-set") == (True, [("wider", "1")])
+    assert await translated(http, **ask, target="urn:elsewhere") == (False, [])
+    assert await translated(http, **ask, targetsystem="urn:elsewhere") == (False, [])
+    assert await translated(http, **ask, version="7") == (True, [("wider", "1")])
+    assert await translated(http, **ask, version="8") == (False, [])
+
+
 async def test_backwards(http):
     await put(http, MAP)
     assert await translated(http, url="urn:map", system="urn:to", code="1", reverse="true") == (True, [("narrower", "a")])

@@ -38,6 +38,22 @@ async def test_the_right_display_is_told(http):
     assert (await validated(http, url="urn:all-colours", system="urn:colours", code="red", displayLanguage="de"))[1] == "Rot"
 
 
+async def test_the_version_that_is_asked(http):
+    fixed = value_set({"system": "urn:colours", "version": "1"})
+    system, own = await put(http, COLOURS, fixed)
+    await put(http, {**COLOURS, "version": "2", "concept": [{"code": "green"}]})
+    ask = {"url": "urn:all-colours", "system": "urn:colours", "code": "red"}
+    assert (await validated(http, **ask, systemVersion="1"))[0] is True
+    assert (await validated(http, **ask, systemVersion="2"))[0] is False
+    assert (await validated(http, "CodeSystem", url="urn:colours", code="green"))[0] is True
+    assert (await validated(http, "CodeSystem", url="urn:colours", version="1", code="green"))[0] is False
+    for path in (
+        f"CodeSystem/{system['id']}/$validate-code?code=red&version=2",
+        f"ValueSet/{own['id']}/$expand?valueSetVersion=2",
+    ):
+        assert (await http.get(f"/fhir/{path}")).status_code == 404
+
+
 async def test_a_code_without_a_system_is_looked_for_in_all(http):
     assert await validated(http, url=GENDER, code="male") == (True, "Male", None)
     await put(http, value_set({"system": "urn:a", "concept": [{"code": "x"}]}, {"system": "urn:b", "concept": [{"code": "x"}]}))

@@ -26,6 +26,7 @@ NESTED = b'{"a":' * 3000
         (b'{"resourceType":"Patient","birthDate":"2015-02-30"}', 422, "Patient.birthDate"),
         (b'{"resourceType":"Patient","active":true,"active":false}', 400, "twice"),
         (b'{"resourceType":"Patient","language":"a\\u0000"}', 400, "U+0000"),
+        (b'{"resourceType":"Patient","name":[{"family":"\\ud83d"}]}', 400, "surrogate"),
         (b'{"resourceType":"Patient","deceasedBoolean":true,"deceasedDateTime":"2020"}', 422, "deceased"),
         (b'{"resourceType":"Patient","managingOrganization":{"reference":"Organization/nowhere"}}', 422, "managingOrganization"),
         (b'{"resourceType":"Patient","managingOrganization":{"reference":"Patient/x"}}', 422, "managingOrganization"),

@@ -33,9 +33,10 @@ def _lines() -> dict[Key, bytes]:
 @cache
 def _own() -> dict[Key, Tree]:
     """The artefacts of profiles/ and mappings/."""
-    places = [folder("profiles") / "code-system", folder("profiles") / "value-set", folder("mappings")]
+    places = [folder("profiles") / kind for kind in ("code-system", "value-set", "concept-map")] + [folder("mappings")]
     trees = [json.loads(file.read_bytes()) for place in places for file in sorted(place.rglob("*.json"))]
-    return {(tree["resourceType"], tree["url"]): tree for tree in trees if tree.get("resourceType") in TYPES and "url" in tree}
+    artefacts = [tree for tree in trees if isinstance(tree, dict) and tree.get("resourceType") in TYPES and "url" in tree]
+    return {(tree["resourceType"], tree["url"]): tree for tree in artefacts}
 
 
 @lru_cache(maxsize=256)

@@ -15,14 +15,14 @@ _CONCEPT_PROPERTIES = "http://hl7.org/fhir/concept-properties#"
 _RETIRED = frozenset({"retired", "inactive", "deprecated"})  # as the tables of HL7 v2 and v3 say it
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Concept:
-    """A code and what the code system says of it (`tree`, without the concepts below it)."""
+    """A code and what the code system says of it (`tree`, without the concepts below it). `parents` and `children` are ordered sets."""
 
     code: str
     tree: Tree
-    parents: list[str] = field(default_factory=list)
-    children: list[str] = field(default_factory=list)
+    parents: dict[str, None] = field(default_factory=dict)
+    children: dict[str, None] = field(default_factory=dict)
     inactive: bool = False
     abstract: bool = False
 
@@ -89,8 +89,8 @@ class CodeSystem(Artefact):
             waiting.extend((one, code) for one in reversed(below))
 
     def _join(self, parent: str, child: str) -> None:
-        _add(self.concepts[child].parents, parent)
-        _add(self.concepts[parent].children, child)
+        self.concepts[child].parents[parent] = None
+        self.concepts[parent].children[child] = None
 
     def _link(self, uris: Mapping[str, str]) -> None:
         """What the properties say: parents and children besides the nesting, and what may be used how."""
@@ -146,11 +146,6 @@ class CodeSystem(Artefact):
         """The concepts of these codes in the order of the code system."""
         wanted = set(codes)
         return [concept for code, concept in self.concepts.items() if code in wanted]
-
-
-def _add(listed: list[str], code: str) -> None:
-    if code not in listed:
-        listed.append(code)
 
 
 def compiled(tree: Tree, identity: str) -> Artefact:

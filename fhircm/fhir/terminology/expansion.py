@@ -22,7 +22,7 @@ PARTIAL = frozenset({"toocostly", "unclosed"})
 Key = tuple[str, str]  # system and code
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Member:
     """A code of a value set; `concept` is what the code system says of it, where the code system is here."""
 
@@ -111,8 +111,9 @@ class _Work:
             self.found.stored.add(value_set.canonical)
             return {(one.system, one.code): one for one in self._kept(_listed(stored))}
 
-    def _kept(self, members: Iterable[Member]) -> Iterator[Member]:
-        return (one for one in members if self._wants(one.system, one.version))
+    def _kept(self, members: Iterable[Member]) -> Iterable[Member]:
+        everything = self.only is None and not self.without
+        return members if everything else (one for one in members if self._wants(one.system, one.version))
 
     def _wants(self, system: str, version: str | None) -> bool:
         if self.only is not None and system != self.only:
@@ -151,7 +152,7 @@ class _Work:
             first, *others = imported or [{}]
             return {key: one for key, one in first.items() if system in (None, key[0]) and all(key in other for other in others)}
         chosen = {(one.system, one.code): one for one in self._kept(self._of_system(named, part))}
-        return {key: one for key, one in chosen.items() if all(key in other for other in imported)}
+        return {key: one for key, one in chosen.items() if all(key in other for other in imported)} if imported else chosen
 
     def _system(self, written: str, version: str | None) -> Canonical:
         """HL7's old v2 tables have a '|' in their URL; elsewhere it is a version, as published guides write it here and there."""

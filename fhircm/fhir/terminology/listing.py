@@ -5,6 +5,7 @@ https://hl7.org/fhir/R4/valueset-operation-expand.html
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
@@ -12,6 +13,7 @@ from fhircm.fhir.ranges import normalise
 from fhircm.fhir.terminology.artefacts import Tree
 from fhircm.fhir.terminology.expansion import Key, Member
 
+_PLAIN = re.compile(r"[A-Za-z0-9 ]*", re.ASCII)
 _LANGUAGES = "urn:ietf:bcp:47"
 
 
@@ -31,7 +33,12 @@ def _found(member: Member, wanted: Sequence[str]) -> bool:
     return all(f" {word}" in found for word in wanted)
 
 
-_folded = lru_cache(maxsize=20_000)(normalise)  # who types a word asks again with every letter
+def _folded(text: str) -> str:
+    """The text as `normalise` makes it, the short way for words without accents and punctuation: most are, and there are many."""
+    return text.lower() if _PLAIN.fullmatch(text) else _normalised(text)
+
+
+_normalised = lru_cache(maxsize=10_000)(normalise)  # who types a word asks again with every letter
 
 
 def display(member: Member, language: str | None = None) -> str | None:

@@ -17,10 +17,11 @@ MapByUrl = Callable[[str], Artefact | None]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A code to be translated. None: of any system, to any target; `given`: what is known besides, (element, system, code)."""
+    """A code to be translated. None: of any system or version, to any target; `given`: what is known besides, (element, system, code)."""
 
     code: str
     system: str | None
+    version: str | None = None
     target_system: str | None = None
     reverse: bool = False
     given: tuple[tuple[str, str, str], ...] = ()
@@ -68,7 +69,8 @@ class _Translator:
         for group in map.tree.get("group", ()):
             source, target = group.get("source"), group.get("target")
             here, there = (target, source) if question.reverse else (source, target)
-            if _is(question.system, here) and _is(question.target_system, there):
+            version = group.get("targetVersion" if question.reverse else "sourceVersion")
+            if _is(question.system, here) and _is(question.target_system, there) and _is(question.version, version):
                 yield from self._reversed(map, group, question) if question.reverse else self._of_group(map, group, question)
 
     def _reversed(self, map: Artefact, group: Tree, question: Question) -> Iterator[Match]:
@@ -100,8 +102,9 @@ class _Translator:
                 yield from self.matches(other, question) if other else ()
 
 
-def _is(wanted: str | None, system: str | None) -> bool:
-    return wanted is None or system is None or wanted == system
+def _is(wanted: str | None, said: str | None) -> bool:
+    """Whether a map says nothing that contradicts what is asked."""
+    return wanted is None or said is None or wanted == said
 
 
 def _match(map: Artefact, equivalence: str, system: str | None, target: Tree) -> Match:

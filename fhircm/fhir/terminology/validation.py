@@ -92,6 +92,8 @@ def _unknown(system: CodeSystem, asked: Asked) -> Verdict:
 
 def _judged(member: Member, asked: Asked, *, abstract: bool, language: str | None) -> Verdict:
     right = Verdict(True, "The code is inactive" if member.inactive else None, display(member, language))
+    if None not in (asked.version, member.version) and asked.version != member.version:
+        return replace(right, result=False, message=f"The code is here of version {member.version} of its code system")
     if member.abstract and not abstract:
         return replace(right, result=False, message=f"The code '{member.code}' only groups others and is no choice itself")
     if asked.display is not None and not _says(member, asked.display):
