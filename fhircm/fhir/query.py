@@ -296,7 +296,8 @@ class _QueryParser:
         if code in known.refused:
             raise NotSupported(f"The search parameter '{code}'{place} is not supported for {type}: {known.refused[code]}")
         names = ", ".join(sorted(known.extractors))
-        controls = f"; besides: {', '.join(_CONTROLS)}, _filter, _has, _list" if where is None else ""
+        others = (*_CONTROLS, "_filter", "_has", "_list", *(FULL_TEXT if self.full_text else ()))
+        controls = f"; besides: {', '.join(others)}" if where is None else ""
         raise NotSupported(f"'{code[:64]}'{place} is not a search parameter of {type}. There are: {names}{controls}")
 
     def _link(self, source: str, code: str, target: str | None, where: str) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ class SearchRows:
     by_table: dict[str, list[tuple[Any, ...]]]
 
 
-def search_rows(resource_key: int, type: str, tree: dict[str, Any], *, words: bool = False) -> SearchRows:
+def search_rows(resource_key: int, type: str, tree: dict[str, Any], *, words: bool) -> SearchRows:
     """The search rows of a resource, with its `words` when full text is on. Raises Invalid for a value that cannot be read."""
     by_table: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
     for value in search_values(tree):

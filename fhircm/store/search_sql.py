@@ -69,11 +69,10 @@ _LAST: dict[str, tuple[Any, Any]] = {  # where resources without a value go, whe
     "quantity": (BOUNDLESS, -BOUNDLESS),
 }
 _LAST_TEXT = (chr(0x10FFFF), "")
-_WITH_ROWID = frozenset({"search_string", "search_quantity", "search_text"})
+_WITH_ROWID = frozenset({"search_string", "search_quantity", "search_text", "search_position", "search_composite"})
 _FEW_CODES = frozenset({"code", "boolean"})  # element types of which each value is in a large part of all resources
 _MANY = 50  # alternatives: more of them match too much to begin with
 _CANNOT_DRIVE = 9
-_WITH_ROWID = frozenset({"search_string", "search_quantity", "search_position", "search_composite"})
 _ARGUMENTS_LIMIT = 32_000  # of one statement: SQLite takes 32,766, asyncpg 32,767
 _NOTHING = "SELECT key AS resource_key FROM resource WHERE 1 = 0"
 

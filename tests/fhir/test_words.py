@@ -126,4 +126,8 @@ def test_full_text_is_refused_where_no_words_are_kept():
             parse_query("Patient", [(name, "a")])
     with pytest.raises(NotSupported):
         condition("a", "_text:exact")
+    for on in (True, False):
+        with pytest.raises(NotSupported) as caught:
+            parse_query("Patient", [("colour", "a")], full_text=on)
+        assert ("_content" in str(caught.value)) == on
     assert condition("a", "organization._content").targets[0][1].parameter == "_content"

@@ -1,19 +1,16 @@
 """An import takes what is good, in any order and once, tells each line that is not, and goes on where it stood."""
 
-import gzip
 import json
 from datetime import timedelta
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from fhircm.coordination.task_states import RULE
 from fhircm.exchange.source_address import Allowed
 from fhircm.exchange.sources import Sources
-from fhircm.jobs import JOBS, bulk_import
-from fhircm.jobs.bulk_import import Imports, held_lines, progress_of, start_import
-from fhircm.jobs.job import Means, cancel, job_of, timer_key
+from fhircm.jobs import JOBS
+from fhircm.jobs.bulk_import import Imports, progress_of, start_import
+from fhircm.jobs.job import Means, job_of, timer_key
 from fhircm.jobs.running import run_jobs
 from tests.exchange.files import File, served
 

@@ -4,15 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from .conftest import REST
+from .conftest import REST, hub
 from .signing import signed_in
 
 JSON = {"Content-Type": "application/fhir+json"}
 
 
 @pytest.fixture(params=[True])
-def rest_settings(request):
-    return replace(REST, full_text=request.param)
+async def anonymous(request, database_url, clock, tmp_path):
+    async with hub(database_url, clock, tmp_path, replace(REST, full_text=request.param)) as http:
+        yield http
 
 
 async def made(http, type, **members):
@@ -78,7 +79,7 @@ async def test_metadata_tells_of_words(http):
     assert (await http.get("/fhir/Patient?_text=(a")).status_code == 400
 
 
-@pytest.mark.parametrize("rest_settings", [False], indirect=True)
+@pytest.mark.parametrize("anonymous", [False], indirect=True)
 async def test_without_the_setting_words_are_refused(http):
     one = await made(http, "Patient", text=narrative("Bone"))
     for parameter in ("_text", "_content"):
