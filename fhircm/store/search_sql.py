@@ -167,7 +167,8 @@ class Builder:
                     f"AND {x}.target_type = {own} AND {r}.type = {own} AND {r}.id = {x}.target_id AND NOT {r}.deleted"
                 )
             case AnyOf(conditions):
-                return " UNION ".join(self.driven(one) for one in conditions)
+                nothing = "SELECT key AS resource_key FROM resource WHERE 1 = 0"
+                return " UNION ".join(self.driven(one) for one in conditions) or nothing
         return self.keys(condition.type, [condition])
 
     def _chain_keys(self, chain: Chained, target: str, inner: Condition) -> str:

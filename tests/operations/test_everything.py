@@ -213,6 +213,14 @@ async def test_of_a_group_each_human_once(http, chart):
     assert chart["other"] not in matches
 
 
+async def test_of_a_group_of_nobody(http, chart):
+    empty = await made(http, "Group", type="person", actual=True)
+    staff = await made(http, "Group", type="practitioner", actual=True, member=[{"entity": to(chart["doctor"])}])
+    for group in (empty, staff):
+        assert await everything(http, f"{group}/$everything") == set()
+        assert await everything(http, f"{group}/$everything", _type="Provenance") == set()
+
+
 async def test_links_in_a_circle_and_to_what_is_gone(http):
     one = await made(http, "Patient")
     two = await made(http, "Patient", link=[{"other": to(one), "type": "replaces"}])
