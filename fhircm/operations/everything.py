@@ -79,8 +79,10 @@ async def everything(call: Call) -> Searchset:
     page = await _page(call, asked, place)
     url = f"{call.base_url}/{path}"
     following = replace(place, cursor=page.next) if page.next else _Place(group=place.group, member=beyond) if beyond else None
+    shown = call.type != "Group" and all(one.type in asked.types for one in page.matches)
     return Searchset(
         await _entries(call, asked, page),
+        total=page.total if shown else None,  # known for nothing when one page holds all
         self_url=f"{url}?{urlencode(given)}" if given else url,
         next_url=f"{url}?_page={call.links.write(path, given, following.as_json())}" if following else None,
     )

@@ -99,6 +99,8 @@ async def test_the_record_of_one_human_at_all_partners_and_what_it_refers_to(htt
         assert await everything(http, f"{chart[start]}/$everything") == those(chart, *OF_A, *ALONG), start
     assert await everything(http, f"{chart['other']}/$everything") == those(chart, "other", "theirs", "clinic")
     posted = await http.post(f"/fhir/{chart['other']}/$everything")
+    assert posted.json()["total"] == len(("other", "theirs"))
+    assert "total" not in (await http.get(f"/fhir/{chart['a']}/$everything?_count=2")).json()
     assert {entry["resource"]["resourceType"] for entry in posted.json()["entry"]} == {"Patient", "Observation", "Organization"}
 
 
