@@ -88,7 +88,7 @@ class Ceiling:
 
     def _rows(self, name: str) -> list[SearchRows]:
         if name not in _MADE:
-            _MADE[name] = [search_rows(0, tree["resourceType"], tree) for tree in self.samples[name]]
+            _MADE[name] = [search_rows(0, tree["resourceType"], tree, words=False) for tree in self.samples[name]]
         return _MADE[name]
 
     def _write_sqlite(self, file: sqlite3.Connection, made: list[tuple[Any, ...]], rows: list[SearchRows]) -> None:

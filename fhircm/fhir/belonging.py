@@ -159,7 +159,7 @@ def _when(type: str) -> str | None:
 
 
 def _any(type: str, codes: Sequence[str], tests: tuple[TargetTest, ...], own: tuple[Matches, ...]) -> Condition:
-    return AnyOf((*own, *(Matches(type, code, tests) for code in codes)))
+    return AnyOf((*own, *(Matches(type, code, tests) for code in codes)) if tests else ())
 
 
 def _own(kind: str, type: str, ids: Sequence[str]) -> tuple[Matches, ...]:

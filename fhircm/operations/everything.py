@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from fhircm.fhir.belonging import (
@@ -33,6 +33,9 @@ from fhircm.fhir.ranges import date_range
 from fhircm.operations.call import Call, Entry, Searchset
 from fhircm.operations.linked import joined
 from fhircm.store.stored import Stored
+
+if TYPE_CHECKING:
+    from fhircm.store.search import Page
 
 AT_ONCE = 20  # members of a Group whose records are in one search
 
@@ -70,33 +73,43 @@ class _Place:
 async def everything(call: Call) -> Searchset:
     """A page of the record."""
     path = "/".join(filter(None, (call.type, call.id, "$everything")))
-    given = [(one.name, str(one.value)) for one in call.arguments]
-    token = call.one("_page")
-    if token is None:
-        place = _Place()
-        if call.type and call.id:
-            stored = await call.store.read(call.type, call.id)
-            place = replace(place, group=stored.version)
-    else:
-        given, state = call.links.read(path, token)
-        place = _Place.from_json(state)
+    given, place = await _asked_here(call, path)
     asked = _asked(given)
     place, beyond = await _begun(call, place)
+    page = await _page(call, asked, place)
+    url = f"{call.base_url}/{path}"
+    following = replace(place, cursor=page.next) if page.next else _Place(group=place.group, member=beyond) if beyond else None
+    shown = call.type != "Group" and all(one.type in asked.types for one in page.matches)
+    return Searchset(
+        await _entries(call, asked, page),
+        total=page.total if shown else None,  # known for nothing when one page holds all
+        self_url=f"{url}?{urlencode(given)}" if given else url,
+        next_url=f"{url}?_page={call.links.write(path, given, following.as_json())}" if following else None,
+    )
+
+
+async def _asked_here(call: Call, path: str) -> tuple[list[tuple[str, str]], _Place]:
+    """The parameters and the place of this page: the first, or the one that a next link leads to. Raises NotFound, Gone, Malformed."""
+    token = call.one("_page")
+    if token is not None:
+        given, state = call.links.read(path, token)
+        return given, _Place.from_json(state)
+    version = (await call.store.read(call.type, call.id)).version if call.type and call.id else 0
+    return [(one.name, str(one.value)) for one in call.arguments], _Place(group=version)
+
+
+async def _page(call: Call, asked: _Asked, place: _Place) -> Page:
     belonging = _belonging(call, place)
     if "Provenance" in asked.named:
         belonging = with_provenance(belonging)
     there = await call.store.searchable_types()
-    page = await call.store.search(_query(belonging, asked, _types(call, belonging, asked, there), there, place.cursor))
-    url = f"{call.base_url}/{path}"
-    following = replace(place, cursor=page.next) if page.next else _Place(group=place.group, member=beyond) if beyond else None
-    entries = [Entry(one, {"mode": "match"}) for one in page.matches if one.type in asked.types]
+    return await call.store.search(_query(belonging, asked, _types(call, belonging, asked, there), there, place.cursor))
+
+
+async def _entries(call: Call, asked: _Asked, page: Page) -> list[Entry]:
     binaries = await _binaries(call, page.matches) if "Binary" in asked.types else []
-    entries += [Entry(one, {"mode": "include"}) for one in (*page.included, *binaries) if one.type in asked.types]
-    return Searchset(
-        entries,
-        self_url=f"{url}?{urlencode(given)}" if given else url,
-        next_url=f"{url}?_page={call.links.write(path, given, following.as_json())}" if following else None,
-    )
+    found = [(one, "match") for one in page.matches] + [(one, "include") for one in (*page.included, *binaries)]
+    return [Entry(one, {"mode": mode}) for one, mode in found if one.type in asked.types]
 
 
 async def _binaries(call: Call, matches: Sequence[Stored]) -> list[Stored]:

@@ -99,6 +99,8 @@ async def test_the_record_of_one_human_at_all_partners_and_what_it_refers_to(htt
         assert await everything(http, f"{chart[start]}/$everything") == those(chart, *OF_A, *ALONG), start
     assert await everything(http, f"{chart['other']}/$everything") == those(chart, "other", "theirs", "clinic")
     posted = await http.post(f"/fhir/{chart['other']}/$everything")
+    assert posted.json()["total"] == len(("other", "theirs"))
+    assert "total" not in (await http.get(f"/fhir/{chart['a']}/$everything?_count=2")).json()
     assert {entry["resource"]["resourceType"] for entry in posted.json()["entry"]} == {"Patient", "Observation", "Organization"}
 
 
@@ -211,6 +213,14 @@ async def test_of_a_group_each_human_once(http, chart):
     assert number == 3
     assert len(matches) == len(set(matches)) == 2 * 45 + len(("a", "b", "old", "weight", "early", "undated"))
     assert chart["other"] not in matches
+
+
+async def test_of_a_group_of_nobody(http, chart):
+    empty = await made(http, "Group", type="person", actual=True)
+    staff = await made(http, "Group", type="practitioner", actual=True, member=[{"entity": to(chart["doctor"])}])
+    for group in (empty, staff):
+        assert await everything(http, f"{group}/$everything") == set()
+        assert await everything(http, f"{group}/$everything", _type="Provenance") == set()
 
 
 async def test_links_in_a_circle_and_to_what_is_gone(http):
