@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fhircm.fhir import conditions, query
+from fhircm.fhir import asked, query
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.extract import OWN_COLUMNS, searchable
 from fhircm.operations import OPERATIONS
@@ -76,15 +76,15 @@ def test_every_kind_of_search_parameter_is_listed():
 
 def test_every_modifier_and_prefix_is_listed():
     listed = {tuple(code(row[0])) for row in tables(SEARCH)["Modifiers"]}
-    of_types = {(f":{modifier}", type) for type, modifiers in conditions._MODIFIERS.items() for modifier in modifiers}
+    of_types = {(f":{modifier}", type) for type, modifiers in asked._MODIFIERS.items() for modifier in modifiers}
     assert listed == of_types | {(":missing",), (":of-type", "token"), (":[type]", "reference")}
-    prefixes = conditions._PREFIXED.pattern.partition("(")[2].partition(")")[0].split("|")
+    prefixes = asked._PREFIXED.pattern.partition("(")[2].partition(")")[0].split("|")
     assert {code(row[0])[0] for row in tables(SEARCH)["Prefixes"]} == set(prefixes)
 
 
 def test_every_special_parameter_is_listed():
     listed = {code(row[0])[0] for row in tables(SEARCH)["Special parameters"]}
-    there = {*query._CONTROLS, *query._ABOUT_THE_ANSWER, *OWN_COLUMNS, "_has", "_list", "_type", "_page"}
+    there = {*query._CONTROLS, *query._ABOUT_THE_ANSWER, *OWN_COLUMNS, "_filter", "_has", "_list", "_type", "_page"}
     assert listed == there | {"_include:iterate", "_revinclude:iterate"}
 
 
@@ -150,6 +150,7 @@ RECORD = [
         "valueQuantity": {"value": 72.5, "system": "http://unitsofmeasure.org", "code": "kg", "unit": "kg"},
     },
     {"resourceType": "RiskAssessment", "status": "final", "subject": {"reference": "Patient/{patient}"}, "prediction": [{"probabilityDecimal": 0.8}]},
+    {"resourceType": "Location", "name": "Clinic", "position": {"latitude": 42.36, "longitude": -71.07}},
     {"resourceType": "ValueSet", "status": "active", "url": "http://example.org/fhir/ValueSet/moods"},
     {"resourceType": "List", "status": "current", "mode": "working", "entry": [{"item": {"reference": "Patient/{patient}"}}]},
 ]  # fmt: skip
