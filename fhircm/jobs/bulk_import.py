@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from fhircm.exchange.source_address import SourceChanged, SourceRefused, SourceUnavailable
@@ -86,11 +86,21 @@ def progress_of(job: Job) -> Progress:
     return Progress(**{**kept, "place": Place(*kept.get("place", ()))})
 
 
-async def start_import(store: Store, client: str, inputs: Sequence[tuple[str, str]], *, source: str | None, request: str) -> str:
-    """Start one of these files (type and URL); returns the id of its Task. Whoever calls this has checked all of them."""
-    numbered = [{"number": number, "type": type, "url": url} for number, (type, url) in enumerate(inputs)]
-    ordered = sorted(numbered, key=lambda one: -_uses()[one["type"]])  # what many types refer to comes first
-    told = [(type, urlsplit(url)._replace(query="", fragment="").geturl()) for type, url in inputs]  # a query may be a signature
+class Input(NamedTuple):
+    """A file to import: the type of its resources, where it is, and the ETag that it must have, if any."""
+
+    type: str
+    url: str
+    etag: str = ""
+
+
+async def start_import(store: Store, client: str, inputs: Sequence[Input], *, source: str | None, request: str) -> str:
+    """Start one of these files; returns the id of its Task. Whoever calls this has checked all of them."""
+    numbered = [{"number": number, **one._asdict()} for number, one in enumerate(inputs)]
+    ordered = sorted(numbered, key=lambda one: -_uses()[str(one["type"])])  # what many types refer to comes first
+    told = [
+        (one.type, urlsplit(one.url)._replace(query="", fragment="").geturl()) for one in inputs
+    ]  # a query may be a signature
     return await start(store, "import", {"inputs": ordered, "source": source, "request": request}, client=client, inputs=told)
 
 
@@ -164,6 +174,7 @@ def _ending(means: Means, job: Job, progress: Progress) -> list[Op]:
             "url": file["url"],
             "imported": progress.counts[at][0],
             "unchanged": progress.counts[at][1],
+            "rejected": progress.counts[at][2],
             "errors": [number for number, kept in enumerate(progress.files) if kept["kind"] == f"{_ERROR}{at}"],
         }
         for at, file in sorted(enumerate(job.parameters["inputs"]), key=lambda one: one[1]["number"])
@@ -212,7 +223,10 @@ async def _batch(means: Means, imports: Imports, job: Job, progress: Progress) -
     count = max(1, BATCH // 8 ** (job.attempt - 1))
     size = max(1, BATCH_BYTES // 8 ** (job.attempt - 1))
     key = f"{job.id}/{progress.file}"
-    return await imports.sources.read(key, url, progress.place, count=count, size=size, limit=imports.line_limit, until=until)
+    place = (
+        progress.place if progress.place.mark else progress.place._replace(mark=job.parameters["inputs"][progress.file]["etag"])
+    )
+    return await imports.sources.read(key, url, place, count=count, size=size, limit=imports.line_limit, until=until)
 
 
 async def _later(job: Job, progress: Progress, error: SourceUnavailable) -> Step:

@@ -88,7 +88,9 @@ def superseded(before: Written, after: Written) -> Refused:
 def _resource(line: Line, type: str, limit: int, source: str | None) -> Checked:
     if line.body is None:
         raise Invalid("", issues=[Issue("error", "too-long", f"The line is longer than {limit} bytes")])
-    resource = check(line.body.strip(), type)
+    resource = check(line.body.strip())
+    if resource.type != type:
+        raise Invalid(f"The line holds a {resource.type}, and the file was said to hold {type}", "resourceType")
     if resource.id is None:
         raise Invalid("A resource to import needs an id, so that it can be imported again", f"{type}.id")
     return from_source(resource, source)

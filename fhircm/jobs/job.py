@@ -46,8 +46,8 @@ class Means:
     base_url: str  # of the FHIR API, without a slash at its end
     seconds: float
     retention: timedelta = timedelta(hours=24)  # of the files of an export
-    imports: Imports | None = None  # what imports may read and write
     skew: timedelta = timedelta()  # by how much the clocks of the machines may differ
+    imports: Imports | None = None  # what imports may read and write
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ https://hl7.org/fhir/R4/operations.html
 
 from __future__ import annotations
 
+from fhircm.operations.bulk_import import bulk_import
 from fhircm.operations.definition import Operation, load
 from fhircm.operations.export import export
 from fhircm.operations.meta import meta
@@ -16,6 +17,7 @@ OPERATIONS: dict[str, Operation] = {
     for name, function in {
         "export": export,
         "group-export": export,
+        "import": bulk_import,
         "meta": meta,
         "patient-export": export,
     }.items()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fhircm.access.guarded_store import GuardedStore
+from fhircm.exchange.source_address import Allowed
 from fhircm.fhir import json
 from fhircm.fhir.outcome import NotSupported
 
@@ -35,6 +36,7 @@ class Call:
     arguments: Sequence[Argument] = ()
     headers: Mapping[str, str] = field(default_factory=dict)  # of the request, names in lower case
     url: str = ""  # as it was requested, with its query
+    sources: Allowed = field(default_factory=Allowed)  # from where files may be imported
     ignored: Sequence[str] = ()  # parameters that the operation does not have, of a caller that prefers handling=lenient
 
     @property

@@ -14,8 +14,10 @@ from typing import Any
 from fhircm.fhir.artefacts import folder
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.outcome import Invalid, Issue, NotSupported
+from fhircm.fhir.systems import HUB
 from fhircm.operations.call import Answer, Argument, Call
 
+PLAIN = f"{HUB}StructureDefinition/plain-json"  # the extension of an operation that also takes plain JSON
 Function = Callable[[Call], Awaitable[Answer]]
 
 
@@ -41,6 +43,7 @@ class Operation:
     affects_state: bool
     parameters: tuple[Parameter, ...]
     function: Function
+    plain: bool = False  # its parameters may also come as plain JSON
 
     def is_at(self, type: str | None, id: str | None) -> bool:
         """Whether it may be called there."""
@@ -64,6 +67,10 @@ class Operation:
             return self._complete([Argument(one.name, tree["resourceType"], tree)])
         return self._complete(_arguments(self.code, self.parameters, tree.get("parameter", ()), "Parameters"))
 
+    def of_plain(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """Plain JSON as a Parameters resource. Raises NotSupported for a member that is no parameter."""
+        return {"resourceType": "Parameters", "parameter": list(_plain(self.code, self.parameters, tree))}
+
     def has(self, name: str) -> bool:
         """Whether it has a parameter of this name."""
         return any(one.name == name for one in self.parameters)
@@ -84,7 +91,8 @@ def load(name: str, function: Function) -> Operation:
     levels = frozenset(level for level in ("system", "type", "instance") if tree[level])
     types = frozenset(tree.get("resource", ())) - {"Resource"}
     known = tuple(_defined(one) for one in tree.get("parameter", ()) if one["use"] == "in")
-    return Operation(tree["code"], tree["url"], levels, types, tree.get("affectsState", False), known, function)
+    plain = any(one["url"] == PLAIN and one["valueBoolean"] for one in tree.get("extension", ()))
+    return Operation(tree["code"], tree["url"], levels, types, tree.get("affectsState", False), known, function, plain)
 
 
 def _defined(tree: dict[str, Any]) -> Parameter:
@@ -99,6 +107,16 @@ def _named(code: str, known: Sequence[Parameter], name: str) -> Parameter:
         names = ", ".join(one.name for one in known) or "none"
         raise NotSupported(f"${code} has no parameter '{name[:64]}'; it has: {names}")
     return found
+
+
+def _plain(code: str, known: Sequence[Parameter], tree: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    for name, value in tree.items():
+        one = _named(code, known, name)
+        for single in value if isinstance(value, list) else [value]:
+            if one.parts and isinstance(single, dict):
+                yield {"name": name, "part": list(_plain(code, one.parts, single))}
+            else:
+                yield {"name": name, f"value{one.type[:1].upper()}{one.type[1:]}": single}
 
 
 def _counted(known: Sequence[Parameter], arguments: Sequence[Argument], path: str) -> Iterable[Issue]:

@@ -6,8 +6,9 @@ from urllib.parse import parse_qsl
 
 from starlette.responses import Response
 
+from fhircm.fhir import json
 from fhircm.fhir.outcome import MethodNotAllowed, NotFound
-from fhircm.fhir.validation import check
+from fhircm.fhir.validation import check, check_tree
 from fhircm.operations import OPERATIONS
 from fhircm.operations.call import Argument, Call
 from fhircm.operations.definition import Operation
@@ -28,7 +29,8 @@ async def operation(exchange: Exchange, code: str, type: str | None = None, id: 
     lenient = headers.preferences(request).get("handling") == "lenient"
     arguments = await _arguments(exchange, found, ignored if lenient else None)
     sent = {name.lower(): value for name, value in request.headers.items()}
-    call = Call(exchange.store, exchange.base_url, type, id, arguments, sent, str(request.url), ignored)
+    sources = exchange.settings.sources
+    call = Call(exchange.store, exchange.base_url, type, id, arguments, sent, str(request.url), sources, ignored)
     answer = await found.function(call)
     return Response(answer.body, answer.status, dict(answer.headers), headers.FHIR_JSON if answer.body else None)
 
@@ -47,7 +49,8 @@ async def _arguments(exchange: Exchange, found: Operation, ignored: list[str] | 
     if not body:
         return in_url or found.of_body(None)
     headers.require_json_body(request)
-    tree = check(body).tree
+    tree = json.parse(body)
+    tree = check(body).tree if "resourceType" in tree or not found.plain else check_tree(found.of_plain(tree)).tree
     if ignored is not None and tree["resourceType"] == "Parameters":
         given = tree.get("parameter", [])
         ignored += [one["name"] for one in given if not found.has(one["name"])]

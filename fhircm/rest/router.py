@@ -71,7 +71,7 @@ INTERACTIONS: tuple[tuple[str, str, str, Interaction], ...] = (
 _BY_SHAPE: dict[str, dict[str, Interaction]] = {}
 for _shape, _method, _code, _function in INTERACTIONS:
     _BY_SHAPE.setdefault(_shape, {})[_method] = _function
-# Not of FHIR itself, so /metadata does not name them: where an export is, and its files.
+# Not of FHIR itself, so /metadata does not name them: where an export or import is, and its files.
 _BY_SHAPE["$export-status"] = {"GET": export_status, "DELETE": export_remove}
 _BY_SHAPE["$export-file"] = {"GET": export_file}
 _BY_SHAPE["$operation"] = {"GET": operation, "POST": operation}  # which there are, fhircm/operations lists
@@ -92,7 +92,7 @@ class Router:
         begun = time.perf_counter()
         principal: Principal | None = None
         try:
-            if not _path(request).startswith("$export-file/"):
+            if not _path(request).startswith(("$export-file/", "$import-file/")):
                 headers.require_acceptable(request)
             if _path(request) == "metadata" and request.method in ("GET", "HEAD"):
                 response = self._metadata()
@@ -115,7 +115,7 @@ class Router:
             if function is transaction:
                 raise NotSupported("A batch or transaction cannot stand in another")
             if function is export_file:
-                raise NotSupported("A file of an export cannot be fetched in a batch")
+                raise NotSupported("A file of an export or import cannot be fetched in a batch")
             answer = await function(self._exchange(inner, principal), *arguments)
             return Response(b"", answer.status_code, dict(answer.headers)) if inner.method == "HEAD" else answer
 
@@ -151,9 +151,9 @@ def _shape_of(steps: list[str]) -> tuple[str, list[str]]:
     match steps:
         case [] | ["_history"] | ["_search"]:
             return "/".join(steps), []
-        case ["$export-status", id]:
+        case ["$export-status" | "$import-status", id]:
             return "$export-status", [id]
-        case ["$export-file", id, number]:
+        case ["$export-file" | "$import-file", id, number]:
             return "$export-file", [id, number]
         case [*where, called] if called.startswith("$") and len(where) < 3 and all(map(_ID.fullmatch, where)):
             return "$operation", [called[1:], *where]
