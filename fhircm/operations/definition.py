@@ -69,7 +69,8 @@ class Operation:
 
     def of_plain(self, tree: dict[str, Any]) -> dict[str, Any]:
         """Plain JSON as a Parameters resource. Raises NotSupported for a member that is no parameter."""
-        return {"resourceType": "Parameters", "parameter": list(_plain(self.code, self.parameters, tree))}
+        given = list(_plain(self.code, self.parameters, tree))
+        return {"resourceType": "Parameters"} | ({"parameter": given} if given else {})
 
     def has(self, name: str) -> bool:
         """Whether it has a parameter of this name."""
