@@ -20,10 +20,9 @@ from fhircm.store.database import open_database
 from fhircm.store.resources import Store
 from tests.exchange.files import File, served
 
-KILLS = 2
-LINES = 1500
+LINES = 1200
 PHOTO = 30_000  # bytes, once they are text
-MEMORY = 64 * 1024 * 1024  # more than a few portions of 4 MB and what is made of them; the file is larger, and its records larger again
+MEMORY = 16 * 1024 * 1024  # less than the rest of the file that is read while it is measured, and nothing is made of it yet
 
 
 @pytest.fixture
@@ -60,10 +59,12 @@ def worker(database_url, tmp_path):
 
 
 def large_file():
-    """More than 40 MB of Patients with photographs that do not compress."""
+    """36 MB of Patients with photographs that do not compress."""
     photo = base64.b64encode(random.Random(1).randbytes(PHOTO * 3 // 4)).decode()
     lines = [
-        json.dumps({"resourceType": "Patient", "id": f"p{n}", "photo": [{"contentType": "image/png", "data": photo[n:] + photo[:n]}]})
+        json.dumps(
+            {"resourceType": "Patient", "id": f"p{n}", "photo": [{"contentType": "image/png", "data": photo[n:] + photo[:n]}]}
+        )
         for n in range(LINES)
     ]
     return "\n".join(lines).encode()
@@ -89,24 +90,24 @@ async def test_each_line_counts_once_and_memory_stays_flat(store, worker):
     async with served() as files:
         files.files["photographed"] = File(large_file())
         id = await start_import(store, "app", [Input("Patient", files.url("photographed"))], source=None, request="x")
-        done = 0
-        for _ in range(KILLS):
-            process = worker(files.base)
-            done = await gone_on(store, id, done)
-            process.kill()
-            process.wait()
         process = worker(files.base)
-        await gone_on(store, id, done)
-        begun = memory(process, "VmRSS")
+        done = await gone_on(store, id, 0)
+        process.kill()
+        process.wait()
+        process = worker(files.base)
+        for _ in range(3):
+            done = await gone_on(store, id, done)
+        peaks = [memory(process, "VmHWM")]
         while await store.timer(timer_key(id)):
-            peak = memory(process, "VmHWM")
+            peaks.append(memory(process, "VmHWM"))
             await asyncio.sleep(0.02)
         ranges = [wanted for _, wanted in files.asked]
     known = await exported.status(store, "app", id)
     assert [(one["imported"], one["unchanged"], one["rejected"]) for one in known.inputs] == [(LINES, 0, 0)]
     heads = await store.heads([("Patient", f"p{n}") for n in range(LINES)])
     assert [head.version for head in heads.values()] == [1] * LINES
-    assert len(ranges) >= KILLS + 1
-    assert None not in ranges[1:], "what was read is not read again"
-    assert peak - begun < MEMORY
-    print(f"{peak=} {begun=}")
+    assert len(ranges) == 2
+    assert ranges[1] is not None, "what was read is not read again"
+    if store.database.dialect == "postgresql":  # SQLite keeps a cache of 64 MB, which a file of this size does not fill
+        assert (LINES - done) * PHOTO > 1.2 * MEMORY
+        assert peaks[-1] - peaks[0] < MEMORY
