@@ -68,20 +68,19 @@ def references(tree: dict[str, Any]) -> Iterator[Reference]:
     The resources inside a Bundle or a Parameters are resources of their own: their references are not those of the envelope.
     """
     kind = str(tree.get("resourceType", ""))
-    found: list[tuple[_Step, str]] = []
+    found: list[tuple[Step, str]] = []
     _walk(tree, (None, kind, -1), found)
     for step, text in found:
-        path = _path(step)
+        path = written(step)
         if not _EDUCATION.search(path):
             yield parse_reference(text, path=path)
 
 
-_Step = tuple[
-    Any, str, int
-]  # the step before, the name of a member, and its place in a list or -1: written out for few of all elements
+# The step before, the name of a member, and its place in a list or -1: a path, written out for few of all elements.
+Step = tuple[Any, str, int]
 
 
-def _walk(node: dict[str, Any], at: _Step, found: list[tuple[_Step, str]]) -> None:
+def _walk(node: dict[str, Any], at: Step, found: list[tuple[Step, str]]) -> None:
     for name, value in node.items():
         if value.__class__ is dict:
             if "resourceType" not in value:
@@ -94,7 +93,8 @@ def _walk(node: dict[str, Any], at: _Step, found: list[tuple[_Step, str]]) -> No
             found.append((at, value))
 
 
-def _path(step: _Step) -> str:
+def written(step: Step) -> str:
+    """The path, with indexes."""
     parts: list[str] = []
     while step is not None:
         before, name, index = step

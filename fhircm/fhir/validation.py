@@ -60,7 +60,7 @@ def _checked(body: bytes, tree: dict[str, Any], type: str | None) -> Checked:
         raise Malformed(f"The body is a {named}, and the URL asks for a {type}", "resourceType")
     issues = list(_structure(tree, named, named))
     if not issues:
-        nodes = list(walk(tree))
+        nodes = walk(tree)
         issues = [issue for node in nodes for issue in _meaning(node)]
         issues += invariants.broken(tree, nodes)
         issues += profiles.broken(tree)
