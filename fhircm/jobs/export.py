@@ -7,8 +7,9 @@ had when it started the export.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
@@ -18,12 +19,14 @@ from urllib.parse import parse_qsl
 from fhircm.access.guarded_store import GuardedStore
 from fhircm.access.principal import Principal
 from fhircm.access.scopes import parse_scope
+from fhircm.coordination.codes import CLIENT
 from fhircm.fhir import json
 from fhircm.fhir.definitions import definitions
-from fhircm.fhir.outcome import Issue, outcome
+from fhircm.fhir.outcome import FhirError, Issue, outcome
 from fhircm.fhir.query import Condition, parse_query
 from fhircm.fhir.schema import children
 from fhircm.fhir.subset import Subset
+from fhircm.fhir.systems import JOB
 from fhircm.jobs.export_files import Files
 from fhircm.jobs.job import Job, Means, Step, start
 from fhircm.store.export import ExportPage, ExportQuery
@@ -33,11 +36,23 @@ from fhircm.store.stored import instant, micros, moment
 
 NAMESPACE = "export"  # of the facts about finished exports
 EXPIRY = "export-files"  # the kind of the timer that removes their files
+UNDER_WAY = 10  # exports of one client at a time
 FEW = 200  # Patients, whose records are sought one by one rather than all records passed over
 # Outside the compartment of a Patient, and needed to make sense of what is inside: exported when that refers to them.
 ASSOCIATED = ("Location", "Medication", "Organization", "Practitioner", "PractitionerRole")
 _SETTLING = timedelta(seconds=0.25)
 _ENTRIES = 500  # of a Bundle of deletions
+
+
+class TooManyExports(FhirError):
+    """A client must wait until one of its exports is done."""
+
+    status, code = 429, "throttled"
+
+    @property
+    def headers(self) -> Iterator[tuple[str, str]]:
+        """How long to wait, in seconds."""
+        yield "Retry-After", "60"
 
 
 @dataclass(frozen=True)
@@ -86,7 +101,13 @@ class Request:
 
 
 async def start_export(store: Store, client: str, request: Request, patients: Sequence[str] | None) -> str:
-    """Start it; returns the id of its Task. `patients` are the ids of the only Patients to export, None: of all."""
+    """Start it; returns the id of its Task. `patients` are the ids of the only Patients to export, None: of all.
+
+    Raises TooManyExports.
+    """
+    mine = [("code", f"{JOB}|export"), ("owner:identifier", f"{CLIENT}|{client}"), ("status", "ready,in-progress,on-hold")]
+    if len((await store.search(parse_query("Task", [*mine, ("_count", str(UNDER_WAY))]))).matches) >= UNDER_WAY:
+        raise TooManyExports(f"{UNDER_WAY} exports of this client are under way; start another when one of them is done")
     now = store.clock()
     mark = await store.writers()  # asked for after the time: who has an earlier time was writing by then
     members = patients is not None
@@ -134,6 +155,7 @@ async def export(means: Means, job: Job) -> Step:
         if asked.level != "system" and not at.closed:
             kept = replace(kept, referring=[*kept.referring, *(row.key for row in page.rows)])
         at.seen, at.written = at.seen + page.seen, at.written + len(page.rows)
+        await asyncio.sleep(0)  # SQLite answers at once, and others have work too
         at.type, at.after = (at.type, page.after) if page.after is not None else (at.type + 1, 0)
     finished = at.type == len(asked.ordered)
     if finished:

@@ -6,6 +6,7 @@ https://hl7.org/fhir/R4/task.html#statemachine. A slice that fails is tried agai
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -30,11 +31,23 @@ async def run_jobs(means: Means, kinds: Mapping[str, Kind], lease: timedelta) ->
     claimed = await means.store.claim_timers(frozenset(KIND + code for code in kinds), limit=1, lease=lease)
     for timer in claimed:
         job = job_of(timer)
+        holding = asyncio.create_task(_hold(means, timer, lease))
         try:
             await _claimed(means, kinds[job.code], job, timer)
         except StaleClaim:
             log.info("job %s was taken over or cancelled", job.id)
+        finally:
+            holding.cancel()
+            await asyncio.gather(holding, return_exceptions=True)
     return len(claimed)
+
+
+async def _hold(means: Means, timer: Timer, lease: timedelta) -> None:
+    """Hold a claim for as long as its slice takes: a slow one is no dead one."""
+    while True:
+        await asyncio.sleep(lease.total_seconds() / 3)
+        if not await means.store.extend_timer(timer, lease):
+            return
 
 
 async def _claimed(means: Means, kind: Kind, job: Job, timer: Timer) -> None:

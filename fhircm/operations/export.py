@@ -32,7 +32,7 @@ _LEVELS = {None: "system", "Patient": "patient", "Group": "group"}
 
 
 async def export(call: Call) -> Answer:
-    """Check what is asked, and start the job. Raises NotSupported, Invalid, Forbidden, NotFound."""
+    """Check what is asked, and start the job. Raises NotSupported, Invalid, Forbidden, NotFound, TooManyExports."""
     asked = _Asked(call)
     format = call.one("_outputFormat", "ndjson").replace(" ", "+")  # a + that was not escaped
     if format not in _FORMATS:

@@ -12,6 +12,7 @@ from fhircm.operations.definition import Operation
 from fhircm.rest.exchange import RestSettings
 from fhircm.rest.patch import JSON_PATCH
 
+BULK_DATA = "http://hl7.org/fhir/uv/bulkdata/CapabilityStatement/bulk-data"
 RELEASED = "2026-11-25"  # of this version of the software
 
 
@@ -29,6 +30,7 @@ def capability_statement(
         "status": "active",
         "date": RELEASED,
         "kind": "instance",
+        "instantiates": [BULK_DATA],
         "software": {"name": "fhircm"},
         "implementation": {"description": "fhircm, care coordination", "url": base_url},
         "fhirVersion": "4.0.1",

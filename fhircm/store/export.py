@@ -8,8 +8,10 @@ as they are stored; what has is looked up in the versions, and tested on a scrat
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 from fhircm.fhir.conditions import Condition
@@ -134,8 +136,9 @@ def _candidates(query: ExportQuery) -> tuple[str, str, list[Any]]:
     if query.few and query.type != "Provenance":
         own = " UNION SELECT o.key FROM job_target m JOIN resource o ON o.type = m.type AND o.id = m.id WHERE m.job = $3 AND m.type = $1"
         keys = (
-            "SELECT x.resource_key FROM job_target m JOIN search_reference x ON x.target_id = m.id AND x.target_type = m.type"
-            f" WHERE m.job = $3 AND m.type = 'Patient' AND x.param IN ({_params(query.type)}) AND x.resource_key > $2"
+            "SELECT x.resource_key FROM job_target m CROSS JOIN search_reference x"  # so that SQLite begins with the Patients
+            " WHERE m.job = $3 AND m.type = 'Patient' AND x.target_id = m.id AND x.target_type = m.type"
+            f" AND x.param IN ({_params(query.type)}) AND x.resource_key > $2"
             f"{own if query.type == 'Patient' else ''}"
             " UNION SELECT c.key FROM resource c WHERE c.type = $1 AND c.last_updated > $4"
         )
@@ -148,6 +151,11 @@ def _params(type: str) -> str:
     known = definitions().search_parameters[type]
     codes = [code for code in definitions().compartments["Patient"].get(type, ()) if code in known]
     return ", ".join(str(param_key(type, code)) for code in codes) or "NULL"
+
+
+@cache
+def _every_param() -> str:
+    return ", ".join(params for type in definitions().compartments["Patient"] if (params := _params(type)) != "NULL")
 
 
 async def _then(connection: Connection, query: ExportQuery, heads: Sequence[Mapping[str, Any]]) -> list[_Then]:
@@ -248,6 +256,8 @@ async def _held(
     past = await scratch_of(connection, within, rows, branches)
     *alternatives, extra = (tuple(conditions) for _, conditions in past.branches)
     assert past.scratch is not None
+    if query.compartment and query.type == "Provenance":
+        await _remember_targets(connection, past.scratch)
     past.scratch.execute("CREATE TABLE job_target (job, type, id)")
     if query.members:
         referred = past.scratch.execute("SELECT target_id AS id FROM search_reference WHERE target_type = 'Patient'").fetchall()
@@ -257,6 +267,24 @@ async def _held(
     builder = Builder()
     sql = f"SELECT r.key FROM resource r WHERE {_tests(builder, query, alternatives, extra)}"
     return {row["key"] for row in past.fetch(sql, builder.arguments)}
+
+
+async def _remember_targets(connection: Connection, scratch: sqlite3.Connection) -> None:
+    """To which Patients those resources belong, as of now, that Provenances in a scratch database are about."""
+    target = param_key("Provenance", "target")
+    wanted = scratch.execute("SELECT DISTINCT target_type, target_id FROM search_reference WHERE param = ?", (target,)).fetchall()
+    for chunk in _chunks(wanted):
+        pairs = ", ".join(f"(${at}, ${at + 1})" for at in range(1, 2 * len(chunk), 2))
+        rows = await connection.fetch(
+            "SELECT t.key, t.type, t.id, y.param, y.target_id FROM resource t JOIN search_reference y ON y.resource_key = t.key"
+            f" WHERE (t.type, t.id) IN (VALUES {pairs}) AND y.param IN ({_every_param()}) AND y.target_type = 'Patient'",
+            *(part for one in chunk for part in one),
+        )
+        for row in rows:
+            own = (row["key"], row["type"], row["id"])
+            scratch.execute("INSERT OR IGNORE INTO resource VALUES (?, ?, ?, 0, 0, 0)", own)
+            reference = (row["param"], row["target_id"], row["key"], "Patient")
+            scratch.execute("INSERT OR IGNORE INTO search_reference VALUES (?, ?, ?, ?)", reference)
 
 
 async def _members(connection: Connection, job: str, ids: Sequence[str]) -> list[str]:
@@ -299,11 +327,10 @@ def _belongs(builder: Builder, query: ExportQuery) -> Iterable[str]:
         f" AND x.target_type = 'Patient'{patient('x.target_id')})"
     )
     if query.type == "Provenance":  # and that of whatever belongs to the Patient
-        every = ", ".join(params for type in definitions().compartments["Patient"] if (params := _params(type)) != "NULL")
         yield (
             "EXISTS (SELECT 1 FROM search_reference x JOIN resource t ON t.type = x.target_type AND t.id = x.target_id"
             f" JOIN search_reference y ON y.resource_key = t.key WHERE x.resource_key = r.key AND"
-            f" x.param = {param_key('Provenance', 'target')} AND y.param IN ({every}) AND y.target_type = 'Patient'{patient('y.target_id')})"
+            f" x.param = {param_key('Provenance', 'target')} AND y.param IN ({_every_param()}) AND y.target_type = 'Patient'{patient('y.target_id')})"
         )
 
 

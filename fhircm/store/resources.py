@@ -312,6 +312,11 @@ class Store:
         async with self.database.writing() as connection:
             await timing.retry_timer(connection, timer, due)
 
+    async def extend_timer(self, timer: Timer, lease: timedelta) -> bool:
+        """Hold a claim longer; False when it was lost."""
+        async with self.database.writing() as connection:
+            return await timing.extend_timer(connection, timer, time.time(), lease)
+
     async def lease(self, name: str, holder: str, seconds: float) -> bool:
         """Take or renew a lease (real time); False while another holds it."""
         async with self.database.writing() as connection:

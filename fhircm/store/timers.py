@@ -70,6 +70,15 @@ async def retry_timer(connection: Connection, timer: Timer, due: datetime) -> No
         raise StaleClaim(timer.key)
 
 
+async def extend_timer(connection: Connection, timer: Timer, leased_from: float, lease: timedelta) -> bool:
+    """Hold a claim until `leased_from` plus `lease`; False when it was lost."""
+    until = int(leased_from * 1_000_000) + lease // timedelta(microseconds=1)
+    held = await connection.fetchval(
+        "UPDATE timer SET leased_until = $3 WHERE key = $1 AND token = $2 RETURNING key", timer.key, timer.token, until
+    )
+    return held is not None
+
+
 async def claim_timers(
     connection: Connection, dialect: str, kinds: Collection[str], now: datetime, leased_from: float, limit: int, lease: timedelta
 ) -> list[Timer]:

@@ -69,7 +69,11 @@ async def test_two_workers_do_no_slice_twice(store, other, run):
     assert {await status(store, id) for id in ids} == {"completed"}
 
 
-async def test_a_slice_whose_claim_was_lost_counts_for_nothing(store, other, run):
+async def test_a_slice_whose_claim_was_lost_counts_for_nothing(store, other, run, monkeypatch):
+    async def silent(*_):  # as of a worker that hangs
+        pass
+
+    monkeypatch.setattr(running, "_hold", silent)
     id = await start(store, "reindex", {})
     kinds = counting(3)
     slow, go_on = asyncio.Event(), asyncio.Event()
@@ -87,6 +91,21 @@ async def test_a_slice_whose_claim_was_lost_counts_for_nothing(store, other, run
     go_on.set()
     assert await late == 1
     assert await counted(store, id) == 3
+    assert await status(store, id) == "completed"
+
+
+async def test_a_slow_slice_keeps_its_claim(store, other, run):
+    id = await start(store, "reindex", {})
+    kinds = counting(1)
+
+    async def slice(means, job):
+        for _ in range(6):
+            await asyncio.sleep(0.05)
+            assert await running.run_jobs(jobs.Means(other, "", 1.0), kinds, timedelta(seconds=9)) == 0
+        return await kinds["reindex"].slice(means, job)
+
+    means = jobs.Means(store, "http://hub.example/fhir", 1.0)
+    assert await running.run_jobs(means, {"reindex": Kind(slice)}, timedelta(seconds=0.2)) == 1
     assert await status(store, id) == "completed"
 
 

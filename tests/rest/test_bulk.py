@@ -243,12 +243,13 @@ async def test_what_changed_and_what_was_deleted_since(http, records, start, wor
     before = (await fetched(status))[0]["transactionTime"]
     clock.advance(timedelta(minutes=1))
     await change(http, "Patient", "b", gender="female")
-    for url in ("Condition/c-a", "Provenance/p-none", "Observation/o-none"):
+    for url in ("Condition/c-a", "Provenance/p-a", "Provenance/p-none", "Observation/o-none"):
         assert (await http.delete(f"/fhir/{url}")).status_code in (200, 204)
     for level, gone in (
-        ("Patient/$export", ["Condition/c-a"]),
+        ("Patient/$export", ["Condition/c-a", "Provenance/p-a"]),
         ("Group/inner/$export", []),
-        ("$export", ["Condition/c-a", "Observation/o-none", "Provenance/p-none"]),
+        ("Group/outer/$export", ["Condition/c-a", "Provenance/p-a"]),
+        ("$export", ["Condition/c-a", "Observation/o-none", "Provenance/p-a", "Provenance/p-none"]),
     ):
         status = await start(f"{level}?_since={before}&_type=Patient,Condition,Observation,Provenance")
         await work()
@@ -362,6 +363,17 @@ async def test_files_are_removed_when_their_time_is_over(http, records, start, w
     assert (await http.get(status, headers={"Authorization": f"Bearer {token}"})).status_code == 404
     async with store.database.reading() as connection:
         assert await connection.fetchval("SELECT COUNT(*) FROM job_part") == 0
+
+
+async def test_a_client_with_many_exports_under_way_is_asked_to_wait(http, records, start, work, monkeypatch):
+    monkeypatch.setattr("fhircm.jobs.export.UNDER_WAY", 2)
+    for _ in range(2):
+        await start("$export?_type=Patient")
+    refused = await http.get("/fhir/$export?_type=Patient")
+    assert (refused.status_code, refused.json()["issue"][0]["code"]) == (429, "throttled")
+    assert int(refused.headers["Retry-After"]) > 0
+    await work()
+    await start("$export?_type=Patient")
 
 
 async def test_one_that_failed_says_why(http, records, start, work, monkeypatch):
