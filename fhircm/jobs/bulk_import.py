@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from fhircm.exchange.source_address import SourceChanged, SourceRefused, SourceUnavailable
@@ -47,6 +47,7 @@ PAGE = 200  # lines that are held, to begin with
 GROUP, GROUP_BYTES = 5000, 16 * 1024 * 1024  # lines that are written together because they refer to one another
 WALKS = 100  # slices that may follow references without coming to an end
 _ASKED = 100  # held lines in one look
+_K = TypeVar("_K")
 _ERROR = "error:"  # the kind of the file of errors of an input
 FAILURES = 12  # of a source in a row: about half an hour
 LONGEST_WAIT = 300.0  # seconds
@@ -243,7 +244,7 @@ async def _hold(store: Store, job: Job, progress: Progress, lines: Mapping[Key, 
     """Keep the lines that wait. A line that was held before and stands again is superseded, whatever becomes of the later one."""
     operations: list[Op] = []
     if progress.held:
-        before = await _held(store, job, map("/".join, lines))
+        before = await _superseded(store, job, lines)
         taken.refused += [superseded(line, lines[key]) for key, line in before.items()]
         operations += [SetState(held_lines(job.id), "/".join(key), None) for key in before if key not in taken.missing]
         progress.held -= len(before)
@@ -254,12 +255,22 @@ async def _hold(store: Store, job: Job, progress: Progress, lines: Mapping[Key, 
     return operations
 
 
+async def _superseded(store: Store, job: Job, lines: Mapping[Key, Written]) -> dict[Key, Written]:
+    """Those of these that are held from before: which lines they were, and nothing of what they say."""
+    found: dict[Key, Written] = {}
+    for keys in _portions(list(lines)):
+        kept = await store.states_of(held_lines(job.id), list(map("/".join, keys)))
+        for key in keys:
+            if row := kept.get("/".join(key)):
+                found[key] = lines[key]._replace(file=row["file"], number=row["line"])
+    return found
+
+
 async def _held(store: Store, job: Job, keys: Iterable[str], size: int = GROUP_BYTES) -> dict[Key, Written]:
     """Those of these lines that are held: the first of them, when they are more than `size` bytes."""
-    wanted = list(keys)
     found: dict[Key, Written] = {}
-    for at in range(0, len(wanted), _ASKED):
-        for key, row in (await store.states_of(held_lines(job.id), wanted[at : at + _ASKED])).items():
+    for wanted in _portions(list(keys)):
+        for key, row in (await store.states_of(held_lines(job.id), wanted)).items():
             type, _, id = key.partition("/")
             resource = from_source(check(row["body"].encode()), job.parameters["source"])
             found[type, id] = Written(row["file"], row["line"], resource)
@@ -267,6 +278,10 @@ async def _held(store: Store, job: Job, keys: Iterable[str], size: int = GROUP_B
         if size < 0:
             break
     return found
+
+
+def _portions(keys: list[_K]) -> Iterator[list[_K]]:
+    return (keys[at : at + _ASKED] for at in range(0, len(keys), _ASKED))
 
 
 # --- lines that are held
