@@ -31,7 +31,7 @@ from fhircm.exchange.source_address import Allowed
 from fhircm.exchange.sources import Sources
 from fhircm.fhir.outcome import FhirError, NotFound, VersionConflict
 from fhircm.jobs import JOBS
-from fhircm.jobs.bulk_import import Imports
+from fhircm.jobs.import_progress import Imports
 from fhircm.jobs.job import Means
 from fhircm.jobs.running import run_jobs
 from fhircm.reactions import REACTIONS, TIMERS, reactions, timer_handlers

@@ -10,14 +10,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from fhircm.exchange.source_address import SourceChanged, SourceRefused, SourceUnavailable
-from fhircm.exchange.sources import Batch, Place, Sources
+from fhircm.exchange.sources import Place
 from fhircm.fhir import json
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.outcome import Forbidden, Issue, outcome
@@ -32,17 +32,15 @@ from fhircm.jobs.import_lines import (
     Written,
     from_source,
     local,
-    read,
     refused,
     superseded,
     take,
     target,
 )
+from fhircm.jobs.import_progress import Imports, Progress, held_lines, progress_of
 from fhircm.jobs.job import Job, JobFailed, Means, Step, start
 from fhircm.store.resources import ClearStates, KeepForJob, Op, SetState, Store
 
-BATCH = 500  # lines a slice
-BATCH_BYTES = 4 * 1024 * 1024
 PAGE = 200  # lines that are held, to begin with
 GROUP, GROUP_BYTES = 5000, 16 * 1024 * 1024  # lines that are written together because they refer to one another
 WALKS = 100  # slices that may follow references without coming to an end
@@ -51,40 +49,6 @@ _K = TypeVar("_K")
 _ERROR = "error:"  # the kind of the file of errors of an input
 FAILURES = 12  # of a source in a row: about half an hour
 LONGEST_WAIT = 300.0  # seconds
-
-
-@dataclass(frozen=True)
-class Imports:
-    """What an operator chooses: the sources, the longest line in bytes, and whether a client may choose ids."""
-
-    sources: Sources
-    line_limit: int
-    may_create: bool
-
-
-@dataclass
-class Progress:
-    """How far an import has come; the state of its job."""
-
-    file: int = 0  # in the order in which they are read
-    place: Place = field(default_factory=Place)
-    counts: list[list[int]] = field(default_factory=list)  # of each file: imported, unchanged, rejected
-    held: int = 0
-    failures: int = 0  # of the source, in a row
-    files: list[dict[str, Any]] = field(default_factory=list)  # of errors, as the files of an export are kept
-    walk: list[str] = field(default_factory=list)  # held lines to go on with
-    walks: int = 0
-
-    @property
-    def done(self) -> int:
-        """Lines of which it is known what became of them."""
-        return sum(map(sum, self.counts))
-
-
-def progress_of(job: Job) -> Progress:
-    """What the slice before left."""
-    kept = dict(job.state) or {"counts": [[0, 0, 0] for _ in job.parameters["inputs"]]}
-    return Progress(**{**kept, "place": Place(*kept.get("place", ()))})
 
 
 class Input(NamedTuple):
@@ -115,11 +79,6 @@ def _uses() -> Counter[str]:
         for target in kind.targets
         if target != path.partition(".")[0]
     )
-
-
-def held_lines(id: str) -> str:
-    """The namespace of the lines that an import holds back."""
-    return f"import:{id}"
 
 
 def undo(id: str) -> list[Op]:
@@ -199,15 +158,14 @@ async def _read(means: Means, imports: Imports, job: Job, progress: Progress) ->
     number = progress.file
     file = job.parameters["inputs"][number]
     try:
-        batch = await _batch(means, imports, job, progress)
+        batch, lines, wrong = await imports.next_lines(means, job, progress)
     except SourceUnavailable as error:
         return await _later(job, progress, error)
     except (SourceRefused, SourceChanged, Forbidden) as error:
         raise JobFailed(f"Input {file['number'] + 1} cannot be read at line {progress.place.line + 1}: {error}") from None
-    lines, wrong = read(batch.lines, number, file["type"], imports.line_limit, job.parameters["source"])
     if batch.damaged and batch.ended:
         text = "The file is damaged or cut off here; nothing behind it was read"
-        wrong.append(Refused(number, batch.place.line + 1, "", [Issue("error", "incomplete", text)]))
+        wrong = [*wrong, Refused(number, batch.place.line + 1, "", [Issue("error", "incomplete", text)])]
     taken = await take(means.store, lines, may_create=imports.may_create, careful=job.attempt > 1)
     taken.refused += wrong
     operations = await _hold(means.store, job, progress, lines, taken)
@@ -215,19 +173,6 @@ async def _read(means: Means, imports: Imports, job: Job, progress: Progress) ->
     progress.file += batch.ended
     progress.failures = 0
     return await _step(job, progress, taken, operations)
-
-
-async def _batch(means: Means, imports: Imports, job: Job, progress: Progress) -> Batch:
-    """The next lines; fewer of them when it could not be done with more."""
-    url = job.parameters["inputs"][progress.file]["url"]
-    until = time.monotonic() + means.seconds
-    count = max(1, BATCH // 8 ** (job.attempt - 1))
-    size = max(1, BATCH_BYTES // 8 ** (job.attempt - 1))
-    key = f"{job.id}/{progress.file}"
-    place = (
-        progress.place if progress.place.mark else progress.place._replace(mark=job.parameters["inputs"][progress.file]["etag"])
-    )
-    return await imports.sources.read(key, url, place, count=count, size=size, limit=imports.line_limit, until=until)
 
 
 async def _later(job: Job, progress: Progress, error: SourceUnavailable) -> Step:

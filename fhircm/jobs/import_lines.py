@@ -15,7 +15,7 @@ from fhircm.exchange.sources import Line
 from fhircm.fhir import json
 from fhircm.fhir.extract import search_values
 from fhircm.fhir.outcome import FhirError, Invalid, Issue
-from fhircm.fhir.references import Reference, references
+from fhircm.fhir.references import Reference
 from fhircm.fhir.validation import Checked, check
 from fhircm.store.resources import Head, Put, Store, Stored
 from fhircm.store.transaction import is_there
@@ -116,7 +116,7 @@ def _name(body: bytes | None) -> str:
 
 def local(line: Written) -> list[Reference]:
     """What it refers to on this server."""
-    return [one for one in references(line.resource.tree) if one.kind == "local"]
+    return [one for one in line.resource.references if one.kind == "local"]
 
 
 def target(reference: Reference) -> Key:

@@ -26,7 +26,7 @@ from fhircm.fhir.validation import check_tree
 from fhircm.store.resources import CancelTimer, KeepForJob, Op, Put, SetTimer, Store, Stored, Timer
 
 if TYPE_CHECKING:
-    from fhircm.jobs.bulk_import import Imports
+    from fhircm.jobs.import_progress import Imports
 
 Tree = dict[str, Any]
 KIND = "job:"  # the kind of a job's timer begins with it, and ends with the code of the job

@@ -14,8 +14,9 @@ from fhircm.coordination.task_states import enforce
 from fhircm.exchange.source_address import Allowed
 from fhircm.exchange.sources import Sources
 from fhircm.fhir.references import references
-from fhircm.jobs import JOBS, bulk_import, exported
-from fhircm.jobs.bulk_import import Imports, Input, held_lines, start_import
+from fhircm.jobs import JOBS, bulk_import, exported, import_progress
+from fhircm.jobs.bulk_import import Input, start_import
+from fhircm.jobs.import_progress import Imports, held_lines
 from fhircm.jobs.job import JobFailed, Means, cancel, job_of, timer_key
 from fhircm.jobs.running import run_jobs
 from tests.exchange.files import File, served
@@ -110,7 +111,7 @@ async def importer(store, clock):
 @pytest.fixture
 def small(monkeypatch):
     """Slices of few lines, so that few lines show what many do."""
-    monkeypatch.setattr(bulk_import, "BATCH", 3)
+    monkeypatch.setattr(import_progress, "BATCH", 3)
     monkeypatch.setattr(bulk_import, "PAGE", 2)
 
 

@@ -11,7 +11,7 @@ from fhircm.app import AppConfig, create_app
 from fhircm.exchange.source_address import Allowed
 from fhircm.exchange.sources import Sources
 from fhircm.jobs import JOBS
-from fhircm.jobs.bulk_import import Imports
+from fhircm.jobs.import_progress import Imports
 from fhircm.jobs.job import Means
 from fhircm.jobs.running import run_jobs
 from fhircm.rest.exchange import RestSettings
