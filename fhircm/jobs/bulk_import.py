@@ -47,7 +47,7 @@ WALKS = 100  # slices that may follow references without coming to an end
 _ASKED = 100  # held lines in one look
 _K = TypeVar("_K")
 _ERROR = "error:"  # the kind of the file of errors of an input
-FAILURES = 12  # of a source in a row: about half an hour
+FAILURES = 12  # of a source in a row: about twenty minutes
 LONGEST_WAIT = 300.0  # seconds
 
 
@@ -158,17 +158,18 @@ async def _read(means: Means, imports: Imports, job: Job, progress: Progress) ->
     number = progress.file
     file = job.parameters["inputs"][number]
     try:
-        batch, lines, wrong = await imports.next_lines(means, job, progress)
+        batch, lines = await imports.next_lines(means, job, progress)
     except SourceUnavailable as error:
         return await _later(job, progress, error)
     except (SourceRefused, SourceChanged, Forbidden) as error:
         raise JobFailed(f"Input {file['number'] + 1} cannot be read at line {progress.place.line + 1}: {error}") from None
+    taken = await take(means.store, lines.found, may_create=imports.may_create, careful=job.attempt > 1)
+    taken.refused += lines.wrong
+    taken.unchanged += lines.repeated
     if batch.damaged and batch.ended:
         text = "The file is damaged or cut off here; nothing behind it was read"
-        wrong = [*wrong, Refused(number, batch.place.line + 1, "", [Issue("error", "incomplete", text)])]
-    taken = await take(means.store, lines, may_create=imports.may_create, careful=job.attempt > 1)
-    taken.refused += wrong
-    operations = await _hold(means.store, job, progress, lines, taken)
+        taken.refused.append(Refused(number, batch.place.line + 1, "", [Issue("error", "incomplete", text)]))
+    operations = await _hold(means.store, job, progress, lines.found, taken)
     progress.place = Place() if batch.ended else batch.place
     progress.file += batch.ended
     progress.failures = 0
@@ -189,8 +190,10 @@ async def _hold(store: Store, job: Job, progress: Progress, lines: Mapping[Key, 
     """Keep the lines that wait. A line that was held before and stands again is superseded, whatever becomes of the later one."""
     operations: list[Op] = []
     if progress.held:
-        before = await _superseded(store, job, lines)
-        taken.refused += [superseded(line, lines[key]) for key, line in before.items()]
+        before = await _before(store, job, lines)
+        for key, (line, same) in before.items():
+            taken.unchanged += [line] if same else []
+            taken.refused += [] if same else [superseded(line, lines[key])]
         operations += [SetState(held_lines(job.id), "/".join(key), None) for key in before if key not in taken.missing]
         progress.held -= len(before)
     for line in taken.waiting:
@@ -200,14 +203,15 @@ async def _hold(store: Store, job: Job, progress: Progress, lines: Mapping[Key, 
     return operations
 
 
-async def _superseded(store: Store, job: Job, lines: Mapping[Key, Written]) -> dict[Key, Written]:
-    """Those of these that are held from before: which lines they were, and nothing of what they say."""
-    found: dict[Key, Written] = {}
+async def _before(store: Store, job: Job, lines: Mapping[Key, Written]) -> dict[Key, tuple[Written, bool]]:
+    """Those of these that are held from before: which lines they were, and whether they said the same."""
+    found: dict[Key, tuple[Written, bool]] = {}
     for keys in _portions(list(lines)):
         kept = await store.states_of(held_lines(job.id), list(map("/".join, keys)))
         for key in keys:
             if row := kept.get("/".join(key)):
-                found[key] = lines[key]._replace(file=row["file"], number=row["line"])
+                same = row["body"] == lines[key].resource.body.decode()
+                found[key] = lines[key]._replace(file=row["file"], number=row["line"]), same
     return found
 
 

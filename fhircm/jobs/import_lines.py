@@ -63,20 +63,30 @@ def refused(line: Written, *issues: Issue) -> Refused:
     return Refused(line.file, line.number, "/".join(line.key), issues)
 
 
-def read(lines: Iterable[Line], file: int, type: str, limit: int, source: str | None) -> tuple[dict[Key, Written], list[Refused]]:
-    """The resources on lines that must hold some of a type, and the lines that do not. Of two with one id, the later counts."""
-    found: dict[Key, Written] = {}
-    wrong: list[Refused] = []
+class Lines(NamedTuple):
+    """Lines as they were read: the resources on them, those that say once more what another says, and those that hold none."""
+
+    found: dict[Key, Written]
+    repeated: list[Written]
+    wrong: list[Refused]
+
+
+def read(lines: Iterable[Line], file: int, type: str, limit: int, source: str | None) -> Lines:
+    """The resources on lines that must hold some of a type. Of two with one id, the later counts."""
+    all = Lines({}, [], [])
     for line in lines:
         try:
             one = Written(file, line.number, _resource(line, type, limit, source))
         except FhirError as error:
-            wrong.append(Refused(file, line.number, _name(line.body), error.issues))
+            all.wrong.append(Refused(file, line.number, _name(line.body), error.issues))
             continue
-        if before := found.get(one.key):
-            wrong.append(superseded(before, one))
-        found[one.key] = one
-    return found, wrong
+        if before := all.found.get(one.key):
+            if json.canonical(before.resource.tree) == json.canonical(one.resource.tree):
+                all.repeated.append(before)
+            else:
+                all.wrong.append(superseded(before, one))
+        all.found[one.key] = one
+    return all
 
 
 def superseded(before: Written, after: Written) -> Refused:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fhircm.exchange.sources import Batch, Place, Sources
-from fhircm.jobs.import_lines import Key, Refused, Written, read
+from fhircm.jobs.import_lines import Lines, read
 from fhircm.jobs.job import Job, Means
 
 BATCH = 500  # lines a slice
@@ -49,7 +49,7 @@ def held_lines(id: str) -> str:
     return f"import:{id}"
 
 
-_Prepared = tuple[Batch, dict[Key, Written], list[Refused]]
+_Prepared = tuple[Batch, Lines]
 
 
 @dataclass
@@ -94,4 +94,4 @@ class Imports:
             limit=self.line_limit,
             until=time.monotonic() + means.seconds,
         )
-        return batch, *await asyncio.to_thread(read, batch.lines, number, file["type"], self.line_limit, job.parameters["source"])
+        return batch, await asyncio.to_thread(read, batch.lines, number, file["type"], self.line_limit, job.parameters["source"])

@@ -1,5 +1,6 @@
 """An import takes what is good, in any order and once, tells each line that is not, and goes on where it stood."""
 
+import asyncio
 import gzip
 import json
 import random
@@ -241,6 +242,15 @@ async def test_a_line_that_is_held_gives_way_to_a_later_one_of_the_same_id(impor
     assert (await store.read("Condition", "c1")).tree["recordedDate"] == "2026"
 
 
+async def test_what_is_said_twice_is_no_error(importer, store, small):
+    """As in the exports of several patients that share an Organization, one behind the other."""
+    held = [condition("c1", "p9"), condition("c2")]
+    files = {"Condition": ndjson(*held, *held, *held[::-1]), "Patient": ndjson(patient(), patient(), patient("p9"))}
+    counts, _ = await importer.imported(files)
+    assert counts == {"Condition": (2, 4, 0), "Patient": (2, 1, 0)}
+    assert (await store.read("Condition", "c1")).version == 1
+
+
 async def test_long_chains_and_large_circles_are_written_as_far_as_they_can_be(importer, store, small, monkeypatch):
     monkeypatch.setattr(bulk_import, "GROUP", 10)
     monkeypatch.setattr(bulk_import, "WALKS", 20)
@@ -333,6 +343,24 @@ async def test_another_process_goes_on_where_a_slice_ended(importer, store, smal
     counts, _ = await importer.result(id)
     assert counts == COUNTS
     assert (await store.read("Encounter", "e0")).version == 1
+
+
+async def test_two_workers_at_one_import_take_each_line_once(importer, store, other, small):
+    second = Importer(other, importer.clock, importer.files)
+    other.rules = store.rules
+    id = await importer.start(FILES)
+
+    async def work(one):
+        while await store.timer(timer_key(id)):
+            await one.slice()
+
+    await asyncio.gather(work(importer), work(second))
+    await second.sources.close()
+    assert importer.slices > 3
+    assert second.slices > 3
+    assert (await importer.result(id))[0] == COUNTS
+    changes = (await store.changes((0, 0), limit=1000)).changes
+    assert sorted(change.version for change in changes if change.origin == "load" and change.type != "Task") == [1] * 35
 
 
 async def test_a_slice_that_did_not_commit_counts_for_nothing(importer, store, small, monkeypatch):
