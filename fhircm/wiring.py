@@ -158,7 +158,10 @@ def means(settings: Settings, store: Store, sources: Sources) -> Means:
     """What the slices of jobs work with: each is done long before its claim ends."""
     seconds = min(1.0, settings.lease.total_seconds() / 4)
     imports = Imports(sources, settings.body_limit, settings.update_create)
-    return Means(store, f"{base_url(settings)}/fhir", seconds, settings.export_retention, skew=_SKEW, imports=imports)
+    skew = (
+        _SKEW if store.database.dialect == "postgresql" else timedelta()
+    )  # an embedded database has the clock of its one machine
+    return Means(store, f"{base_url(settings)}/fhir", seconds, settings.export_retention, skew, imports)
 
 
 async def _round(settings: Settings, store: Store, client: PartnerClient, clients: list[PartnerClient], around: Context) -> int:

@@ -143,35 +143,49 @@ async def export(means: Means, job: Job) -> Step:
         return Step({}, wait=_SETTLING)
     total = await _total(means, job, asked)
     files = Files(job.id, at.files)
-    kept = KeepForJob(job.id, to=ASSOCIATED)
-    source = GuardedStore(means.store, Principal(job.client or "", tuple(filter(None, map(parse_scope, asked.scopes)))))
-    end = time.monotonic() + means.seconds
-    while at.type < len(asked.ordered) and time.monotonic() < end and not files.full:
-        if at.type == len(asked.in_compartments) and not at.closed:
-            kept, at.closed = replace(kept, closed=True), True
-            break  # what is gathered has to be written before it can be asked for
-        page = await source.export_page(_query(means, job, asked, at))
-        await _write(files, asked, asked.ordered[at.type], page)
-        if asked.level != "system" and not at.closed:
-            kept = replace(kept, referring=[*kept.referring, *(row.key for row in page.rows)])
-        at.seen, at.written = at.seen + page.seen, at.written + len(page.rows)
-        await asyncio.sleep(0)  # SQLite answers at once, and others have work too
-        at.type, at.after = (at.type, page.after) if page.after is not None else (at.type + 1, 0)
+    kept = await _read(means, job, asked, at, files)
     finished = at.type == len(asked.ordered)
     if finished:
         await files.add_all("error", "OperationOutcome", [_told(text) for text in asked.issues])
     kept = replace(kept, parts=await files.parts())
     ending = _ending(means, job, asked, at) if finished else []
-    done = at.seen if total is not None else at.written
+    done, total = (at.seen, max(total, at.seen)) if total is not None else (at.written, None)
     output = [{"type": {"text": one["type"]}, "valueInteger": one["count"]} for one in at.files] if finished else ()
     return Step(asdict(at), done, total, [kept, *ending], finished, output)
 
 
+async def _read(means: Means, job: Job, asked: Request, at: _Progress, files: Files) -> KeepForJob:
+    """Pages into files, until it is time to write them. Returns what is to be kept besides."""
+    source = GuardedStore(means.store, Principal(job.client or "", tuple(filter(None, map(parse_scope, asked.scopes)))))
+    referring: list[int] = []
+    end = time.monotonic() + means.seconds
+    while at.type < len(asked.ordered) and time.monotonic() < end and not files.full:
+        if at.type == len(asked.in_compartments) and not at.closed:
+            at.closed = True  # what is gathered has to be written before it can be asked for
+            return KeepForJob(job.id, referring=referring, to=ASSOCIATED, closed=True)
+        page = await source.export_page(_query(means, job, asked, at))
+        await _write(files, asked, asked.ordered[at.type], page)
+        if asked.level != "system" and not at.closed:
+            referring += (row.key for row in page.rows)
+        at.seen, at.written = at.seen + page.seen, at.written + len(page.rows)
+        at.type, at.after = (at.type, page.after) if page.after is not None else (at.type + 1, 0)
+        await asyncio.sleep(0)  # SQLite answers at once, and others have work too
+    return KeepForJob(job.id, referring=referring, to=ASSOCIATED)
+
+
 async def _settled(means: Means, asked: Request) -> bool:
-    """Whether nothing can come any more that belongs to the moment: all who were writing then have ended, on any machine."""
-    if means.store.clock() < moment(asked.moment) + means.skew:
-        return False
-    return await means.store.writers_done(asked.mark)
+    """Whether nothing can come any more that belongs to the moment: all who were writing then have ended, on any machine.
+
+    Waits for it, but not longer than a slice may take.
+    """
+    early = moment(asked.moment) + means.skew - means.store.clock()
+    await asyncio.sleep(min(max(early.total_seconds(), 0), 2 * means.skew.total_seconds()))
+    end = time.monotonic() + means.seconds
+    while not await means.store.writers_done(asked.mark):
+        if time.monotonic() > end:
+            return False
+        await asyncio.sleep(0.02)
+    return True
 
 
 async def _total(means: Means, job: Job, asked: Request) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -28,6 +28,7 @@ from fhircm.store.stored import micros
 _FORMATS = frozenset({"application/fhir+ndjson", "application/ndjson", "ndjson"})
 _NEXT_FILTER = re.compile(r",(?=[A-Za-z]+\?)")  # a comma elsewhere belongs to a value
 _ABOUT_THE_ANSWER = ("_sort", "_count", "_total", "_summary", "_elements", "_include", "_revinclude")
+_LATEST = micros(datetime(9999, 12, 31, tzinfo=UTC))  # nothing here is older than computers, or younger than this
 _LEVELS = {None: "system", "Patient": "patient", "Group": "group"}
 
 
@@ -133,7 +134,8 @@ class _Asked:
         if text is None:
             return None
         try:
-            return date_range(text.replace(" ", "+"))[0]  # a + that was not escaped
+            low, _ = date_range(text.replace(" ", "+"))  # a + that was not escaped
+            return min(max(low, 0), _LATEST)
         except ValueError:
             raise Invalid(f"The parameter '{name}' must be an instant such as 2026-03-02T15:00:00Z", name) from None
 

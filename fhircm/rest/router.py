@@ -114,8 +114,8 @@ class Router:
             function, arguments = _route(inner.method, _path(inner))
             if function is transaction:
                 raise NotSupported("A batch or transaction cannot stand in another")
-            if function is export_file:
-                raise NotSupported("A file of an export or import cannot be fetched in a batch")
+            if function in (export_status, export_file):
+                raise NotSupported("An export or import is asked for alone: what there is of it is no resource")
             answer = await function(self._exchange(inner, principal), *arguments)
             return Response(b"", answer.status_code, dict(answer.headers)) if inner.method == "HEAD" else answer
 
@@ -151,9 +151,9 @@ def _shape_of(steps: list[str]) -> tuple[str, list[str]]:
     match steps:
         case [] | ["_history"] | ["_search"]:
             return "/".join(steps), []
-        case ["$export-status" | "$import-status", id]:
+        case ["$export-status" | "$import-status", id] if _ID.fullmatch(id):
             return "$export-status", [id]
-        case ["$export-file" | "$import-file", id, number]:
+        case ["$export-file" | "$import-file", id, number] if _ID.fullmatch(id) and _ID.fullmatch(number):
             return "$export-file", [id, number]
         case [*where, called] if called.startswith("$") and len(where) < 3 and all(map(_ID.fullmatch, where)):
             return "$operation", [called[1:], *where]

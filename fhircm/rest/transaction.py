@@ -76,7 +76,7 @@ async def _alone(exchange: Exchange, entry: Entry) -> bundles.Entry:
         answer = answer_to(error)
     status = answer.status_code
     response: dict[str, Any] = {"status": _STATUS.get(status, str(status))}
-    for header, name in (("etag", "etag"), ("location", "location")):
+    for header, name in (("etag", "etag"), ("location", "location"), ("content-location", "location")):
         if header in answer.headers:
             response[name] = answer.headers[header]
     body = bytes(answer.body)

@@ -24,6 +24,7 @@ from fhircm.store import job_files
 from fhircm.store import reindex as reindexing
 from fhircm.store import search as searching
 from fhircm.store import timers as timing
+from fhircm.store import writers as writing
 from fhircm.store.database import Connection, Database
 from fhircm.store.history import HistoryPage, HistoryQuery, history_page
 from fhircm.store.operations import (
@@ -347,12 +348,12 @@ class Store:
     async def writers(self) -> str:
         """A mark of this moment: `writers_done` tells when everyone has ended who was writing then."""
         async with self.database.reading() as connection:
-            return await exporting.writers(connection, self.database.dialect)
+            return await writing.writers(connection, self.database.dialect)
 
     async def writers_done(self, mark: str) -> bool:
         """Whether every transaction has ended that had begun at the mark; what comes now has a later time."""
         async with self.database.reading() as connection:
-            return await exporting.writers_done(connection, self.database.dialect, mark)
+            return await writing.writers_done(connection, self.database.dialect, mark)
 
     async def job_part(self, job: str, file: int, part: int) -> bytes:
         """A part of a file of a job. Raises NotFound."""

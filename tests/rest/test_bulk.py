@@ -261,6 +261,8 @@ async def test_what_changed_and_what_was_deleted_since(http, records, start, wor
         assert told == gone
         assert all(bundle["type"] == "transaction" for bundle in found.get(("deleted", "Bundle"), []))
     assert await exported(f"$export?_type=Patient&_until={before}") == {"Patient": ["a", "c"]}
+    assert await exported("$export?_type=Patient&_since=9999-12-31T23:59:60-14:00") == {}
+    assert len((await exported("$export?_type=Patient&_since=0001-01-01T00:00:00+14:00"))["Patient"]) == 3
 
 
 async def test_the_files_show_the_moment_of_the_start_whatever_happens_meanwhile(http, records, start, work, fetched, clock):
@@ -303,7 +305,14 @@ async def test_only_the_client_that_started_it_sees_it(http, anonymous, database
     narrow = {"Authorization": f"Bearer {await signed_in(anonymous, scope='system/Condition.rs')}"}
     assert (await http.get(url, headers=narrow)).status_code == 403
     assert (await http.get(url, headers={"Authorization": mine})).status_code == 200
-    for nowhere in (f"{FHIR}/$export-status/nothing", f"{url[:-1]}7", f"{url[:-1]}x"):
+    for nowhere in (
+        f"{FHIR}/$export-status/nothing",
+        f"{FHIR}/$export-status/%00",
+        f"{url[:-1]}%C2%B2",
+        f"{url}{'0' * 5000}",
+        f"{url[:-1]}7",
+        f"{url[:-1]}x",
+    ):
         answer = await http.get(nowhere)
         assert (answer.status_code, answer.json()["resourceType"]) == (404, "OperationOutcome")
 
@@ -374,6 +383,21 @@ async def test_a_client_with_many_exports_under_way_is_asked_to_wait(http, recor
     assert int(refused.headers["Retry-After"]) > 0
     await work()
     await start("$export?_type=Patient")
+
+
+async def test_a_batch_starts_an_export_and_cannot_hold_what_is_no_resource(http, records, work, fetched):
+    async def asked(url):
+        entry = {"request": {"method": "GET", "url": url.removeprefix(f"{FHIR}/")}}
+        batch = {"resourceType": "Bundle", "type": "batch", "entry": [entry]}
+        answer = await http.post("/fhir", json=batch, headers={"Content-Type": "application/fhir+json"})
+        return answer.json()["entry"][0]["response"]
+
+    started = await asked("$export?_type=Patient")
+    assert started["status"].startswith("202")
+    await work()
+    manifest, _ = await fetched(started["location"])
+    for url in (started["location"], manifest["output"][0]["url"]):
+        assert (await asked(url))["status"].startswith("400")
 
 
 async def test_one_that_failed_says_why(http, records, start, work, monkeypatch):
