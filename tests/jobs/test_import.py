@@ -52,9 +52,12 @@ class Importer:
 
     def __init__(self, store, clock, files):
         self.store, self.clock, self.files = store, clock, files
-        self.may_create = True
         self.slices = 0
-        self.sources = Sources(Allowed((files.base,), private=True))
+        self.taken_over()
+
+    def taken_over(self):
+        """What was open and read ahead is not there, as in another process."""
+        self.imports = Imports(Sources(Allowed((self.files.base,), private=True)), 20_000, True)
 
     async def start(self, files, source=None, etag=""):
         for name, body in files.items():
@@ -64,8 +67,7 @@ class Importer:
 
     async def slice(self):
         self.slices += 1
-        imports = Imports(self.sources, 20_000, self.may_create)
-        return await run_jobs(Means(self.store, "http://hub.example/fhir", 1.0, imports=imports), JOBS, LEASE)
+        return await run_jobs(Means(self.store, "http://hub.example/fhir", 1.0, imports=self.imports), JOBS, LEASE)
 
     async def run(self, id, before=None):
         """To the end, however long the job waits in between."""
@@ -106,7 +108,7 @@ async def importer(store, clock):
     async with served() as files:
         opened = Importer(store, clock, files)
         yield opened
-        await opened.sources.close()
+        await opened.imports.sources.close()
 
 
 @pytest.fixture
@@ -166,7 +168,7 @@ async def test_what_is_stored_already_makes_no_new_version(importer, store):
 
 async def test_ids_are_chosen_by_others_only_where_the_operator_says_so(importer, store):
     await importer.imported({"Patient": ndjson(patient("p1"))})
-    importer.may_create = False
+    importer.imports.may_create = False
     counts, told = await importer.imported({"Patient": ndjson(patient("p1", active=True), patient("p2"))})
     assert counts == {"Patient": (1, 0, 1)}
     assert "FHIRCM_UPDATE_CREATE" in told["Patient", 2][1]
@@ -337,7 +339,7 @@ async def test_another_process_goes_on_where_a_slice_ended(importer, store, smal
     id = await importer.start(FILES)
 
     async def taken_over(job):
-        importer.sources = Sources(importer.sources.allowed)
+        importer.taken_over()
 
     await importer.run(id, taken_over)
     counts, _ = await importer.result(id)
@@ -353,9 +355,10 @@ async def test_two_workers_at_one_import_take_each_line_once(importer, store, ot
     async def work(one):
         while await store.timer(timer_key(id)):
             await one.slice()
+            await asyncio.sleep(0)  # nothing else here waits while the other has the claim
 
     await asyncio.gather(work(importer), work(second))
-    await second.sources.close()
+    await second.imports.sources.close()
     assert importer.slices > 3
     assert second.slices > 3
     assert (await importer.result(id))[0] == COUNTS
@@ -423,7 +426,7 @@ async def test_a_source_that_will_not_answer_ends_it_with_the_reason(importer, s
 async def test_a_source_that_changes_in_between_ends_it_with_the_reason(importer, store, small):
     id = await importer.start({"Patient": ndjson(*(patient(f"p{n}") for n in range(9)))})
     await importer.slice()
-    await importer.sources.close()
+    importer.taken_over()
     importer.files.files["Patient"].body += ndjson(patient("p10"))
     await importer.run(id)
     with pytest.raises(JobFailed, match="Input 1 cannot be read at line 4: The file is another one"):
