@@ -91,11 +91,18 @@ class Settings(BaseSettings):
     push_attempts: Annotated[
         int, Field(ge=1, description="How often a delivery to a partner that does not answer is tried before a human is told.")
     ] = 8
+    import_sources: Annotated[
+        list[str],
+        Field(
+            description='From where `$import` may fetch files, as JSON: URL prefixes such as `["https://files.example/exports"]`; '
+            "none by default."
+        ),
+    ] = []
     export_retention: Annotated[
         timedelta,
         Field(
             ge=timedelta(minutes=1),
-            description="How long the files of a bulk export are kept after it is done (ISO 8601 duration).",
+            description="How long the files of a bulk export, and the errors of a bulk import, are kept after it is done (ISO 8601 duration).",
         ),
     ] = timedelta(hours=24)
     lease: Annotated[
@@ -104,7 +111,10 @@ class Settings(BaseSettings):
     ] = timedelta(seconds=15)
     allow_private_jwks: Annotated[
         bool,
-        Field(description="Whether a client's JWKS may be fetched over plain HTTP or from a private address (tests, demos)."),
+        Field(
+            description="Whether a client's JWKS and files to import may be fetched from a private address, and over plain HTTP"
+            " (files only from this machine): for tests, demos and closed networks."
+        ),
     ] = False
     clock_offset: Annotated[
         timedelta,

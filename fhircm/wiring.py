@@ -27,8 +27,11 @@ from fhircm.exchange.check import CheckReport, check
 from fhircm.exchange.client import PartnerClient, connect
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable
 from fhircm.exchange.partners import Partner, load_partners
+from fhircm.exchange.source_address import Allowed
+from fhircm.exchange.sources import Sources
 from fhircm.fhir.outcome import FhirError, NotFound, VersionConflict
 from fhircm.jobs import JOBS
+from fhircm.jobs.import_progress import Imports
 from fhircm.jobs.job import Means
 from fhircm.jobs.reindex import start_indexing
 from fhircm.jobs.running import run_jobs
@@ -91,12 +94,18 @@ def application(settings: Settings) -> FastAPI:
             settings.update_create,
             settings.conditional_delete_limit,
             settings.full_text,
+            import_sources(settings),
         ),
         allow_private_jwks=settings.allow_private_jwks,
         clock=clock(settings),
         rules=RULES,
     )
     return create_app(config)
+
+
+def import_sources(settings: Settings) -> Allowed:
+    """From where files may be imported."""
+    return Allowed(tuple(settings.import_sources), settings.allow_private_jwks)
 
 
 def partners(settings: Settings, names: list[str] | None) -> list[Partner]:
@@ -141,17 +150,20 @@ async def worker(settings: Settings) -> AsyncIterator[Worker]:
             client.partner.name: partial(_round, settings, store, client, clients, around) for client in clients
         }
         park, unpark = partial(_parked, around), partial(_unparked, around)
-        jobs = partial(run_jobs, means(settings, store), JOBS, settings.lease)
+        sources = Sources(import_sources(settings))
+        stack.push_async_callback(sources.close)
+        jobs = partial(run_jobs, means(settings, store, sources), JOBS, settings.lease)
         yield Worker(store, reactions(around), timer_handlers(around), park, unpark, rounds, settings.lease, jobs)
 
 
-def means(settings: Settings, store: Store) -> Means:
+def means(settings: Settings, store: Store, sources: Sources) -> Means:
     """What the slices of jobs work with: each is done long before its claim ends."""
     seconds = min(1.0, settings.lease.total_seconds() / 4)
+    imports = Imports(sources, settings.body_limit, settings.update_create)
     skew = (
         _SKEW if store.database.dialect == "postgresql" else timedelta()
     )  # an embedded database has the clock of its one machine
-    return Means(store, f"{base_url(settings)}/fhir", seconds, settings.export_retention, skew)
+    return Means(store, f"{base_url(settings)}/fhir", seconds, settings.export_retention, skew, imports)
 
 
 async def _round(settings: Settings, store: Store, client: PartnerClient, clients: list[PartnerClient], around: Context) -> int:

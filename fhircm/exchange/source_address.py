@@ -64,9 +64,24 @@ class Allowed:
         except OSError:
             raise SourceUnavailable("The host of the file is not known") from None
         addresses = [row[4][0] for row in found]
-        if not self.private and not all(ipaddress.ip_address(one).is_global for one in addresses):
+        if not self.private and not all(map(_is_public, addresses)):
             raise Forbidden("The host of the file has a private address")
         return addresses[0]
+
+
+_RELAYS = (
+    ipaddress.ip_network("64:ff9b::/96"),
+    ipaddress.ip_network("2002::/16"),
+)  # lead to any IPv4 address: RFC 6052, RFC 3056
+
+
+def _is_public(text: str) -> bool:
+    address = ipaddress.ip_address(text)
+    if isinstance(address, ipaddress.IPv6Address):
+        if any(address in relay for relay in _RELAYS):
+            return False
+        address = address.ipv4_mapped or address
+    return address.is_global and not address.is_multicast
 
 
 def _is_loopback(host: str) -> bool:

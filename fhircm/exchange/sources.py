@@ -24,6 +24,7 @@ from fhircm.exchange.source_address import Allowed, SourceChanged, SourceRefused
 CHUNK = 64 * 1024  # bytes
 AHEAD = 16  # chunks
 OPEN = 4  # files that are open at the same time
+NEAR = 8 * 1024 * 1024  # bytes that are sooner passed over than asked for anew
 IDLE = 60.0  # seconds that nobody reads on, before a file is closed
 REDIRECTS = 5
 TIMEOUT = httpx.Timeout(30.0)
@@ -69,7 +70,7 @@ class Sources:
         A line may have `limit` bytes. Raises Forbidden, SourceRefused, SourceChanged, SourceUnavailable.
         """
         reader = self._open.pop(key, None)
-        if reader is None or reader.place != place or reader.given_up:
+        if reader is None or not reader.goes_on(place):
             if reader is not None:
                 await reader.close()
             reader = _Reader(self.allowed, url, place)
@@ -101,6 +102,7 @@ class _Reader:
         self._rest = bytearray()  # what was fetched and is not yet a line
         self._searched = 0  # bytes of it that hold no end of a line
         self._over = 0  # bytes of a line that is too long, thrown away already
+        self._behind = 0  # bytes to come that others have read
         self._ended = self._damaged = False
         self._error: Exception | None = None  # to be raised when what came before it was taken
         self.given_up = False
@@ -111,6 +113,22 @@ class _Reader:
         self.pump.cancel()
         with suppress(asyncio.CancelledError, Exception):
             await self.pump
+
+    def goes_on(self, place: Place) -> bool:
+        """Whether it can give what is behind a place: its own, or one that others have read to meanwhile, when that is cheap."""
+        ahead = place.offset - self.place.offset
+        if self.given_up or ahead < 0 or place.mark != self._mark or (ahead > NEAR and not place.packed):
+            return False
+        self._pass_over(ahead)
+        self.place = place
+        return True
+
+    def _pass_over(self, size: int) -> None:
+        known = self._over + len(self._rest)
+        if size > 0:
+            del self._rest[: max(0, size - self._over)]
+            self._searched = self._over = 0
+            self._behind += max(0, size - known)
 
     # --- lines ---------------------------------------------------------------------------------------------------------------
 
@@ -167,7 +185,8 @@ class _Reader:
             if self._damaged:  # the beginning of a line is no line
                 del self._rest[self._rest.rfind(b"\n") + 1 :]
         else:
-            self._rest += chunk
+            self._rest += chunk[self._behind :]
+            self._behind = max(0, self._behind - len(chunk))
         return True
 
     # --- bytes ---------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ value of the resource.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from functools import cache
 from itertools import chain, islice
@@ -21,7 +21,7 @@ from fhircm.fhir.definitions import definitions
 from fhircm.fhir.json import dumps, parse
 from fhircm.fhir.narrative import narrative_issue
 from fhircm.fhir.outcome import Invalid, Issue, Malformed
-from fhircm.fhir.references import parse_reference
+from fhircm.fhir.references import Reference, parse_reference, references
 from fhircm.fhir.schema import Schema, schema
 from fhircm.fhir.walk import Node, walk
 
@@ -40,6 +40,14 @@ class Checked:
     id: str | None
     body: bytes
     tree: dict[str, Any]
+    _references: list[Reference] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def references(self) -> list[Reference]:
+        """Every reference that it holds; found once, for they are asked for again and again."""
+        if not self._references:
+            self._references.extend(references(self.tree))
+        return self._references
 
 
 def check(body: bytes, type: str | None = None, *, by_guides: bool = True) -> Checked:

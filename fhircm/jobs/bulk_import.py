@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from fhircm.exchange.source_address import SourceChanged, SourceRefused, SourceUnavailable
-from fhircm.exchange.sources import Batch, Place, Sources
+from fhircm.exchange.sources import Place
 from fhircm.fhir import json
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.outcome import Forbidden, Issue, outcome
@@ -32,65 +32,40 @@ from fhircm.jobs.import_lines import (
     Written,
     from_source,
     local,
-    read,
     refused,
     superseded,
     take,
     target,
 )
+from fhircm.jobs.import_progress import Imports, Progress, held_lines, progress_of
 from fhircm.jobs.job import Job, JobFailed, Means, Step, start
 from fhircm.store.resources import ClearStates, KeepForJob, Op, SetState, Store
 
-BATCH = 500  # lines a slice
-BATCH_BYTES = 4 * 1024 * 1024
 PAGE = 200  # lines that are held, to begin with
 GROUP, GROUP_BYTES = 5000, 16 * 1024 * 1024  # lines that are written together because they refer to one another
 WALKS = 100  # slices that may follow references without coming to an end
 _ASKED = 100  # held lines in one look
+_K = TypeVar("_K")
 _ERROR = "error:"  # the kind of the file of errors of an input
-FAILURES = 12  # of a source in a row: about half an hour
+FAILURES = 12  # of a source in a row: about twenty minutes
 LONGEST_WAIT = 300.0  # seconds
 
 
-@dataclass(frozen=True)
-class Imports:
-    """What an operator chooses: the sources, the longest line in bytes, and whether a client may choose ids."""
+class Input(NamedTuple):
+    """A file to import: the type of its resources, where it is, and the ETag that it must have, if any."""
 
-    sources: Sources
-    line_limit: int
-    may_create: bool
-
-
-@dataclass
-class Progress:
-    """How far an import has come; the state of its job."""
-
-    file: int = 0  # in the order in which they are read
-    place: Place = field(default_factory=Place)
-    counts: list[list[int]] = field(default_factory=list)  # of each file: imported, unchanged, rejected
-    held: int = 0
-    failures: int = 0  # of the source, in a row
-    files: list[dict[str, Any]] = field(default_factory=list)  # of errors, as the files of an export are kept
-    walk: list[str] = field(default_factory=list)  # held lines to go on with
-    walks: int = 0
-
-    @property
-    def done(self) -> int:
-        """Lines of which it is known what became of them."""
-        return sum(map(sum, self.counts))
+    type: str
+    url: str
+    etag: str = ""
 
 
-def progress_of(job: Job) -> Progress:
-    """What the slice before left."""
-    kept = dict(job.state) or {"counts": [[0, 0, 0] for _ in job.parameters["inputs"]]}
-    return Progress(**{**kept, "place": Place(*kept.get("place", ()))})
-
-
-async def start_import(store: Store, client: str, inputs: Sequence[tuple[str, str]], *, source: str | None, request: str) -> str:
-    """Start one of these files (type and URL); returns the id of its Task. Whoever calls this has checked all of them."""
-    numbered = [{"number": number, "type": type, "url": url} for number, (type, url) in enumerate(inputs)]
-    ordered = sorted(numbered, key=lambda one: -_uses()[one["type"]])  # what many types refer to comes first
-    told = [(type, urlsplit(url)._replace(query="", fragment="").geturl()) for type, url in inputs]  # a query may be a signature
+async def start_import(store: Store, client: str, inputs: Sequence[Input], *, source: str | None, request: str) -> str:
+    """Start one of these files; returns the id of its Task. Whoever calls this has checked all of them."""
+    numbered = [{"number": number, **one._asdict()} for number, one in enumerate(inputs)]
+    ordered = sorted(numbered, key=lambda one: -_uses()[str(one["type"])])  # what many types refer to comes first
+    told = [
+        (one.type, urlsplit(one.url)._replace(query="", fragment="").geturl()) for one in inputs
+    ]  # a query may be a signature
     return await start(store, "import", {"inputs": ordered, "source": source, "request": request}, client=client, inputs=told)
 
 
@@ -104,11 +79,6 @@ def _uses() -> Counter[str]:
         for target in kind.targets
         if target != path.partition(".")[0]
     )
-
-
-def held_lines(id: str) -> str:
-    """The namespace of the lines that an import holds back."""
-    return f"import:{id}"
 
 
 def undo(id: str) -> list[Op]:
@@ -164,6 +134,7 @@ def _ending(means: Means, job: Job, progress: Progress) -> list[Op]:
             "url": file["url"],
             "imported": progress.counts[at][0],
             "unchanged": progress.counts[at][1],
+            "rejected": progress.counts[at][2],
             "errors": [number for number, kept in enumerate(progress.files) if kept["kind"] == f"{_ERROR}{at}"],
         }
         for at, file in sorted(enumerate(job.parameters["inputs"]), key=lambda one: one[1]["number"])
@@ -187,32 +158,22 @@ async def _read(means: Means, imports: Imports, job: Job, progress: Progress) ->
     number = progress.file
     file = job.parameters["inputs"][number]
     try:
-        batch = await _batch(means, imports, job, progress)
+        batch, lines = await imports.next_lines(means, job, progress)
     except SourceUnavailable as error:
         return await _later(job, progress, error)
     except (SourceRefused, SourceChanged, Forbidden) as error:
         raise JobFailed(f"Input {file['number'] + 1} cannot be read at line {progress.place.line + 1}: {error}") from None
-    lines, wrong = read(batch.lines, number, file["type"], imports.line_limit, job.parameters["source"])
+    taken = await take(means.store, lines.found, may_create=imports.may_create, careful=job.attempt > 1)
+    taken.refused += lines.wrong
+    taken.unchanged += lines.repeated
     if batch.damaged and batch.ended:
         text = "The file is damaged or cut off here; nothing behind it was read"
-        wrong.append(Refused(number, batch.place.line + 1, "", [Issue("error", "incomplete", text)]))
-    taken = await take(means.store, lines, may_create=imports.may_create, careful=job.attempt > 1)
-    taken.refused += wrong
-    operations = await _hold(means.store, job, progress, lines, taken)
+        taken.refused.append(Refused(number, batch.place.line + 1, "", [Issue("error", "incomplete", text)]))
+    operations = await _hold(means.store, job, progress, lines.found, taken)
     progress.place = Place() if batch.ended else batch.place
     progress.file += batch.ended
     progress.failures = 0
     return await _step(job, progress, taken, operations)
-
-
-async def _batch(means: Means, imports: Imports, job: Job, progress: Progress) -> Batch:
-    """The next lines; fewer of them when it could not be done with more."""
-    url = job.parameters["inputs"][progress.file]["url"]
-    until = time.monotonic() + means.seconds
-    count = max(1, BATCH // 8 ** (job.attempt - 1))
-    size = max(1, BATCH_BYTES // 8 ** (job.attempt - 1))
-    key = f"{job.id}/{progress.file}"
-    return await imports.sources.read(key, url, progress.place, count=count, size=size, limit=imports.line_limit, until=until)
 
 
 async def _later(job: Job, progress: Progress, error: SourceUnavailable) -> Step:
@@ -229,8 +190,10 @@ async def _hold(store: Store, job: Job, progress: Progress, lines: Mapping[Key, 
     """Keep the lines that wait. A line that was held before and stands again is superseded, whatever becomes of the later one."""
     operations: list[Op] = []
     if progress.held:
-        before = await _held(store, job, map("/".join, lines))
-        taken.refused += [superseded(line, lines[key]) for key, line in before.items()]
+        before = await _before(store, job, lines)
+        for key, (line, same) in before.items():
+            taken.unchanged += [line] if same else []
+            taken.refused += [] if same else [superseded(line, lines[key])]
         operations += [SetState(held_lines(job.id), "/".join(key), None) for key in before if key not in taken.missing]
         progress.held -= len(before)
     for line in taken.waiting:
@@ -240,12 +203,23 @@ async def _hold(store: Store, job: Job, progress: Progress, lines: Mapping[Key, 
     return operations
 
 
+async def _before(store: Store, job: Job, lines: Mapping[Key, Written]) -> dict[Key, tuple[Written, bool]]:
+    """Those of these that are held from before: which lines they were, and whether they said the same."""
+    found: dict[Key, tuple[Written, bool]] = {}
+    for keys in _portions(list(lines)):
+        kept = await store.states_of(held_lines(job.id), list(map("/".join, keys)))
+        for key in keys:
+            if row := kept.get("/".join(key)):
+                same = row["body"] == lines[key].resource.body.decode()
+                found[key] = lines[key]._replace(file=row["file"], number=row["line"]), same
+    return found
+
+
 async def _held(store: Store, job: Job, keys: Iterable[str], size: int = GROUP_BYTES) -> dict[Key, Written]:
     """Those of these lines that are held: the first of them, when they are more than `size` bytes."""
-    wanted = list(keys)
     found: dict[Key, Written] = {}
-    for at in range(0, len(wanted), _ASKED):
-        for key, row in (await store.states_of(held_lines(job.id), wanted[at : at + _ASKED])).items():
+    for wanted in _portions(list(keys)):
+        for key, row in (await store.states_of(held_lines(job.id), wanted)).items():
             type, _, id = key.partition("/")
             resource = from_source(check(row["body"].encode()), job.parameters["source"])
             found[type, id] = Written(row["file"], row["line"], resource)
@@ -253,6 +227,10 @@ async def _held(store: Store, job: Job, keys: Iterable[str], size: int = GROUP_B
         if size < 0:
             break
     return found
+
+
+def _portions(keys: list[_K]) -> Iterator[list[_K]]:
+    return (keys[at : at + _ASKED] for at in range(0, len(keys), _ASKED))
 
 
 # --- lines that are held

@@ -39,7 +39,9 @@ class Exported:
     expires: datetime
     since: bool  # whether what was deleted is told
     files: Sequence[Mapping[str, Any]]  # in order: kind (output, deleted, error), type, count, bytes, parts
-    inputs: Sequence[Mapping[str, Any]] | None = None  # of an import: type, url, imported, unchanged, errors (places of files)
+    inputs: Sequence[Mapping[str, Any]] | None = (
+        None  # of an import: type, url, imported, unchanged, rejected, errors (places of files)
+    )
 
 
 async def status(store: Store, client: str, id: str) -> UnderWay | Exported:
@@ -74,7 +76,7 @@ async def remove(store: Store, client: str, id: str) -> None:
 
 
 async def expire(context: object, timer: Timer) -> list[Op]:
-    """Timer handler: the files of one are removed when their time is over."""
+    """Timer handler: the files of an export or import are removed when their time is over."""
     return list(forget(timer.payload["task"]))
 
 

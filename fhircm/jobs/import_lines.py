@@ -15,7 +15,7 @@ from fhircm.exchange.sources import Line
 from fhircm.fhir import json
 from fhircm.fhir.extract import search_values
 from fhircm.fhir.outcome import FhirError, Invalid, Issue
-from fhircm.fhir.references import Reference, references
+from fhircm.fhir.references import Reference
 from fhircm.fhir.validation import Checked, check
 from fhircm.store.resources import Head, Put, Store, Stored
 from fhircm.store.transaction import is_there
@@ -63,20 +63,30 @@ def refused(line: Written, *issues: Issue) -> Refused:
     return Refused(line.file, line.number, "/".join(line.key), issues)
 
 
-def read(lines: Iterable[Line], file: int, type: str, limit: int, source: str | None) -> tuple[dict[Key, Written], list[Refused]]:
-    """The resources on lines that must hold some of a type, and the lines that do not. Of two with one id, the later counts."""
-    found: dict[Key, Written] = {}
-    wrong: list[Refused] = []
+class Lines(NamedTuple):
+    """Lines as they were read: the resources on them, those that say once more what another says, and those that hold none."""
+
+    found: dict[Key, Written]
+    repeated: list[Written]
+    wrong: list[Refused]
+
+
+def read(lines: Iterable[Line], file: int, type: str, limit: int, source: str | None) -> Lines:
+    """The resources on lines that must hold some of a type. Of two with one id, the later counts."""
+    all = Lines({}, [], [])
     for line in lines:
         try:
             one = Written(file, line.number, _resource(line, type, limit, source))
         except FhirError as error:
-            wrong.append(Refused(file, line.number, _name(line.body), error.issues))
+            all.wrong.append(Refused(file, line.number, _name(line.body), error.issues))
             continue
-        if before := found.get(one.key):
-            wrong.append(superseded(before, one))
-        found[one.key] = one
-    return found, wrong
+        if before := all.found.get(one.key):
+            if json.canonical(before.resource.tree) == json.canonical(one.resource.tree):
+                all.repeated.append(before)
+            else:
+                all.wrong.append(superseded(before, one))
+        all.found[one.key] = one
+    return all
 
 
 def superseded(before: Written, after: Written) -> Refused:
@@ -88,7 +98,9 @@ def superseded(before: Written, after: Written) -> Refused:
 def _resource(line: Line, type: str, limit: int, source: str | None) -> Checked:
     if line.body is None:
         raise Invalid("", issues=[Issue("error", "too-long", f"The line is longer than {limit} bytes")])
-    resource = check(line.body.strip(), type)
+    resource = check(line.body.strip())
+    if resource.type != type:
+        raise Invalid(f"The line holds a {resource.type}, and the file was said to hold {type}", "resourceType")
     if resource.id is None:
         raise Invalid("A resource to import needs an id, so that it can be imported again", f"{type}.id")
     return from_source(resource, source)
@@ -114,7 +126,7 @@ def _name(body: bytes | None) -> str:
 
 def local(line: Written) -> list[Reference]:
     """What it refers to on this server."""
-    return [one for one in references(line.resource.tree) if one.kind == "local"]
+    return [one for one in line.resource.references if one.kind == "local"]
 
 
 def target(reference: Reference) -> Key:

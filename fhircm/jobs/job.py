@@ -26,7 +26,7 @@ from fhircm.fhir.validation import check_tree
 from fhircm.store.resources import CancelTimer, KeepForJob, Op, Put, SetTimer, Store, Stored, Timer
 
 if TYPE_CHECKING:
-    from fhircm.jobs.bulk_import import Imports
+    from fhircm.jobs.import_progress import Imports
 
 Tree = dict[str, Any]
 KIND = "job:"  # the kind of a job's timer begins with it, and ends with the code of the job
@@ -46,8 +46,8 @@ class Means:
     base_url: str  # of the FHIR API, without a slash at its end
     seconds: float
     retention: timedelta = timedelta(hours=24)  # of the files of an export
-    imports: Imports | None = None  # what imports may read and write
     skew: timedelta = timedelta()  # by how much the clocks of the machines may differ
+    imports: Imports | None = None  # what imports may read and write
 
 
 @dataclass(frozen=True, slots=True)

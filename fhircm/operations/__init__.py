@@ -6,6 +6,7 @@ https://hl7.org/fhir/R4/operations.html
 
 from __future__ import annotations
 
+from fhircm.operations.bulk_import import bulk_import
 from fhircm.operations.definition import Operation, load
 from fhircm.operations.everything import everything
 from fhircm.operations.expand import expand
@@ -28,6 +29,7 @@ OPERATIONS: dict[str, Operation] = {
         "export": export,
         "group-everything": everything,
         "group-export": export,
+        "import": bulk_import,
         "lookup": lookup,
         "meta": meta,
         "meta-add": meta_add,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from fhircm.access.guarded_store import GuardedStore
+from fhircm.exchange.source_address import Allowed
 from fhircm.fhir import json
 from fhircm.fhir.outcome import NotSupported
 from fhircm.store.stored import Stored
@@ -46,6 +47,7 @@ class Call:
     url: str = ""  # as it was requested, with its query
     version: str | None = None
     if_version: int | None = None
+    sources: Allowed = field(default_factory=Allowed)  # from where files may be imported
     ignored: Sequence[str] = ()  # parameters that the operation does not have, of a caller that prefers handling=lenient
     may_create: bool = False  # whether an update of what does not exist creates it
     links: Links = field(kw_only=True)

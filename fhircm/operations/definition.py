@@ -18,6 +18,7 @@ from fhircm.fhir.systems import HUB
 from fhircm.operations.call import Answer, Argument, Call, Searchset
 
 _AS_SENT = f"{HUB}StructureDefinition/as-sent"  # marks an operation that takes resources that may be wrong
+PLAIN = f"{HUB}StructureDefinition/plain-json"  # marks an operation that also takes plain JSON
 
 Function = Callable[[Call], Awaitable[Answer | Searchset]]
 
@@ -45,6 +46,7 @@ class Operation:
     parameters: tuple[Parameter, ...]
     function: Function
     as_sent: bool = False  # a resource that is passed to it may be wrong: it is not checked before
+    plain: bool = False  # its parameters may also come as plain JSON
 
     @property
     def needs_body(self) -> bool:
@@ -74,6 +76,11 @@ class Operation:
             return self._complete([Argument(one.name, type, tree)])
         return self._complete(_arguments(self.code, self.parameters, tree.get("parameter", ()), "Parameters"))
 
+    def of_plain(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """Plain JSON as a Parameters resource. Raises NotSupported for a member that is no parameter."""
+        given = list(_plain(self.code, self.parameters, tree))
+        return {"resourceType": "Parameters"} | ({"parameter": given} if given else {})
+
     def has(self, name: str) -> bool:
         """Whether it has a parameter of this name."""
         return any(one.name == name for one in self.parameters)
@@ -95,7 +102,10 @@ def load(name: str, function: Function) -> Operation:
     types = frozenset(tree.get("resource", ())) - {"Resource"}
     known = tuple(_defined(one) for one in tree.get("parameter", ()) if one["use"] == "in")
     as_sent = any(one["url"] == _AS_SENT for one in tree.get("extension", ()))
-    return Operation(tree["code"], tree["url"], levels, types, tree.get("affectsState", False), known, function, as_sent)
+    plain = any(one["url"] == PLAIN and one["valueBoolean"] for one in tree.get("extension", ()))
+    return Operation(
+        tree["code"], tree["url"], levels, types, tree.get("affectsState", False), known, function, as_sent=as_sent, plain=plain
+    )
 
 
 def _defined(tree: dict[str, Any]) -> Parameter:
@@ -110,6 +120,16 @@ def _named(code: str, known: Sequence[Parameter], name: str) -> Parameter:
         names = ", ".join(one.name for one in known) or "none"
         raise NotSupported(f"${code} has no parameter '{name[:64]}'; it has: {names}")
     return found
+
+
+def _plain(code: str, known: Sequence[Parameter], tree: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    for name, value in tree.items():
+        one = _named(code, known, name)
+        for single in value if isinstance(value, list) else [value]:
+            if one.parts and isinstance(single, dict):
+                yield {"name": name, "part": list(_plain(code, one.parts, single))}
+            else:
+                yield {"name": name, f"value{one.type[:1].upper()}{one.type[1:]}": single}
 
 
 def _counted(known: Sequence[Parameter], arguments: Sequence[Argument], path: str) -> Iterable[Issue]:

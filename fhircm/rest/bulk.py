@@ -1,4 +1,4 @@
-"""The status of a Bulk Data export, its manifest and its files: only for the client that started it.
+"""The status of a Bulk Data export or import, its manifest and its files: only for the client that started it.
 
 https://hl7.org/fhir/uv/bulkdata/STU2/export.html#bulk-data-status-request
 """
@@ -30,7 +30,7 @@ async def export_status(exchange: Exchange, id: str) -> Response:
         waited = (exchange.store.store.clock() - found.since).total_seconds()
         patience = str(round(min(max(waited / 5, 1), _PATIENCE)))
         return Response(status_code=202, headers={"X-Progress": found.progress, "Retry-After": patience})
-    body = json.dumps(_manifest(exchange, id, found))
+    body = json.dumps(_manifest(exchange, id, found) if found.inputs is None else _import_manifest(exchange, id, found))
     return Response(body, 200, {"Expires": headers.http_date(found.expires)}, "application/json")
 
 
@@ -46,6 +46,27 @@ def _manifest(exchange: Exchange, id: str, found: Exported) -> dict[str, object]
         "request": found.request,
         "requiresAccessToken": True,
         **listed,
+    }
+
+
+def _import_manifest(exchange: Exchange, id: str, found: Exported) -> dict[str, object]:
+    """https://github.com/smart-on-fhir/bulk-import/blob/master/import.md#response---complete-status"""
+    output: list[dict[str, object]] = []
+    error: list[dict[str, object]] = []
+    for one in found.inputs or ():
+        counts = {"imported": one["imported"], "unchanged": one["unchanged"], "rejected": one["rejected"]}
+        output.append(
+            {"type": one["type"], "inputUrl": one["url"], "count": one["imported"] + one["unchanged"], "extension": counts}
+        )
+        for number in one["errors"]:
+            url, count = f"{exchange.base_url}/$import-file/{id}/{number}", found.files[number]["count"]
+            error.append({"type": "OperationOutcome", "inputUrl": one["url"], "count": count, "url": url})
+    return {
+        "transactionTime": found.transaction_time,
+        "request": found.request,
+        "requiresAccessToken": True,
+        "output": output,
+        "error": error,
     }
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from fhircm.access.guarded_store import GuardedStore
+from fhircm.exchange.source_address import Allowed
 from fhircm.fhir import json
 from fhircm.fhir.outcome import outcome
 from fhircm.fhir.subset import read_subset
@@ -26,6 +27,7 @@ class RestSettings:
     update_create: bool
     conditional_delete_limit: int
     full_text: bool = False
+    sources: Allowed = field(default_factory=Allowed)  # from where files may be imported
 
 
 @dataclass(frozen=True, slots=True)

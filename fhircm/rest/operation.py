@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from fhircm.fhir import json
 from fhircm.fhir.outcome import MethodNotAllowed, NotFound
-from fhircm.fhir.validation import check
+from fhircm.fhir.validation import check, check_tree
 from fhircm.operations import OPERATIONS
 from fhircm.operations.call import Argument, Call, Searchset
 from fhircm.operations.definition import Operation
@@ -44,6 +44,7 @@ async def operation(
         url=str(request.url),
         version=version,
         if_version=headers.if_match(request),
+        sources=exchange.settings.sources,
         ignored=ignored,
         may_create=type is not None and exchange.may_create(type),
         links=exchange.links,
@@ -76,12 +77,20 @@ async def _arguments(exchange: Exchange, found: Operation, ignored: list[str] | 
     if not body:
         return in_url or found.of_body(None)
     headers.require_json_body(request)
-    tree = _as_sent(body) if found.as_sent else check(body).tree
+    tree = _tree(found, body)
     if ignored is not None and tree.get("resourceType") == "Parameters":
         given = tree.get("parameter", [])
         ignored += [one["name"] for one in given if not found.has(one["name"])]
         tree = {**tree, "parameter": [one for one in given if found.has(one["name"])]}
     return [*in_url, *found.of_body(tree)]
+
+
+def _tree(found: Operation, body: bytes) -> dict[str, Any]:
+    if found.as_sent:
+        return _as_sent(body)
+    if found.plain and "resourceType" not in (plain := json.parse(body)):
+        return check_tree(found.of_plain(plain)).tree
+    return check(body).tree
 
 
 def _as_sent(body: bytes) -> dict[str, Any]:

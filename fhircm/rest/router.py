@@ -72,7 +72,7 @@ INTERACTIONS: tuple[tuple[str, str, str, Interaction], ...] = (
 _BY_SHAPE: dict[str, dict[str, Interaction]] = {}
 for _shape, _method, _code, _function in INTERACTIONS:
     _BY_SHAPE.setdefault(_shape, {})[_method] = _function
-# Not of FHIR itself, so /metadata does not name them: where an export is, and its files.
+# Not of FHIR itself, so /metadata does not name them: where an export or import is, and its files.
 _BY_SHAPE["$export-status"] = {"GET": export_status, "DELETE": export_remove}
 _BY_SHAPE["$export-file"] = {"GET": export_file}
 _BY_SHAPE["$operation"] = {"GET": operation, "POST": operation}  # which there are, fhircm/operations lists
@@ -93,7 +93,7 @@ class Router:
         begun = time.perf_counter()
         principal: Principal | None = None
         try:
-            if not _path(request).startswith("$export-file/"):
+            if not _path(request).startswith(("$export-file/", "$import-file/")):
                 headers.require_acceptable(request)
             await self.store.guides.follow()
             if _path(request) == "metadata" and request.method in ("GET", "HEAD"):
@@ -117,7 +117,7 @@ class Router:
             if function is transaction:
                 raise NotSupported("A batch or transaction cannot stand in another")
             if function in (export_status, export_file):
-                raise NotSupported("An export is asked for alone: what there is of it is no resource")
+                raise NotSupported("An export or import is asked for alone: what there is of it is no resource")
             answer = await function(self._exchange(inner, principal), *arguments)
             return Response(b"", answer.status_code, dict(answer.headers)) if inner.method == "HEAD" else answer
 
@@ -155,9 +155,9 @@ def _shape_of(steps: list[str]) -> tuple[str, list[str]]:
     match steps:
         case [] | ["_history"] | ["_search"]:
             return "/".join(steps), []
-        case ["$export-status", id] if _ID.fullmatch(id):
+        case ["$export-status" | "$import-status", id] if _ID.fullmatch(id):
             return "$export-status", [id]
-        case ["$export-file", id, number] if _ID.fullmatch(id) and _ID.fullmatch(number):
+        case ["$export-file" | "$import-file", id, number] if _ID.fullmatch(id) and _ID.fullmatch(number):
             return "$export-file", [id, number]
         case [*where, called] if called.startswith("$") and len(where) < 3 and all(map(_ID.fullmatch, where)):
             return "$operation", [called[1:], *where]

@@ -15,7 +15,7 @@ from typing import Any
 from fhircm.fhir import json
 from fhircm.fhir.outcome import Conflict, FhirError, Gone, Invalid, Issue, NotFound, VersionConflict
 from fhircm.fhir.query import Query
-from fhircm.fhir.references import Reference, references
+from fhircm.fhir.references import Reference
 from fhircm.store.database import Connection
 from fhircm.store.operations import Delete, Put, SetState, WriteRule
 from fhircm.store.search_rows import SearchRows, delete_search_rows, insert_statements, search_rows, write_search_rows
@@ -212,7 +212,7 @@ async def _check_references(
     written = {_identity(put) for put in puts}
     wanted: dict[Identity, list[tuple[Put, Reference]]] = {}
     for put in puts:
-        for reference in references(put.resource.tree):
+        for reference in put.resource.references:
             if reference.kind == "local" and reference.type and reference.id:
                 wanted.setdefault((reference.type, reference.id), []).append((put, reference))
     outside = [identity for identity in wanted if identity not in written]

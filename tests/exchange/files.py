@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 
@@ -41,7 +41,8 @@ async def served():
             sent = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:])}
             path = head[0].split(" ")[1].lstrip("/").partition("?")[0]
             files.asked.append((path, sent.get("range")))
-            await _write(files.files.get(path, File(status=404)), sent.get("range"), writer)
+            with suppress(ConnectionError):
+                await _write(files.files.get(path, File(status=404)), sent.get("range"), writer)
         finally:
             writer.close()
 

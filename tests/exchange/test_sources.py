@@ -88,6 +88,20 @@ async def test_what_breaks_off_goes_on_where_it_was(sources, files):
     assert [wanted is not None for _, wanted in files.asked] == [False, False, True, True, True]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+async def test_two_that_take_turns_pass_over_what_the_other_has_read(sources, files, packed):
+    files.files["f"] = File(gzip.compress(BODY) if packed else BODY)
+    other = Sources(sources.allowed)
+    place, lines, ended, turn = START, [], False, 0
+    while not ended:
+        more, place, ended, _ = await some((sources, other, other)[turn % 3], files.url("f"), place, count=37)
+        lines += more
+        turn += 1
+    await other.close()
+    assert [tuple(line) for line in lines] == list(enumerate(LINES, 1))
+    assert len(files.asked) == 2
+
+
 async def test_a_file_that_changed_meanwhile_is_told(sources, files):
     for etag in (True, False):
         files.files["f"] = File(BODY, etag=etag)
@@ -135,8 +149,8 @@ async def test_it_waits_no_longer_than_it_is_told(sources, files):
     sources.allowed = Allowed((url,), private=True)
     async with server:
         assert await some(sources, url, seconds=0.05) == ([], Place(), False, False)
+        await asyncio.wait_for(started.wait(), 10)
         await sources.close()
-    assert started.is_set()
 
 
 @pytest.mark.parametrize(
