@@ -63,9 +63,8 @@ async def start_import(store: Store, client: str, inputs: Sequence[Input], *, so
     """Start one of these files; returns the id of its Task. Whoever calls this has checked all of them."""
     numbered = [{"number": number, **one._asdict()} for number, one in enumerate(inputs)]
     ordered = sorted(numbered, key=lambda one: -_uses()[str(one["type"])])  # what many types refer to comes first
-    told = [
-        (one.type, urlsplit(one.url)._replace(query="", fragment="").geturl()) for one in inputs
-    ]  # a query may be a signature
+    # A query may be a signature, so nobody but the client that sent it sees it.
+    told = [(one.type, urlsplit(one.url)._replace(query="", fragment="").geturl()) for one in inputs]
     return await start(store, "import", {"inputs": ordered, "source": source, "request": request}, client=client, inputs=told)
 
 
@@ -215,18 +214,19 @@ async def _before(store: Store, job: Job, lines: Mapping[Key, Written]) -> dict[
     return found
 
 
-async def _held(store: Store, job: Job, keys: Iterable[str], size: int = GROUP_BYTES) -> dict[Key, Written]:
-    """Those of these lines that are held: the first of them, when they are more than `size` bytes."""
+async def _held(store: Store, job: Job, keys: Iterable[str]) -> tuple[dict[Key, Written], bool]:
+    """Those of these lines that are held, and whether they are all: no more than so many bytes of them are read at a time."""
     found: dict[Key, Written] = {}
-    for wanted in _portions(list(keys)):
+    size = 0
+    for wanted in _portions(sorted(keys)):
+        if size > GROUP_BYTES:
+            return found, False
         for key, row in (await store.states_of(held_lines(job.id), wanted)).items():
             type, _, id = key.partition("/")
             resource = from_source(check(row["body"].encode()), job.parameters["source"])
             found[type, id] = Written(row["file"], row["line"], resource)
-            size -= len(resource.body)
-        if size < 0:
-            break
-    return found
+            size += len(resource.body)
+    return found, True
 
 
 def _portions(keys: list[_K]) -> Iterator[list[_K]]:
@@ -240,18 +240,25 @@ async def _settle(means: Means, imports: Imports, job: Job, progress: Progress) 
     """Take some lines that are held, with those that they wait for; write what refers to nowhere no more, refuse the rest."""
     store, until = means.store, time.monotonic() + 3 * means.seconds
     keys = progress.walk or await store.state_keys(held_lines(job.id), max(1, PAGE // 8 ** (job.attempt - 1)))
-    group = more = await _held(store, job, keys)
+    group, _ = await _held(store, job, keys)
+    more = group
     while more and progress.walks < WALKS:
-        more = await _held(store, job, sorted(await _awaited(store, more, group))[:GROUP])
-        if more and (time.monotonic() > until or _too_much(group, more)):  # what is here waits for them: they come first
-            progress.walk, progress.walks = list(map("/".join, more))[:PAGE], progress.walks + 1
+        more, all = await _held(store, job, await _awaited(store, more, group))
+        if more and (not all or time.monotonic() > until or _too_much(group, more)):  # the group waits for them: they come first
+            progress.walk, progress.walks = _some(sorted(map("/".join, more)), progress.walks), progress.walks + 1
             return await _step(job, progress, Taken(), [])
         group |= more
     taken = await take(store, group, may_create=imports.may_create, careful=job.attempt > 1)
     taken.refused += [_dangling(line, taken) for line in taken.waiting]
-    progress.held = progress.held - len(group) if group else 0
+    progress.held = progress.held - len(group) if group or progress.walk else 0
     progress.walk, progress.walks = [], 0
     return await _step(job, progress, taken, [SetState(held_lines(job.id), "/".join(key), None) for key in group])
+
+
+def _some(keys: list[str], walks: int) -> list[str]:
+    """Some of these to go on with, fewer and others each time: so what hangs on a circle is told from the circle and comes first."""
+    at = walks * 7919 % len(keys)
+    return (keys[at:] + keys[:at])[: max(1, PAGE >> (walks + 1))]
 
 
 async def _awaited(store: Store, lines: Mapping[Key, Written], group: Mapping[Key, Written]) -> set[str]:

@@ -208,6 +208,23 @@ async def test_order_does_not_matter(importer, store, small):
     assert (await importer.imported(files))[0] == {"Condition": (0, 12, 0), "Encounter": (0, 6, 0), "Patient": (0, 4, 0)}
 
 
+async def test_large_lines_that_are_held_are_read_a_few_at_a_time(importer, small, monkeypatch):
+    monkeypatch.setattr(bulk_import, "GROUP_BYTES", 900)
+    monkeypatch.setattr(bulk_import, "_ASKED", 2)
+    conditions = [condition(f"c{n}", evidence=[{"detail": [{"reference": "Observation/o"}]}]) for n in range(12)]
+    addresses = [{"reference": f"Condition/{one['id']}"} for one in conditions]
+    plan = resource("CarePlan", "a", status="active", intent="plan", subject={"reference": "Patient/p1"}, addresses=addresses)
+    observation = resource("Observation", "o", status="final", code={"text": "x"}, subject={"reference": "Patient/p1"})
+    files = {
+        "Condition": ndjson(*conditions),
+        "Observation": ndjson(observation),
+        "CarePlan": ndjson(plan),
+        "Patient": ndjson(patient()),
+    }
+    counts, _ = await importer.imported(files)
+    assert counts == {"Condition": (12, 0, 0), "Observation": (1, 0, 0), "CarePlan": (1, 0, 0), "Patient": (1, 0, 0)}
+
+
 async def test_what_leads_nowhere_is_told_and_what_depends_on_it(importer, store, small):
     conditions = [
         condition("c1", encounter={"reference": "Encounter/e1"}),
