@@ -178,9 +178,7 @@ class Mirror:
         if before is not None and before[0] == mark:
             return before
         resource = check(body, by_guides=False)  # what a partner claims and does not keep is its own affair
-        for rule in self.store.rules:
-            if resource.type in rule.types:
-                rule.check(existing.tree if existing else None, resource.tree, self.origin)
+        self.store.check_rules(existing, resource, self.origin)
         return mark, resource
 
     async def _at_hub(self, wanted: set[Source]) -> set[Source]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fhircm.exchange.bulk import same
 from fhircm.exchange.sources import Line
@@ -161,11 +161,8 @@ def _refusals(store: Store, line: Written, stored: Stored | None, may_create: bo
         text = "It does not exist here, and this server does not let others choose ids (FHIRCM_UPDATE_CREATE)"
         yield Issue("error", "business-rule", text)
         return
-    previous: dict[str, Any] | None = None
     try:
-        for rule in store.rules:
-            previous = previous or (stored.tree if stored is not None else None)
-            rule(previous, line.resource.tree, ORIGIN)
+        store.check_rules(stored, line.resource, ORIGIN)
         if careful:
             search_values(line.resource.tree)
     except FhirError as error:

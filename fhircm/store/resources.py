@@ -23,6 +23,7 @@ from fhircm.fhir.query import Query
 from fhircm.fhir.ranges import clip
 from fhircm.fhir.terminology.artefacts import Artefact
 from fhircm.fhir.terminology.library import Library, Wanted
+from fhircm.fhir.validation import Checked
 from fhircm.store import changes as change_log
 from fhircm.store import export as exporting
 from fhircm.store import job_files
@@ -227,6 +228,12 @@ class Store:
         that is there already), NotFound (a delete of nothing), CursorMoved, StaleClaim, and what a write rule raises.
         """
         return await self._attempted(operations, origin)
+
+    def check_rules(self, previous: Stored | None, new: Checked, origin: str) -> None:
+        """What a write of this would have to obey, before it is written. Raises what the rules for its type raise."""
+        for rule in self.rules:
+            if new.type in rule.types:
+                rule.check(previous.tree if previous else None, new.tree, origin)
 
     async def rehearse(self, operations: Sequence[Op], *, origin: str) -> None:
         """Do all of it as `transact` does, and take it back: nothing is written. Raises what `transact` raises."""
