@@ -36,7 +36,7 @@ async def http(database_url, clock, tmp_path, files):
     for client, scope in (("app", "system/*.cruds"), ("other", "system/*.cruds"), ("reader", "system/*.rs")):
         await register(database_url, client, scope)
     await register(database_url, "people", "system/Patient.cu")
-    rest = RestSettings(20_000, 2_000_000, True, 1, Allowed((files.base,), private=True))
+    rest = RestSettings(20_000, 2_000_000, True, 1, sources=Allowed((files.base,), private=True))
     app = create_app(AppConfig(database_url, BASE, tmp_path / "keys", rest, False, clock, []))
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE) as http:
         http.headers["Authorization"] = f"Bearer {await signed_in(http)}"
