@@ -14,11 +14,9 @@ from collections.abc import Callable, Coroutine
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import uvicorn
-from fastapi import FastAPI
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -31,6 +29,9 @@ from fhircm.jobs.reindex import start_reindex
 from fhircm.settings import Settings, SettingsWrong
 from fhircm.settings import load as load_settings
 from fhircm.store.migrations import migrate as migrate_database
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 app = typer.Typer(
     name="fhircm",
@@ -99,6 +100,8 @@ def serve() -> None:
     FHIRCM_PROCESSES says how many processes answer here; any number of these may run on one PostgreSQL, on any number of machines.
     `fhircm work` does what happens in the background.
     """
+    import uvicorn
+
     settings = load_settings()
     uvicorn.run(
         "fhircm.cli:application",

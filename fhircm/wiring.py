@@ -9,12 +9,10 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
-from fastapi import FastAPI
-
 from fhircm.access.scopes import parse_scope
-from fhircm.app import AppConfig, create_app
 from fhircm.coordination import build, task_states
 from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
@@ -36,13 +34,15 @@ from fhircm.jobs.job import Means
 from fhircm.jobs.reindex import start_indexing
 from fhircm.jobs.running import run_jobs
 from fhircm.reactions import REACTIONS, TIMERS, reactions, timer_handlers
-from fhircm.rest.exchange import RestSettings
 from fhircm.settings import Settings
 from fhircm.store.credentials import Credentials
 from fhircm.store.database import open_database
 from fhircm.store.migrations import migrate
 from fhircm.store.resources import Clock, Op, Put, SetState, Store
 from fhircm.worker import Worker, parked_at
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 log = logging.getLogger("fhircm.wiring")
 
@@ -83,7 +83,10 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
 
 
 def application(settings: Settings) -> FastAPI:
-    """What `fhircm serve` serves."""
+    """What `fhircm serve` serves. Its packages are imported here, for no other process needs them."""
+    from fhircm.app import AppConfig, create_app
+    from fhircm.rest.exchange import RestSettings
+
     config = AppConfig(
         database_url=settings.database_url,
         public_base_url=base_url(settings),

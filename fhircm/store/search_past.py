@@ -13,10 +13,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from sqlalchemy.dialects import sqlite
-from sqlalchemy.schema import CreateTable
-from sqlmodel import SQLModel
-
 from fhircm.fhir import json
 from fhircm.fhir.conditions import AllOf, AnyOf, Chained, Condition, IdTest, Linked, Matches, Not, WordsTest
 from fhircm.fhir.definitions import param_key
@@ -109,6 +105,13 @@ async def _as_they_were(
 
 @cache
 def _tables() -> tuple[str, ...]:
+    # Large packages, which only this needs in a process that serves.
+    from sqlalchemy.dialects import sqlite
+    from sqlalchemy.schema import CreateTable
+    from sqlmodel import SQLModel
+
+    import fhircm.store.tables  # noqa: F401 declares them
+
     tables = SQLModel.metadata.tables
     names = ("resource", "version", "change", *SEARCH_TABLES)
     return tuple(str(CreateTable(tables[name]).compile(dialect=sqlite.dialect())) for name in names)

@@ -9,7 +9,8 @@ from sqlmodel import SQLModel
 
 from fhircm.store import tables
 from fhircm.store.database import DatabaseUnavailable
-from fhircm.store.migrations import _in_postgresql, _in_sqlite, migrate
+from fhircm.store.migrations import migrate
+from fhircm.store.migrations.upgrade import _in_postgresql, _in_sqlite
 
 
 async def looked_at(url, look):

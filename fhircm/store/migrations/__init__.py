@@ -1,36 +1,20 @@
-"""Bring a database to the schema of this version: Alembic, run from the installed package.
+"""Bring a database to the schema of this version.
 
 To add a migration: change store/tables.py, then `python -m fhircm.store.migrations "what it does"` writes the difference as a new file.
+Every process asks at its start; Alembic, which takes as long to import as all the rest, is there only for a database that is older.
 """
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
-from functools import partial
+from contextlib import closing
 from pathlib import Path
-from time import monotonic
-from typing import Any
 
 import asyncpg
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, event, text
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
 
-from fhircm.store.database import BUSY, DatabaseUnavailable, connect_sqlite
+from fhircm.store.database import DatabaseUnavailable
 
-_LOCK = 0x666869  # one migration at a time in a PostgreSQL database
-
-
-def _config(connection: Connection | None = None) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent))
-    config.attributes["connection"] = connection
-    return config
+_REVISION = "SELECT version_num FROM alembic_version"
 
 
 async def migrate(url: str) -> None:
@@ -38,50 +22,33 @@ async def migrate(url: str) -> None:
 
     Raises DatabaseUnavailable when the database cannot be reached.
     """
-    if url.startswith("sqlite:///"):
-        await asyncio.to_thread(_in_sqlite, Path(url.removeprefix("sqlite:///")), _upgrade)
-        return
+    newest = max(file.stem.partition("_")[0] for file in (Path(__file__).parent / "versions").glob("[0-9]*.py"))
     try:
-        await _in_postgresql(url, _upgrade)
+        if await _revision(url) == newest:
+            return
+        from fhircm.store.migrations.upgrade import upgrade
+
+        await upgrade(url)
     except (OSError, asyncpg.PostgresError) as error:
         raise DatabaseUnavailable(f"PostgreSQL cannot be reached ({type(error).__name__})") from None
 
 
-def _upgrade(connection: Connection) -> None:
-    newest = ScriptDirectory.from_config(_config()).get_current_head()
-    if MigrationContext.configure(connection).get_current_revision() != newest:
-        command.upgrade(_config(connection), "head")
-
-
-def _in_sqlite(path: Path, work: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine("sqlite://", creator=partial(connect_sqlite, path), poolclass=NullPool)
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        _take_turn(connection)
-
-    with engine.connect() as connection:
-        connection.connection.driver_connection.execute(f"PRAGMA busy_timeout={int(BUSY * 1000)}")  # type: ignore[union-attr]
-        with connection.begin():
-            work(connection)
-    engine.dispose()
-
-
-def _take_turn(connection: Connection) -> None:
-    end = monotonic() + BUSY
-    while True:
+async def _revision(url: str) -> str | None:
+    """The revision of a database, None of one that has no schema yet."""
+    if url.startswith("sqlite:///"):
+        path = Path(url.removeprefix("sqlite:///"))
+        if not path.exists():
+            return None
         try:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-            return
-        except sqlite3.OperationalError:
-            if monotonic() > end:
-                raise
-
-
-async def _in_postgresql(url: str, work: Any) -> None:
-    engine = create_async_engine("postgresql+asyncpg://", async_creator=partial(asyncpg.connect, url), poolclass=NullPool)
-    async with engine.begin() as connection:
-        await connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
-        await connection.run_sync(work)
-    await engine.dispose()
+            with closing(sqlite3.connect(path, timeout=30)) as file:
+                row = file.execute(_REVISION).fetchone()
+        except sqlite3.OperationalError:  # there is no such table
+            return None
+        return str(row[0]) if row else None
+    connection = await asyncpg.connect(url)
+    try:
+        return await connection.fetchval(_REVISION)  # type: ignore[no-any-return]
+    except asyncpg.UndefinedTableError:
+        return None
+    finally:
+        await connection.close()

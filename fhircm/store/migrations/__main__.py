@@ -6,7 +6,7 @@ from pathlib import Path
 
 from alembic import command
 
-from fhircm.store.migrations import _config, _in_sqlite, _upgrade
+from fhircm.store.migrations.upgrade import _config, _in_sqlite, _upgrade
 
 with tempfile.TemporaryDirectory() as folder:
 
