@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -106,6 +110,7 @@ WORKLOADS: dict[str, Callable[[Known], Request]] = {
     "date range": _get(lambda known: f"/Encounter?patient={known.some('Patient')}&date=ge2026-01-01&date=lt2027-01-01"),
     "identifier": _get(lambda known: f"/Patient?identifier={quote(MRN + '|m' + str(known.random.randrange(known.patients)))}"),
     "count": _get(lambda known: f"/Observation?patient={known.some('Patient')}&_summary=count"),
+    "everything": _get(lambda known: f"/Patient/{known.some('Patient')}/$everything"),
     "newest 20": _get(lambda known: "/Observation?status=final&_count=20"),
     "create": _create,
     "update": _update,
@@ -114,3 +119,14 @@ WORKLOADS: dict[str, Callable[[Known], Request]] = {
     "conditional create, contended": _contended,
     "mixed": _mixed,
 }
+
+_REAL = Path(os.environ.get("FHIRCM_DATA", "")) / "synthea-100.ndjson.gz"
+if os.environ.get("FHIRCM_DATA"):  # a folder with records of Synthea, a Bundle a line: one of middling size, again and again
+
+    @cache
+    def _whole_patient() -> bytes:
+        with gzip.open(_REAL) as lines:
+            listed = sorted(lines, key=len)
+        return listed[len(listed) // 2]
+
+    WORKLOADS["transaction of a whole patient"] = lambda known: ("POST", "", JSON, _whole_patient())
