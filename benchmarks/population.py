@@ -83,8 +83,9 @@ class Records:
             status = draw.choice(("active", "on-hold"))
             by = {"requester": nurse, "authoredOn": day}
             order = add("ServiceRequest", status=status, intent="order", code=code("183519002", "Referral"), subject=of, **by)
-            due = {"period": {"end": f"2026-12-{draw.randrange(1, 28):02}"}}
-            work = {"owner": {"reference": draw.choice(staff[1:])}, "requester": nurse, "restriction": due, "authoredOn": day}
+            due = f"2026-12-{draw.randrange(1, 28):02}"
+            work = {"owner": {"reference": draw.choice(staff[1:])}, "requester": nurse, "authoredOn": day}
+            work |= {"restriction": {"period": {"end": due}}, "executionPeriod": {"start": due}}
             add(
                 "Task",
                 status=draw.choice(("requested", "ready", "draft")),

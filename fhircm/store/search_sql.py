@@ -85,6 +85,18 @@ def _table(condition: Matches) -> str:
     return "resource" if _is_own(condition) else table_of(condition.tests[0])
 
 
+def _is_equality(test: Test) -> bool:
+    """Whether an index by values leads straight to what passes."""
+    match test:
+        case TokenTest(codes=codes):
+            return codes is not None
+        case TextTest(how=how):
+            return how in ("equal", "exact")
+        case UriTest(below=below):
+            return below is None
+    return isinstance(test, CodesTest | TargetTest | WordsTest)
+
+
 def _rank(condition: Condition) -> int:
     """How little a condition is expected to match: the lowest rank drives."""
     match condition:
@@ -189,12 +201,15 @@ class Builder:
         """The placeholder of a search parameter's key."""
         return self.argument(param_key(type, code))
 
-    def param(self, a: str, table: str, type: str, code: str) -> str:
+    def param(self, a: str, table: str, type: str, code: str, *, ranged: bool = False) -> str:
         """That a row (alias `a`) of `table`, of a resource that the statement has already, belongs to this search parameter.
 
-        Where a table's index by resource holds nothing besides, the + keeps SQLite, which guesses, from reading all rows of the
-        parameter, once for each candidate.
+        What is computed is in no index, so that the rows are found by the resource: on SQLite, which guesses, where a table's index by
+        resource holds nothing besides; on PostgreSQL where a value is `ranged`, not equal, for there an index by values has the
+        resource behind them, and would be read from end to end for each candidate.
         """
+        if self.dialect == "postgresql" and table and ranged:
+            return f"{a}.param + 0 = {self.parameter(type, code)}"
         plus = "+" if self.dialect == "sqlite" and table in _WITH_ROWID else ""
         return f"{plus}{a}.param = {self.parameter(type, code)}"
 
@@ -276,7 +291,7 @@ class Builder:
                 found = self._some_row(condition, key, own)
                 return f"NOT {found}" if negated else found
             case Combined(alternatives=alternatives):
-                ways = [f"EXISTS ({self._combined(condition, alternative, key)})" for alternative in alternatives]
+                ways = [self._exists(self._combined(condition, alternative, key)) for alternative in alternatives]
                 return f"({' OR '.join(ways)})"
             case Missing(type, parameter, missing):
                 found = self._any_value(type, parameter, key)
@@ -284,10 +299,10 @@ class Builder:
             case Chained(type, parameter, targets):
                 x, t = self.alias(), self.alias()
                 ways = " OR ".join(self._way(x, t, target, inner) for target, inner in targets)
-                return (
-                    f"EXISTS (SELECT 1 FROM search_reference {x} JOIN resource {t} ON {t}.type = {x}.target_type "
+                return self._exists(
+                    f"SELECT 1 FROM search_reference {x} JOIN resource {t} ON {t}.type = {x}.target_type "
                     f"AND {t}.id = {x}.target_id AND NOT {t}.deleted WHERE ({ways}) AND {x}.resource_key = {key} "
-                    f"AND {x}.param = {self.parameter(type, parameter)})"
+                    f"AND {x}.param = {self.parameter(type, parameter)}"
                 )
             case Linked():
                 return self._linked(condition, key)
@@ -318,6 +333,14 @@ class Builder:
         joined = " CROSS JOIN ".join(f"search_composite {a}" for a in tables)
         return f"SELECT {tables[0]}.resource_key FROM {joined} WHERE {own}{' AND '.join(tests)}"
 
+    def _exists(self, rows: str) -> str:
+        """That there is such a row, asked of one candidate after the other.
+
+        OFFSET 0 keeps PostgreSQL from making a join of it: without fresh statistics it would read all rows of a parameter and value
+        for each candidate.
+        """
+        return f"EXISTS ({rows}{' OFFSET 0' if self.dialect == 'postgresql' else ''})"
+
     def _way(self, x: str, t: str, target: str, inner: Condition) -> str:
         tests = [self.holds(one, f"{t}.key", t) for one in self.narrowed(target, [inner])]
         return " AND ".join([f"{x}.target_type = {self.argument(target)}", *tests])
@@ -326,9 +349,9 @@ class Builder:
         x, r = self.alias(), self.alias()
         own = self.argument(link.type)
         tests = [self.holds(one, f"{x}.resource_key") for one in self.narrowed(link.source, [link.condition])]
-        return (
-            f"EXISTS (SELECT 1 FROM resource {r} JOIN search_reference {x} ON {x}.target_id = {r}.id WHERE {r}.key = {key} "
-            f"AND {x}.param = {self.parameter(link.source, link.parameter)} AND {x}.target_type = {own} AND {' AND '.join(tests)})"
+        return self._exists(
+            f"SELECT 1 FROM resource {r} JOIN search_reference {x} ON {x}.target_id = {r}.id WHERE {r}.key = {key} "
+            f"AND {x}.param = {self.parameter(link.source, link.parameter)} AND {x}.target_type = {own} AND {' AND '.join(tests)}"
         )
 
     def _some_row(self, condition: Matches, key: str, own: str | None) -> str:
@@ -337,12 +360,14 @@ class Builder:
         a = self.alias()
         column = "key" if _is_own(condition) else "resource_key"
         test = self.row(_beside(condition), a, of_candidate=True)
-        return f"EXISTS (SELECT 1 FROM {_table(condition)} {a} WHERE {a}.{column} = {key} AND {test})"
+        return self._exists(f"SELECT 1 FROM {_table(condition)} {a} WHERE {a}.{column} = {key} AND {test}")
 
     def _any_value(self, type: str, code: str, key: str) -> str:
         tables = _TABLES_OF_KIND[searchable(type).extractors[code].definition.type]
         found = [
-            f"EXISTS (SELECT 1 FROM {table} s WHERE s.resource_key = {key} AND {self.param('s', table, type, code)})"
+            self._exists(
+                f"SELECT 1 FROM {table} s WHERE s.resource_key = {key} AND {self.param('s', table, type, code, ranged=True)}"
+            )
             for table in tables
         ]
         return f"({' OR '.join(found)})"
@@ -356,8 +381,8 @@ class Builder:
         either = " OR ".join(f"({test})" for test in tests)
         if _is_own(condition):
             return f"({either})"
-        table = _table(condition) if of_candidate else ""
-        return f"{self.param(a, table, condition.type, condition.parameter)} AND ({either})"
+        table, ranged = _table(condition) if of_candidate else "", not all(map(_is_equality, condition.tests))
+        return f"{self.param(a, table, condition.type, condition.parameter, ranged=ranged)} AND ({either})"
 
     def _row_test(self, condition: Matches, test: Test, a: str, of_candidate: bool) -> str:
         if isinstance(test, WordsTest) and of_candidate and self.dialect == "sqlite":
@@ -375,7 +400,7 @@ class Builder:
         table, column = _SORT_COLUMNS[kind]
         first = "MAX" if sort.descending else "MIN"
         last = _LAST.get(kind, _LAST_TEXT)[sort.descending]
-        param = self.param("s", table, type, sort.code)
+        param = self.param("s", table, type, sort.code, ranged=True)
         return (
             f"COALESCE((SELECT {first}(s.{column}) FROM {table} s WHERE s.resource_key = {key} AND {param}), "
             f"{self.argument(last)})"
