@@ -302,7 +302,7 @@ class Builder:
                 return self._exists(
                     f"SELECT 1 FROM search_reference {x} JOIN resource {t} ON {t}.type = {x}.target_type "
                     f"AND {t}.id = {x}.target_id AND NOT {t}.deleted WHERE ({ways}) AND {x}.resource_key = {key} "
-                    f"AND {x}.param = {self.parameter(type, parameter)}"
+                    f"AND {self.param(x, 'search_reference', type, parameter, ranged=True)}"
                 )
             case Linked():
                 return self._linked(condition, key)
@@ -323,7 +323,7 @@ class Builder:
                 tests.append(f"{a}.resource_key = {tables[0]}.resource_key AND {a}.at = {tables[0]}.at")
             leads = isinstance(test, TokenTest) and not tables
             by_code = leads and (test.codes or not key)  # by the index of codes; the others by the resource and the element
-            belongs = self.param(a, "" if by_code else "search_composite", condition.type, parameter)
+            belongs = self.param(a, "" if by_code else "search_composite", condition.type, parameter, ranged=True)
             tests.append(f"{belongs} AND {row_test(test, a, self.argument)}")
             if leads:
                 tests.append(f"{a}.low IS NULL")  # what that index holds
