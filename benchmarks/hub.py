@@ -30,14 +30,18 @@ class Server:
     started: float
 
     def cpu(self) -> float:
-        """Seconds of processor time that it has used so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICK
+        """Seconds of processor time that it and its children have used so far."""
+        fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split() for pid in self._family()]
+        return sum(int(one[11]) + int(one[12]) for one in fields) / _TICK
 
     def memory(self) -> float:
-        """The most memory that it has held so far, in MB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+        """The most memory that one process of it has held so far, in MB."""
+        statuses = [Path(f"/proc/{pid}/status").read_text() for pid in self._family()]
+        return max(int(one.partition("VmHWM:")[2].split()[0]) for one in statuses) / 1024
+
+    def _family(self) -> list[int]:
+        pid = self.process.pid
+        return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
 
 
 @contextmanager
@@ -65,12 +69,13 @@ def _answers(url: str) -> bool:
         return False
 
 
-def hub(database_url: str, folder: Path, port: int) -> AbstractContextManager[Server]:
-    """The hub over a database, one process."""
+def hub(database_url: str, folder: Path, port: int, processes: int = 1) -> AbstractContextManager[Server]:
+    """The hub over a database."""
     address = f"http://127.0.0.1:{port}"
     settings = {
         "FHIRCM_DATABASE_URL": database_url,
         "FHIRCM_PORT": str(port),
+        "FHIRCM_PROCESSES": str(processes),
         "FHIRCM_PUBLIC_BASE_URL": address,
         "FHIRCM_KEYS_DIR": str(folder / "keys"),
         "FHIRCM_LOG_LEVEL": "INFO",

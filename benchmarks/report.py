@@ -17,12 +17,13 @@ be measured again with the commands that stand above each table. The load driver
 rate here is far below what the server alone could answer.
 """
 _CEILING = """
-`python -m benchmarks.run` starts a hub (one process, authorization on), loads {patients} patients ({resources} resources) through transactions of
+`python -m benchmarks.run` starts a hub ({processes} process, authorization on), loads {patients} patients ({resources} resources) through transactions of
 one patient each, and drives each workload with 1, 8 and 64 clients. The *ceiling* is a bare ASGI application that moves the same rows through
 the bare driver, by primary key, in the same run: no routing, no authorization, no validation, no search. CPU is the hub's own, for one request.
 """
 _PEER = """
-`python -m benchmarks.load` drives any FHIR server with the same seeded records and the same requests. {name}: {about}
+`python -m benchmarks.load` drives any FHIR server with the same seeded records and the same requests. {name}: {about} The hub: {processes}
+processes, authorization on, the same database server and machine.
 """
 _GROWTH = """
 `python -m benchmarks.growth`: the p50 in ms of one client while the database grows; the staff grows with the patients, so that a nurse's work list
@@ -51,7 +52,9 @@ def _by_workload(results: list[Row]) -> dict[str, dict[int, Row]]:
 
 def _ran(name: str, result: Row) -> Iterator[str]:
     yield f"\n## {name}, beside its ceiling"
-    yield _CEILING.format(patients=result["patients"], resources=result["load"]["resources"]).rstrip()
+    yield _CEILING.format(
+        processes=result.get("processes", 1), patients=result["patients"], resources=result["load"]["resources"]
+    ).rstrip()
     rows = []
     for workload, at in _by_workload(result["results"]).items():
         counts = sorted(at)
@@ -71,7 +74,7 @@ def _ran(name: str, result: Row) -> Iterator[str]:
 
 def _beside(name: str, about: str, peer: Row, run: Row) -> Iterator[str]:
     yield f"\n## Beside {name}"
-    yield _PEER.format(name=name, about=about).rstrip()
+    yield _PEER.format(name=name, about=about, processes=run.get("processes", 1)).rstrip()
     theirs, ours = _by_workload(peer["results"]), _by_workload(run["results"])
     rows = [
         ["loading, resources/s", run["load"]["rate"], peer["load"]["rate"], f"{run['load']['rate'] / peer['load']['rate']:.1f}"]
@@ -83,8 +86,8 @@ def _beside(name: str, about: str, peer: Row, run: Row) -> Iterator[str]:
     yield from _table(["requests/s", "fhircm", name, "times"], rows)
 
 
-def page(run: Row, growth: Row | None, micro: Row | None, peers: list[tuple[str, str, Row]]) -> Iterator[str]:
-    """The lines of the page. A peer is compared with the hub on PostgreSQL."""
+def page(run: Row, beside: Row, growth: Row | None, micro: Row | None, peers: list[tuple[str, str, Row]]) -> Iterator[str]:
+    """The lines of the page. A peer is compared with the hub on PostgreSQL, in the run `beside`."""
     yield _OPENING.rstrip()
     machine = run["machine"]
     yield (
@@ -94,7 +97,7 @@ def page(run: Row, growth: Row | None, micro: Row | None, peers: list[tuple[str,
     for name, result in run["databases"].items():
         yield from _ran({"sqlite": "SQLite", "postgresql": "PostgreSQL"}.get(name, name), result)
     for name, about, peer in peers:
-        yield from _beside(name, about, peer, run["databases"]["postgresql"])
+        yield from _beside(name, about, peer, beside["databases"]["postgresql"])
     if growth:
         yield "\n## Growth"
         yield _GROWTH.rstrip()
@@ -114,6 +117,7 @@ def page(run: Row, growth: Row | None, micro: Row | None, peers: list[tuple[str,
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("run", type=Path)
+    parser.add_argument("--beside", type=Path, help="another run, to compare the peers with")
     parser.add_argument("--growth", type=Path)
     parser.add_argument("--micro", type=Path)
     parser.add_argument("--peer", action="append", default=[], help="'NAME: how it was set up=FILE' of benchmarks.load")
@@ -124,7 +128,8 @@ def main() -> None:
         name, _, about = described.partition(": ")
         peers.append((name, about, _read(Path(file))))
     growth, micro = (_read(file) if file else None for file in (options.growth, options.micro))
-    print("\n".join(page(_read(options.run), growth, micro, peers)))
+    run = _read(options.run)
+    print("\n".join(page(run, _read(options.beside) if options.beside else run, growth, micro, peers)))
 
 
 def _read(file: Path) -> Row:

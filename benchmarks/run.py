@@ -99,7 +99,7 @@ def run(database_url: str, folder: Path, options: argparse.Namespace) -> dict[st
     names = options.workload or [*WORKLOADS]
     read = [name for name in names if WORKLOADS[name](_anything())[0] == "GET" and name != "mixed"]
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    with hubs.hub(database_url, folder, PORT) as hub:
+    with hubs.hub(database_url, folder, PORT, options.processes) as hub:
         line = f"Authorization: Bearer {hubs.token(database_url)}\r\n"
         known, loaded = asyncio.run(load(hub.base_url, lambda: line, options.patients))
         _say(f"loaded {loaded['resources']} resources, {loaded['rate']}/s")
@@ -121,7 +121,13 @@ def run(database_url: str, folder: Path, options: argparse.Namespace) -> dict[st
                 mine["ceiling"] = {part: one[part] for part in ("rate", "p50_ms", "cpu_us")}
                 mine["ratio"] = round(mine["rate"] / one["rate"], 2)
                 _say(f"{name}, {one['clients']} clients: {mine['ratio']:.0%} of the ceiling's {one['rate']}/s")
-    return {"patients": options.patients, "load": loaded, **facts, "results": [one for name in names for one in results[name]]}
+    return {
+        "patients": options.patients,
+        "processes": options.processes,
+        "load": loaded,
+        **facts,
+        "results": [one for name in names for one in results[name]],
+    }
 
 
 def _measured(
@@ -154,6 +160,7 @@ def main() -> None:
         "--database", action="append", help="sqlite, postgresql (from pip), or the URL of an empty database; may be given again"
     )
     parser.add_argument("--patients", type=int, default=500)
+    parser.add_argument("--processes", type=int, default=1, help="of the hub; the ceiling has one")
     parser.add_argument("--workload", action="append", choices=[*WORKLOADS], help="may be given again; all without it")
     parser.add_argument("--clients", default="1,8,64")
     parser.add_argument("--seconds", type=float, default=5)
