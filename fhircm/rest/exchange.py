@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -34,7 +35,8 @@ class RestSettings:
 class Exchange:
     """What an interaction works with. `base_url` is the FHIR base, without a slash at its end.
 
-    `dispatch` answers another request of the same caller, as the entries of a batch are.
+    `dispatch` answers another request of the same caller, as the entries of a batch are; `turns` limits how many large ones are worked
+    at together.
     """
 
     request: Request
@@ -43,6 +45,7 @@ class Exchange:
     settings: RestSettings
     links: PageLinks
     dispatch: Callable[[Request], Awaitable[Response]]
+    turns: asyncio.Semaphore
 
     def may_create(self, type: str) -> bool:
         """Whether an update of what does not exist creates it: the operator's choice, and the caller's right."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fhircm.audit")
 
 Interaction = Callable[..., Awaitable[Response]]
+AT_ONCE = 4  # batches and transactions that a process works at: each holds many times the memory of its body
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 
 # The list that routes and that /metadata reads: shape of the path, method, code of the interaction, function.
@@ -87,6 +89,7 @@ class Router:
     links: PageLinks
     base_url: str
     settings: RestSettings
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -121,7 +124,9 @@ class Router:
             answer = await function(self._exchange(inner, principal), *arguments)
             return Response(b"", answer.status_code, dict(answer.headers)) if inner.method == "HEAD" else answer
 
-        return Exchange(request, GuardedStore(self.store, principal), self.base_url, self.settings, self.links, dispatch)
+        return Exchange(
+            request, GuardedStore(self.store, principal), self.base_url, self.settings, self.links, dispatch, self.turns
+        )
 
     def _metadata(self, mode: str | None) -> Response:
         if mode == "terminology":

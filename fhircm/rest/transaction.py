@@ -32,12 +32,14 @@ _READS = ("GET", "HEAD")
 async def transaction(exchange: Exchange) -> Response:
     """The answer lists what became of each entry, in the order of the request."""
     headers.require_json_body(exchange.request)
-    kind, entries = read_bundle(await read_body(exchange.request, exchange.settings.bundle_limit), exchange.base_url)
-    if kind == "batch":
-        answers = [await _alone(exchange, entry) for entry in entries]
-    else:
-        answers = await _together(exchange, entries)
-    return Response(bundles.bundle(f"{kind}-response", answers, [], None), media_type=headers.FHIR_JSON)
+    body = await read_body(exchange.request, exchange.settings.bundle_limit)
+    async with exchange.turns:
+        kind, entries = read_bundle(body, exchange.base_url)
+        if kind == "batch":
+            answers = [await _alone(exchange, entry) for entry in entries]
+        else:
+            answers = await _together(exchange, entries)
+        return Response(bundles.bundle(f"{kind}-response", answers, [], None), media_type=headers.FHIR_JSON)
 
 
 async def _together(exchange: Exchange, entries: Sequence[Entry]) -> list[bundles.Entry]:
