@@ -22,7 +22,7 @@ one patient each, and drives each workload with 1, 8 and 64 clients. The *ceilin
 the bare driver, by primary key, in the same run: no routing, no authorization, no validation, no search. CPU is the hub's own, for one request.
 """
 _PEER = """
-`python -m benchmarks.load` drives any FHIR server with the same seeded records and the same requests. {name}: {about} The hub: {processes}
+`python -m benchmarks.load` drives any FHIR server with the same seeded records and the same requests. {name}: {about}. The hub: {processes}
 processes, authorization on, the same database server and machine.
 """
 _GROWTH = """
