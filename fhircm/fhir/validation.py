@@ -30,6 +30,7 @@ _ALL = 1000  # issues told at most to one who asks for all
 _CARRIERS = frozenset({"Bundle", "Parameters"})  # what carries resources that it does not contain
 _DATES = frozenset({"date", "dateTime", "instant"})
 _WANTED = _DATES | {"Reference", "xhtml"} | invariants.TYPES
+_WANTED_OF_CONTAINER = _WANTED | invariants.URLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def _named(tree: dict[str, Any], type: str | None) -> str:
 
 
 def _meanings(tree: dict[str, Any], by_guides: bool = True) -> Iterator[Issue]:
-    nodes = walk(tree, _WANTED | invariants.URLS if "contained" in tree else _WANTED)
+    nodes = walk(tree, _WANTED_OF_CONTAINER if "contained" in tree else _WANTED)
     yield from _meaning(nodes)
     yield from invariants.broken(tree, nodes)
     yield from profiles.broken(tree, by_guides=by_guides)

@@ -62,6 +62,7 @@ from fhircm.store.transaction import (
     Head,
     clear_states,
     heads,
+    identities_listed,
     lock_identities,
     lock_searches,
     set_state,
@@ -96,7 +97,7 @@ __all__ = [
 
 Clock = Callable[[], datetime]
 ATTEMPTS = 6  # of a transaction that PostgreSQL could not serialise
-_ASKED = 400  # identities in one statement
+_ASKED = 400  # facts in one statement
 
 _VERSION = "r.type, r.id, v.version, v.last_updated, v.method, v.body"
 
@@ -166,18 +167,16 @@ class Store:
     async def read_many(self, references: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Stored]:
         """The current versions of those that exist."""
         wanted = sorted(set(references))
-        found: dict[tuple[str, str], Stored] = {}
+        if not wanted:
+            return {}
+        listed, *arguments = identities_listed(self.database.dialect, wanted)
         async with self.database.reading() as connection:
-            for start in range(0, len(wanted), _ASKED):
-                chunk = wanted[start : start + _ASKED]
-                pairs = ", ".join(f"(${at}, ${at + 1})" for at in range(1, 2 * len(chunk), 2))
-                rows = await connection.fetch(
-                    f"SELECT {_VERSION} FROM resource r JOIN version v ON v.resource_key = r.key AND v.version = r.version"
-                    f" WHERE (r.type, r.id) IN (VALUES {pairs}) AND NOT r.deleted",
-                    *[part for pair in chunk for part in pair],
-                )
-                found |= {(row["type"], row["id"]): _stored(row) for row in rows}
-        return found
+            rows = await connection.fetch(
+                f"SELECT {_VERSION} FROM resource r JOIN version v ON v.resource_key = r.key AND v.version = r.version"
+                f" WHERE (r.type, r.id) IN ({listed}) AND NOT r.deleted",
+                *arguments,
+            )
+        return {(row["type"], row["id"]): _stored(row) for row in rows}
 
     async def heads(self, identities: Collection[tuple[str, str]]) -> dict[tuple[str, str], Head]:
         """The newest version of each that ever was, and whether it is still there: nothing of what they say is read."""

@@ -153,16 +153,18 @@ async def _current(
 ) -> dict[Identity, _Current]:
     if not identities:
         return {}
-    if dialect == "postgresql":
-        listed = "SELECT * FROM unnest($1::text[], $2::text[])"
-        arguments: list[Any] = list(map(list, zip(*identities, strict=True)))
-    else:
-        listed = "SELECT value ->> 0, value ->> 1 FROM json_each($1)"
-        arguments = [std_json.dumps(identities)]
+    listed, *arguments = identities_listed(dialect, identities)
     rows = await connection.fetch(
         f"SELECT key, type, id, version, deleted FROM resource WHERE (type, id) IN ({listed}){lock}", *arguments
     )
     return {(row["type"], row["id"]): _Current(row["key"], row["version"], bool(row["deleted"])) for row in rows}
+
+
+def identities_listed(dialect: str, identities: Sequence[Identity]) -> tuple[Any, ...]:
+    """A query for these identities, and its arguments: one text for any number of them, so that databases keep its plan."""
+    if dialect == "postgresql":
+        return "SELECT * FROM unnest($1::text[], $2::text[])", *map(list, zip(*identities, strict=True))
+    return "SELECT value ->> 0, value ->> 1 FROM json_each($1)", std_json.dumps(identities)
 
 
 def _check_condition(write: Put | Delete, current: _Current | None) -> None:

@@ -7,29 +7,18 @@ import os
 import random
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from fhircm.coordination.task_states import RULE
 from fhircm.jobs import exported
 from fhircm.jobs.bulk_import import Input, start_import
 from fhircm.jobs.job import timer_key
-from fhircm.store.database import open_database
-from fhircm.store.resources import Store
 from tests.exchange.files import File, served
 
 LINES = 1200
 PHOTO = 30_000  # bytes, once they are text
 MEMORY = 16 * 1024 * 1024  # less than the rest of the file that is read while it is measured, and nothing is made of it yet
-
-
-@pytest.fixture
-async def store(database_url):
-    opened = Store(await open_database(database_url), clock=lambda: datetime.now(UTC), rules=[RULE])
-    yield opened
-    await opened.close()
 
 
 @pytest.fixture

@@ -6,11 +6,9 @@ import os
 import subprocess
 import sys
 import zlib
-from datetime import UTC, datetime
 
 import pytest
 
-from fhircm.coordination.task_states import RULE
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.validation import check_tree
 from fhircm.jobs.export import Request, start_export
@@ -18,20 +16,12 @@ from fhircm.jobs.export_files import as_text
 from fhircm.jobs.exported import status
 from fhircm.jobs.job import timer_key
 from fhircm.jobs.reindex import start_reindex
-from fhircm.store.database import open_database
-from fhircm.store.resources import Put, Store
+from fhircm.store.resources import Put
 from fhircm.store.search_rows import SEARCH_TABLES
 
 KILLS = 1  # more show no more, and each start of a worker takes a second
 EACH = 150
 TYPES = ("Basic", "Patient", "Organization", "Practitioner", "Location")
-
-
-@pytest.fixture
-async def store(database_url):
-    opened = Store(await open_database(database_url), clock=lambda: datetime.now(UTC), rules=[RULE])
-    yield opened
-    await opened.close()
 
 
 @pytest.fixture
