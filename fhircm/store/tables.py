@@ -143,14 +143,16 @@ class Client(SQLModel, table=True):
 
 
 class AccessToken(SQLModel, table=True):
-    """An access token by the SHA-256 of its text; the text itself is nowhere."""
+    """An access token by the SHA-256 of its text; the text itself is nowhere. `context`: what its principal has beside scopes, as JSON."""
 
     __tablename__ = "access_token"
-    __table_args__ = (Index("access_token_expires", "expires"),)
+    __table_args__ = (Index("access_token_expires", "expires"), Index("access_token_grant", "grant_id"))
     digest: bytes = _column(LargeBinary, primary_key=True)
     client_id: str = _column(_Plain)
     scope: str = _column(Text)
     expires: int = _column(BigInteger)
+    grant_id: str | None = _perhaps(_Plain)
+    context: str = _column(Text, server_default=text("'{}'"))
 
 
 class UsedAssertion(SQLModel, table=True):
@@ -161,6 +163,187 @@ class UsedAssertion(SQLModel, table=True):
     client_id: str = _column(_Plain)
     jti: str = _column(_Plain)
     expires: int = _column(BigInteger)
+
+
+class AuthorizationGrant(SQLModel, table=True):
+    """What a person let an app do: codes, refresh tokens and access tokens of one grant end together."""
+
+    __tablename__ = "authorization_grant"
+    __table_args__ = (Index("authorization_grant_client", "client_id"), Index("authorization_grant_login", "login_id"))
+    id: str = _column(_Plain, primary_key=True)
+    client_id: str = _column(_Plain)
+    login_id: str | None = _perhaps(_Plain)
+    scope: str = _column(Text)
+    context: str = _column(Text)
+    created: int = _column(BigInteger)
+    expires: int = _column(BigInteger)
+    revoked: int | None = _perhaps(BigInteger)
+
+
+class AuthorizationRequest(SQLModel, table=True):
+    """A checked request of an app that waits for its person: to sign in, to choose a patient, to consent."""
+
+    __tablename__ = "authorization_request"
+    __table_args__ = (Index("authorization_request_expires", "expires"),)
+    id: str = _column(_Plain, primary_key=True)
+    client_id: str = _column(_Plain)
+    payload: str = _column(Text)
+    expires: int = _column(BigInteger)
+
+
+class AuthorizationCode(SQLModel, table=True):
+    """A code by its SHA-256; kept after its use, so that a second use is noticed."""
+
+    __tablename__ = "authorization_code"
+    __table_args__ = (Index("authorization_code_expires", "expires"),)
+    digest: bytes = _column(LargeBinary, primary_key=True)
+    grant_id: str = _column(_Plain)
+    payload: str = _column(Text)
+    expires: int = _column(BigInteger)
+    used: int | None = _perhaps(BigInteger)
+
+
+class RefreshToken(SQLModel, table=True):
+    """A refresh token by its SHA-256; kept after its use, so that a second use is noticed. `session`: it ends with that one."""
+
+    __tablename__ = "refresh_token"
+    __table_args__ = (Index("refresh_token_expires", "expires"), Index("refresh_token_grant", "grant_id"))
+    digest: bytes = _column(LargeBinary, primary_key=True)
+    grant_id: str = _column(_Plain)
+    session: bytes | None = _perhaps(LargeBinary)
+    expires: int = _column(BigInteger)
+    used: int | None = _perhaps(BigInteger)
+
+
+class Launch(SQLModel, table=True):
+    """The context of an EHR launch, by the SHA-256 of the `launch` parameter that stands for it."""
+
+    __table_args__ = (Index("launch_expires", "expires"),)
+    digest: bytes = _column(LargeBinary, primary_key=True)
+    payload: str = _column(Text)
+    expires: int = _column(BigInteger)
+
+
+class RememberedConsent(SQLModel, table=True):
+    """The scopes that a person agreed to for an app, so that the same need not be asked again."""
+
+    __tablename__ = "remembered_consent"
+    __table_args__ = (PrimaryKeyConstraint("login_id", "client_id"),)
+    login_id: str = _column(_Plain)
+    client_id: str = _column(_Plain)
+    scope: str = _column(Text)
+    given: int = _column(BigInteger)
+
+
+class SigningKey(SQLModel, table=True):
+    """A key with which identity tokens are signed: the private part sealed, the public part as a JWK."""
+
+    __tablename__ = "signing_key"
+    kid: str = _column(_Plain, primary_key=True)
+    algorithm: str = _column(_Plain)
+    public: str = _column(Text)
+    private: bytes = _column(LargeBinary)
+    created: int = _column(BigInteger)
+    retired: int | None = _perhaps(BigInteger)
+
+
+class Login(SQLModel, table=True):
+    """A person who may sign in: who that is in FHIR, of which organisation, in which roles, and how it is proved."""
+
+    __table_args__ = (
+        Index("login_username", "username", unique=True),
+        Index("login_external", "issuer", "subject", unique=True),
+    )
+    id: str = _column(_Plain, primary_key=True)
+    username: str | None = _perhaps(_Plain)
+    name: str = _column(Text)
+    fhir_user: str = _column(_Plain)
+    organization: str = _column(_Plain)
+    roles: str = _column(Text)
+    password: str | None = _perhaps(Text)
+    totp: bytes | None = _perhaps(LargeBinary)
+    totp_used: int | None = _perhaps(BigInteger)
+    issuer: str | None = _perhaps(_Plain)
+    subject: str | None = _perhaps(_Plain)
+    failed: int = _column(Integer, server_default=text("0"))
+    locked_until: int = _column(BigInteger, server_default=text("0"))
+    disabled: bool = _column(Boolean)
+    created: int = _column(BigInteger)
+
+
+class Session(SQLModel, table=True):
+    """A browser in which somebody is signed in, by the SHA-256 of its cookie."""
+
+    __table_args__ = (Index("session_expires", "expires"), Index("session_login", "login_id"))
+    digest: bytes = _column(LargeBinary, primary_key=True)
+    login_id: str | None = _perhaps(_Plain)
+    payload: str = _column(Text)
+    created: int = _column(BigInteger)
+    last_seen: int = _column(BigInteger)
+    expires: int = _column(BigInteger)
+
+
+class AuditLink(SQLModel, table=True):
+    """The chain of audit events: each hash is of the one before it and of the bytes of the AuditEvent of this id."""
+
+    __tablename__ = "audit_link"
+    __table_args__ = (Index("audit_link_id", "id", unique=True),)
+    number: int = _column(BigInteger, primary_key=True, autoincrement=False)
+    id: str = _column(_Plain)
+    recorded: int = _column(BigInteger)
+    hash: bytes = _column(LargeBinary)
+
+
+class CareRelationship(SQLModel, table=True):
+    """Who may see what because a resource says so, within [low, high): a whole patient's record, or only one resource.
+
+    `param` stands for the kind of relationship.
+    """
+
+    __tablename__ = "care_relationship"
+    __table_args__ = (
+        PrimaryKeyConstraint("grantee", "type", "id", "resource_key", "param"),
+        Index("care_relationship_of", "type", "id"),
+        Index("care_relationship_resource", "resource_key"),
+        _CLUSTERED,
+    )
+    resource_key: int = _column(BigInteger)
+    param: int = _column(Integer)
+    grantee: str = _column(_Plain)
+    type: str = _column(_Plain)
+    id: str = _column(_Plain)
+    whole: bool = _column(Boolean)
+    low: int = _column(BigInteger)
+    high: int = _column(BigInteger)
+
+
+class ConsentRule(SQLModel, table=True):
+    """A provision of an active Consent, with what it is about as lists between bars (`|TREAT|HPAYMT|`; empty: anything).
+
+    `path` tells where it is nested: 1, 1.2, 1.2.1.
+    """
+
+    __tablename__ = "consent_rule"
+    __table_args__ = (
+        PrimaryKeyConstraint("patient_id", "resource_key", "path"),
+        Index("consent_rule_resource", "resource_key"),
+        _CLUSTERED,
+    )
+    resource_key: int = _column(BigInteger)
+    param: int = _column(Integer)
+    patient_id: str = _column(_Plain)
+    path: str = _column(_Plain)
+    permit: bool = _column(Boolean)
+    low: int = _column(BigInteger)
+    high: int = _column(BigInteger)
+    actors: str = _column(Text)
+    purposes: str = _column(Text)
+    classes: str = _column(Text)
+    labels: str = _column(Text)
+    codes: str = _column(Text)
+    things: str = _column(Text)
+    data_low: int = _column(BigInteger)
+    data_high: int = _column(BigInteger)
 
 
 class SearchToken(SQLModel, table=True):
