@@ -18,7 +18,7 @@ from fhircm.store.credentials import Credentials
 from fhircm.store.database import open_database
 from tests.rest.signing import BASE, register
 
-REST = RestSettings(body_limit=200_000, bundle_limit=2_000_000, update_create=False, conditional_delete_limit=1)
+REST = RestSettings(body_limit=1_000_000, bundle_limit=2_000_000, update_create=False, conditional_delete_limit=1)
 
 
 class Monotonic:
