@@ -99,7 +99,7 @@ class Served:
                     await asyncio.sleep(0.05)
         raise AssertionError("it does not answer")
 
-    async def raw(self, sent, *, seconds=10, end=False):
+    async def raw(self, sent, *, seconds=30, end=False):
         """What is answered to these bytes, until the server closes the connection or keeps silent."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(sent)

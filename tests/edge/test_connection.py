@@ -12,7 +12,7 @@ from tests.rest.signing import BASE, assertion, form, register
 @pytest.fixture(scope="module")
 def hub(serve):
     """A hub that is soon tired of slow clients."""
-    return serve(slow_client="PT1S", head_limit=8192, connection_limit=50)
+    return serve(slow_client="PT2S", head_limit=8192, connection_limit=50)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ async def test_one_whose_head_never_ends_is_let_go_however_it_drips(at_work):
             await asyncio.sleep(0.1)
 
     dripping = asyncio.create_task(drip())
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(30):
         while part := await reader.read(1000):
             got += part
     dripping.cancel()
@@ -67,7 +67,7 @@ async def test_one_whose_body_never_ends_is_let_go(at_work):
             await asyncio.sleep(0.1)
 
     dripping = asyncio.create_task(drip())
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(30):
         while part := await reader.read(1000):
             got += part
     dripping.cancel()
@@ -83,7 +83,7 @@ async def test_one_that_does_not_read_what_it_asked_for_is_let_go(at_work):
         sock.connect(("127.0.0.1", at_work.port))
         sock.setblocking(False)
         ended = False
-        for _ in range(400):
+        for _ in range(1500):
             try:
                 sock.send(asked)
             except BlockingIOError:
@@ -109,7 +109,7 @@ async def test_more_connections_than_the_limit_are_told_so(at_work):
     held = [await asyncio.open_connection("127.0.0.1", at_work.port) for _ in range(60)]
     answers = []
     for reader, writer in held:
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(30):
             answers.append((await reader.read(200))[9:12])
         writer.close()
     assert answers.count(b"503") >= 10
