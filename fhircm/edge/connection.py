@@ -79,6 +79,12 @@ class Connection(HttpToolsProtocol):
             raise HeadTooLarge
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        """The whole request has come."""
+        super().on_message_complete()
+        self._stop(self._head)
+        self._head = None
+
     def send_400_response(self, msg: str) -> None:
         """What cannot be read is answered in the name of the reason that is known."""
         self._refuse(self._refusal)
@@ -115,7 +121,10 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The whole answer is written; what of it is not yet on its way is watched too."""
+        unfinished = self.cycle.response_complete and self.cycle.more_body  # of requests in a row it is the last
         super().on_response_complete()
+        if unfinished and self._head is None:  # it was answered before its body had come, and must not go on for ever
+            self._head = self.loop.call_later(self._limits.seconds, self.transport.close)
         if self._unread is None and self.transport.get_write_buffer_size():
             self._watch_reading()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from time import monotonic
 from typing import ClassVar
@@ -63,6 +64,7 @@ class Rate:
         return len(self._full)
 
 
+@lru_cache(maxsize=4096)
 def caller(address: str) -> str:
     """What one caller is counted by: an IPv4 address, or the network of 64 bits that one household or host has of IPv6."""
     try:

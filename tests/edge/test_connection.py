@@ -76,6 +76,31 @@ async def test_one_whose_body_never_ends_is_let_go(at_work):
     assert b'"code":"timeout"' in got
 
 
+async def test_one_that_was_answered_already_may_not_go_on_sending_for_ever(at_work):
+    reader, writer = await asyncio.open_connection("127.0.0.1", at_work.port)
+    writer.write(b"POST /fhir/Patient HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{")
+    assert (await reader.read(1000)).startswith(b"HTTP/1.1 401 ")
+
+    async def drip():
+        while True:
+            writer.write(b" ")
+            await asyncio.sleep(0.1)
+
+    dripping = asyncio.create_task(drip())
+    async with asyncio.timeout(30):
+        while await _more(reader):
+            pass
+    dripping.cancel()
+    writer.close()
+
+
+async def _more(reader):
+    try:
+        return await reader.read(1000)
+    except ConnectionError:
+        return b""
+
+
 async def test_one_that_does_not_read_what_it_asked_for_is_let_go(at_work):
     asked = b"GET /fhir/metadata HTTP/1.1\r\nHost: x\r\n\r\n"
     with socket.socket() as sock:
