@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AnyHttpUrl, Field, ValidationError
+from pydantic import AnyHttpUrl, Field, IPvAnyNetwork, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 
@@ -47,7 +47,7 @@ class Settings(BaseSettings):
         Path | None, Field(description="The private key (PEM) of that certificate, if it is in a file of its own.")
     ] = None
     trusted_proxies: Annotated[
-        list[str],
+        list[IPvAnyNetwork],
         Field(
             description='Proxies whose Forwarded or X-Forwarded-For and X-Forwarded-Proto are believed, as JSON: `["10.0.0.0/8"]`;'
             " none by default."

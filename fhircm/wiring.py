@@ -115,7 +115,7 @@ def edge(settings: Settings) -> EdgeConfig:
 
     return EdgeConfig(
         https=settings.public_base_url.scheme == "https",
-        trusted_proxies=tuple(settings.trusted_proxies),
+        trusted_proxies=tuple(map(str, settings.trusted_proxies)),
         cors_origins=tuple(settings.cors_origins),
         sign_in_rate=settings.sign_in_rate,
         token_rate=settings.token_rate,
