@@ -62,7 +62,8 @@ class Settings(BaseSettings):
     sign_in_rate: Annotated[
         int,
         Field(
-            ge=0, description="Requests a minute and address to the pages of sign-in and consent, for each process; 0: no limit."
+            ge=0,
+            description="Requests a minute and address to the pages of sign-in, consent and the own account, for each process; 0: no limit.",
         ),
     ] = 120
     token_rate: Annotated[

@@ -34,7 +34,8 @@ _NO_CONTENT: Header = (b"content-security-policy", b"default-src 'none'; frame-a
 _NO_FRAME: Header = (b"content-security-policy", b"frame-ancestors 'none'")
 # Path, and what is below it: the rate that it is counted by.
 _COUNTED = {
-    "/sign-in": "sign_in",
+    "/signin": "sign_in",
+    "/account": "sign_in",
     "/oauth/authorize": "sign_in",
     "/oauth/token": "token",
     "/oauth/introspect": "token",

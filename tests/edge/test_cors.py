@@ -73,7 +73,7 @@ async def test_pages_of_other_origins_may_not(door, registered, origin):
 async def test_pages_of_sign_in_are_read_by_nobody_else(door, registered):
     await registered("growth", redirect_uris=[f"{APP}/cb"])
     async with door() as http:
-        for path in ("/oauth/authorize", "/sign-in", "/oauth/register", "/health/live"):
+        for path in ("/oauth/authorize", "/signin", "/oauth/register", "/health/live"):
             assert (await preflight(http, path, APP, "POST")).status_code == 403
             assert "access-control-allow-origin" not in (await http.get(path, headers={"Origin": APP})).headers
 

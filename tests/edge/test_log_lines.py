@@ -13,12 +13,15 @@ from fhircm.log_lines import clean, log_to
 def logged():
     """Logs as a process does; gives the stream."""
     root, before, level = logging.getLogger(), logging.getLogger().handlers[:], logging.getLogger().level
+    found = {name: getattr(logging, name) for name in ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing")}
     stream = io.StringIO()
     log_to(stream, logging.DEBUG)
     yield stream
     root.handlers[:] = before
     root.setLevel(level)
     logging.getLogger("fhircm").setLevel(logging.NOTSET)
+    for name, value in found.items():
+        setattr(logging, name, value)
 
 
 ATTACKS = [

@@ -82,7 +82,12 @@ async def test_the_token_endpoint_answers_too_many_as_oauth(door, monotonic):
 
 @pytest.mark.parametrize(
     ("path", "rate"),
-    [("/sign-in", "sign_in_rate"), ("/oauth/authorize/x1", "sign_in_rate"), ("/oauth/register", "register_rate")],
+    [
+        ("/signin", "sign_in_rate"),
+        ("/account/password", "sign_in_rate"),
+        ("/oauth/authorize/x1", "sign_in_rate"),
+        ("/oauth/register", "register_rate"),
+    ],
 )
 async def test_each_door_that_can_be_tried_is_counted(door, monotonic, path, rate):
     async with door(monotonic, **{rate: 1}) as http:
