@@ -1,5 +1,7 @@
 """One event is one line, whatever somebody calls themselves, and no line lets anybody in."""
 
+import asyncio
+import gc
 import io
 import logging
 
@@ -78,6 +80,22 @@ def test_an_exception_is_told_by_kind_and_place_and_not_by_its_text(logged):
     assert "test_log_lines.py" in text
     assert "1971" not in text
     assert "forged" not in text
+
+
+async def test_a_task_that_fails_unseen_is_told_without_the_text_of_its_error(logged):
+    async def failing():
+        raise ValueError("birthDate 1971-03-09")
+
+    loop = asyncio.get_running_loop()
+    handler = loop.get_exception_handler()
+    loop.set_exception_handler(None)
+    task = asyncio.create_task(failing())
+    await asyncio.wait([task])
+    del task
+    gc.collect()
+    loop.set_exception_handler(handler)
+    assert "never retrieved" in logged.getvalue()
+    assert "1971" not in logged.getvalue()
 
 
 def test_libraries_do_not_tell_what_they_send_and_receive(logged):
