@@ -15,6 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from fhircm import openapi
 from fhircm.access.bearer import Bearer
+from fhircm.edge.config import NO_LIMITS, EdgeConfig
+from fhircm.edge.door import Door
 from fhircm.exchange.backend_auth import public_jwks
 from fhircm.fhir.outcome import FhirError
 from fhircm.rest.bodies import read_body
@@ -25,6 +27,7 @@ from fhircm.rest.router import Router
 from fhircm.smart.discovery import smart_configuration
 from fhircm.smart.jwks import PublishedKeys
 from fhircm.smart.token import TokenEndpoint, TokenRefused
+from fhircm.store.client_addresses import client_addresses
 from fhircm.store.credentials import Credentials
 from fhircm.store.database import open_database
 from fhircm.store.migrations import migrate
@@ -46,6 +49,7 @@ class AppConfig:
     allow_private_jwks: bool
     clock: Clock
     rules: Sequence[WriteRule]
+    edge: EdgeConfig = NO_LIMITS
 
 
 def create_app(config: AppConfig) -> FastAPI:
@@ -62,7 +66,8 @@ def create_app(config: AppConfig) -> FastAPI:
         app.state.tokens = TokenEndpoint(
             f"{config.public_base_url}/oauth/token", credentials, bearer, PublishedKeys(allow_private=config.allow_private_jwks)
         )
-        app.state.fhir = Router(store, bearer, await PageLinks.of(store), f"{config.public_base_url}/fhir", config.rest)
+        links, admit = await PageLinks.of(store), app.door.rates["fhir"].take
+        app.state.fhir = Router(store, bearer, links, f"{config.public_base_url}/fhir", config.rest, admit=admit)
         yield
         await store.close()
 
@@ -75,15 +80,21 @@ def create_app(config: AppConfig) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
+    app.door = Door(app.inside, config.edge, lambda: client_addresses(app.state.store.database))
     _public_routes(app, config)
 
     return app
 
 
 class _Hub(FastAPI):
-    """FastAPI for everything but what is below /fhir: that goes straight to the FHIR router, past FastAPI's layers."""
+    """FastAPI for everything but what is below /fhir: that goes straight to the FHIR router, past FastAPI's layers. Both behind the door."""
+
+    door: Door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.door(scope, receive, send)
+
+    async def inside(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
         if scope["type"] == "http" and path.startswith("/fhir") and path[5:6] in ("", "/") and path[5:18] != "/.well-known/":
             await self.state.fhir({**scope, "root_path": scope.get("root_path", "") + "/fhir"}, receive, send)
