@@ -14,6 +14,8 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from fhircm import openapi
+from fhircm.access.audit_drain import drained
+from fhircm.access.audit_journal import Journal
 from fhircm.access.bearer import Bearer
 from fhircm.exchange.backend_auth import public_jwks
 from fhircm.fhir.outcome import FhirError
@@ -35,6 +37,14 @@ _NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 
 
 @dataclass(frozen=True)
+class AuditConfig:
+    """Where the audit journal is, and how large it may become, in bytes."""
+
+    folder: Path
+    limit: int
+
+
+@dataclass(frozen=True)
 class AppConfig:
     """The values that the HTTP process needs."""
 
@@ -45,6 +55,7 @@ class AppConfig:
     allow_private_jwks: bool
     clock: Clock
     rules: Sequence[WriteRule]
+    audit: AuditConfig | None = None
 
 
 def create_app(config: AppConfig) -> FastAPI:
@@ -61,8 +72,12 @@ def create_app(config: AppConfig) -> FastAPI:
         app.state.tokens = TokenEndpoint(
             f"{config.public_base_url}/oauth/token", credentials, bearer, PublishedKeys(allow_private=config.allow_private_jwks)
         )
-        app.state.fhir = Router(store, bearer, await PageLinks.of(store), f"{config.public_base_url}/fhir", config.rest)
-        yield
+        base_url = f"{config.public_base_url}/fhir"
+        journal = Journal(config.audit.folder, config.audit.limit) if config.audit else None
+        app.state.journal = journal
+        app.state.fhir = Router(store, bearer, await PageLinks.of(store), base_url, config.rest, journal=journal)
+        async with drained(journal, store, base_url):
+            yield
         await store.close()
 
     app = _Hub(

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
+from fhircm.access import audit
+from fhircm.access.audit_drain import Drain
 from fhircm.access.scopes import parse_scope
 from fhircm.coordination import build, task_states
 from fhircm.coordination.context import Context, Neighbour
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fhircm.wiring")
 
-RULES = (task_states.RULE,)
+RULES = (task_states.RULE, audit.RULE)
 _SKEW = timedelta(seconds=1)  # by how much the clocks of machines that share a database may differ
 _PULLED = "pulled"  # namespace of when each partner was last pulled
 
@@ -84,7 +86,7 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
 
 def application(settings: Settings) -> FastAPI:
     """What `fhircm serve` serves. Its packages are imported here, for no other process needs them."""
-    from fhircm.app import AppConfig, create_app
+    from fhircm.app import AppConfig, AuditConfig, create_app
     from fhircm.rest.exchange import RestSettings
 
     config = AppConfig(
@@ -102,8 +104,14 @@ def application(settings: Settings) -> FastAPI:
         allow_private_jwks=settings.allow_private_jwks,
         clock=clock(settings),
         rules=RULES,
+        audit=AuditConfig(settings.audit_dir, settings.audit_limit) if settings.audit else None,
     )
     return create_app(config)
+
+
+def audit_drain(settings: Settings, store: Store) -> Drain:
+    """What writes the audit journal of this machine to the database."""
+    return Drain(store, settings.audit_dir, f"{base_url(settings)}/fhir")
 
 
 def import_sources(settings: Settings) -> Allowed:
