@@ -44,7 +44,7 @@ def _key(settings: Settings) -> Any:
 
 async def _written(settings: Settings, store: Store) -> None:
     """What waits in the journal of this machine goes into the database first, so that nothing is missed."""
-    if settings.audit_dir.is_dir():
+    if wiring.audit_folder(settings).is_dir():
         await wiring.audit_drain(settings, store).drain()
 
 
@@ -120,16 +120,21 @@ def status() -> None:
     async def go(settings: Settings) -> int:
         async with wiring.open_store(settings) as store:
             newest = await chains.head(store)
-        waiting = backlog(settings.audit_dir)
+        folder = wiring.audit_folder(settings)
+        waiting = backlog(folder)
         out.print(f"{newest.number} entries are in the chain", highlight=False)
         out.print(
-            f"{waiting.files} files of {waiting.size} bytes wait in {settings.audit_dir}"
+            f"{waiting.files} files of {waiting.size} bytes wait in {folder}"
             f" (limit {settings.audit_limit}); the oldest for {waiting.oldest:.0f} s",
             highlight=False,
             soft_wrap=True,
         )
         for name in waiting.broken:
-            err.print(f"{settings.audit_dir / name} holds lines that could not be read", style="red", highlight=False)
+            err.print(f"{folder / name} holds lines that could not be read", style="red", highlight=False, soft_wrap=True)
+        for other in sorted(settings.audit_dir.glob("*/")):
+            if other != folder and (left := backlog(other)).files:
+                text = f"{left.files} files wait in {other}: they are of another database"
+                err.print(text, style="yellow", highlight=False, soft_wrap=True)
         return 1 if waiting.broken else 0
 
     _run(go)

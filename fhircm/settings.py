@@ -112,7 +112,9 @@ class Settings(BaseSettings):
     audit: Annotated[bool, Field(description="Whether every access is recorded; off only to measure what that costs.")] = True
     audit_dir: Annotated[
         Path,
-        Field(description="Folder of the audit journal: on a disk of this machine, shared by all its processes of one hub."),
+        Field(
+            description="Folder of the audit journals, one for each database: on a disk of this machine, the same for all its processes."
+        ),
     ] = Path("var/audit")
     audit_limit: Annotated[
         int,

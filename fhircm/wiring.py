@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from fhircm.access import audit
@@ -104,14 +106,23 @@ def application(settings: Settings) -> FastAPI:
         allow_private_jwks=settings.allow_private_jwks,
         clock=clock(settings),
         rules=RULES,
-        audit=AuditConfig(settings.audit_dir, settings.audit_limit) if settings.audit else None,
+        audit=AuditConfig(audit_folder(settings), settings.audit_limit) if settings.audit else None,
     )
     return create_app(config)
 
 
+def audit_folder(settings: Settings) -> Path:
+    """The folder of the audit journal for this database: what was done in one must not be told in another."""
+    parts = urlsplit(settings.database_url)
+    where = f"{parts.hostname}:{parts.port}{parts.path}"
+    if parts.scheme == "sqlite":
+        where = str(Path(settings.database_url.removeprefix("sqlite:///")).resolve())
+    return settings.audit_dir / hashlib.sha256(where.encode()).hexdigest()[:16]
+
+
 def audit_drain(settings: Settings, store: Store) -> Drain:
     """What writes the audit journal of this machine to the database."""
-    return Drain(store, settings.audit_dir, f"{base_url(settings)}/fhir")
+    return Drain(store, audit_folder(settings), f"{base_url(settings)}/fhir")
 
 
 def import_sources(settings: Settings) -> Allowed:

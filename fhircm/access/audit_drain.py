@@ -28,7 +28,7 @@ from fhircm.store.stored import instant, moment
 
 log = logging.getLogger("fhircm.audit")
 
-BATCH = 200  # events in one transaction
+BATCH = 100  # events in one transaction: of SQLite, a request waits until they are written
 SLICE = 10  # events that are made ready before requests get their turn
 EVERY = 1.0  # seconds: how old an open segment becomes
 SHARE = 4  # while requests come in, how many times as long as it worked a serving process leaves them alone
