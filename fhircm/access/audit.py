@@ -345,8 +345,8 @@ def _keep(previous: Tree | None, new: Tree | None, origin: str) -> None:
         return
     if previous is not None or new is None:
         raise Forbidden("An AuditEvent is neither changed nor deleted: it tells what was")
-    if new.get("source", {}).get("observer", {}).get("identifier", {}).get("system") == SERVER:
-        raise Forbidden("Only the hub says what the hub has observed", "AuditEvent.source.observer")
+    if SERVER in str(new):
+        raise Forbidden(f"Only the hub speaks in the name of {SERVER}", "AuditEvent.source.observer")
 
 
 RULE = WriteRule(frozenset({"AuditEvent"}), _keep, deletes=True)

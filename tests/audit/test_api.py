@@ -194,7 +194,8 @@ async def test_a_client_can_neither_change_nor_delete_an_event_nor_speak_for_the
         answer = await hub.http.request(method, f"/fhir/{path}", **more)
         assert answer.status_code == 403, (method, path, answer.text)
     assert (await hub.http.get(f"/fhir/AuditEvent/{id}")).json() == event
-    own = event | {"source": {"observer": {"display": "an app"}}, "entity": []}
+    app = {"type": event["agent"][0]["type"], "who": {"display": "an app"}, "requestor": True}
+    own = {**event, "source": {"observer": {"display": "an app"}}, "agent": [app]}
     del own["entity"]
     assert (await hub.http.post("/fhir/AuditEvent", json=own)).status_code == 201
 

@@ -15,7 +15,9 @@ from collections import Counter
 import asyncpg
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from fhircm.cli import app
 from fhircm.store.credentials import Credentials, TokenRecord
 from fhircm.store.database import open_database
 
@@ -36,10 +38,11 @@ def environment(database_url, tmp_path):
 
 
 @pytest.fixture
-def fhircm(environment, tmp_path):
-    def run(*arguments):
-        command = [sys.executable, "-m", "fhircm.cli", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60)
+def fhircm(environment):
+    """The command line in this process, for each start of another costs seconds."""
+
+    async def run(*arguments):
+        return await asyncio.to_thread(CliRunner().invoke, app, list(map(str, arguments)), env=environment)
 
     return run
 
@@ -143,8 +146,8 @@ async def test_every_answered_request_has_its_event_once_when_the_hub_is_killed_
         stop.set()
         await asyncio.gather(*clients)
     serving.kill()
-    done = await asyncio.to_thread(fhircm, "audit", "verify")
-    assert done.returncode == 0, done.stderr
+    done = await fhircm("audit", "verify")
+    assert done.exit_code == 0, done.stderr
     recorded = Counter(filter(None, map(request_id, await events(database_url))))
     assert len(answered) >= 900
     assert set(answered) <= recorded.keys()
@@ -160,11 +163,11 @@ async def test_the_commands_of_an_operator(serving, authorization, database_url,
         await http.get("/fhir/Patient?family=Nobody")
         await http.get(f"/fhir/Goal?patient={made['id']}")
     serving.kill()
-    whole = fhircm("audit", "verify")
-    assert (whole.returncode, whole.stdout) == (0, "5 entries are whole, from 1 to 5\n"), whole.stderr
-    assert "5 entries are in the chain\n0 files of 0 bytes wait" in fhircm("audit", "status").stdout
+    whole = await fhircm("audit", "verify")
+    assert (whole.exit_code, whole.stdout) == (0, "5 entries are whole, from 1 to 5\n"), whole.stderr
+    assert "5 entries are in the chain\n0 files of 0 bytes wait" in (await fhircm("audit", "status")).stdout
 
-    told = fhircm("audit", "disclosures", made["id"]).stdout.splitlines()
+    told = (await fhircm("audit", "disclosures", made["id"])).stdout.splitlines()
     assert told[0] == f"Patient/{made['id']}: 4 times something of the record was shown, written or asked for"
     assert [line.partition(": ")[2] for line in told[2:]] == [
         f"create Patient/{made['id']}  [127.0.0.1]",
@@ -172,20 +175,22 @@ async def test_the_commands_of_an_operator(serving, authorization, database_url,
         "search-type Patient?family=Ober  [127.0.0.1]",
         f"search-type Goal?patient={made['id']}  [127.0.0.1]",
     ]
-    rows = list(csv.DictReader(fhircm("audit", "disclosures", made["id"], "--format", "csv").stdout.splitlines()))
+    rows = list(csv.DictReader((await fhircm("audit", "disclosures", made["id"], "--format", "csv")).stdout.splitlines()))
     assert [(row["app"], row["what"].split()[0]) for row in rows] == [
         ("app", "create"),
         ("app", "read"),
         *[("app", "search-type")] * 2,
     ]
-    bundle = json.loads(fhircm("audit", "disclosures", made["id"], "--format", "fhir").stdout)
+    bundle = json.loads((await fhircm("audit", "disclosures", made["id"], "--format", "fhir")).stdout)
     assert {one["resource"]["resourceType"] for one in bundle["entry"]} == {"AuditEvent"} and len(bundle["entry"]) == 4
-    assert fhircm("audit", "disclosures", made["id"], "--until", "2020-01-01").stdout.startswith(f"Patient/{made['id']}: 0 times")
-    assert fhircm("audit", "disclosures", "nobody").returncode == 1
+    assert (await fhircm("audit", "disclosures", made["id"], "--until", "2020-01-01")).stdout.startswith(
+        f"Patient/{made['id']}: 0 times"
+    )
+    assert (await fhircm("audit", "disclosures", "nobody")).exit_code == 1
 
-    kept = fhircm("audit", "head").stdout.strip()
-    assert fhircm("audit", "verify", "--expect", kept).returncode == 0
-    assert fhircm("audit", "verify", "--expect", kept[:-6] + "AAAAAA").returncode == 1
+    kept = (await fhircm("audit", "head")).stdout.strip()
+    assert (await fhircm("audit", "verify", "--expect", kept)).exit_code == 0
+    assert (await fhircm("audit", "verify", "--expect", kept[:-6] + "AAAAAA")).exit_code == 1
     database = await open_database(database_url)
     async with database.writing() as connection:
         await connection.execute(
@@ -196,13 +201,13 @@ async def test_the_commands_of_an_operator(serving, authorization, database_url,
         )
         await connection.execute("DELETE FROM audit_link WHERE number = 5")
     await database.close()
-    assert fhircm("audit", "verify").returncode == 0
-    cut = fhircm("audit", "verify", "--expect", kept)
-    assert cut.returncode == 1 and "The end was cut off: entry 5" in cut.stderr
+    assert (await fhircm("audit", "verify")).exit_code == 0
+    cut = await fhircm("audit", "verify", "--expect", kept)
+    assert cut.exit_code == 1 and "The end was cut off: entry 5" in cut.stderr
     database = await open_database(database_url)
     async with database.writing() as connection:
         await connection.execute("UPDATE audit_link SET hash = (SELECT hash FROM audit_link WHERE number = 1) WHERE number = 2")
     await database.close()
-    changed = fhircm("audit", "verify")
-    assert changed.returncode == 1 and changed.stderr.startswith("The chain breaks at entry 2 (AuditEvent/")
+    changed = await fhircm("audit", "verify")
+    assert changed.exit_code == 1 and changed.stderr.startswith("The chain breaks at entry 2 (AuditEvent/")
     await serving.start()
