@@ -6,7 +6,7 @@ import asyncio
 import csv
 import io
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -159,7 +159,8 @@ def told(
             if not known:
                 err.print(f"Patient/{patient} is not known", style="red", highlight=False)
                 return 1
-            listed = [one async for one in _within(store, patient, since, until)]
+            low, high = (at.replace(tzinfo=UTC) if at else None for at in (since, until))
+            listed = await disclosures(store, patient, low, high)
         text = {"text": _text, "csv": _csv, "fhir": _fhir}[format](patient, listed)
         if file is not None:
             file.write_text(text)
@@ -168,12 +169,6 @@ def told(
         return 0
 
     _run(go)
-
-
-async def _within(store: Store, patient: str, since: datetime | None, until: datetime | None) -> AsyncIterator[Disclosure]:
-    low, high = (at.replace(tzinfo=UTC) if at else None for at in (since, until))
-    async for one in disclosures(store, patient, low, high):
-        yield one
 
 
 def _row(one: Disclosure) -> tuple[str, ...]:

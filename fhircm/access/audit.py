@@ -292,6 +292,7 @@ def entities(event: Event, patients: Sequence[str]) -> list[Tree]:
         found.append({"type": _entity_type("2"), "role": _role("24"), "query": text})
     elif event.job:
         found.append(entity("2", "20", f"Task/{event.job}"))
+        found.append({"type": _entity_type("2"), "role": _role("24"), "query": b64encode((event.query or "").encode()).decode()})
     else:
         # Who looks at many versions (a history, $everything) is told by what was asked, as a search is.
         written = event.code in ("read", "vread", "create", "update", "patch", "delete", "transaction")

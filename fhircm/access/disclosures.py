@@ -12,7 +12,7 @@ from urllib.parse import unquote_plus
 from fhircm.access.audit import TERMS
 from fhircm.fhir import json
 from fhircm.fhir.query import parse_query
-from fhircm.fhir.systems import CLIENT
+from fhircm.fhir.systems import CLIENT, OPERATION
 from fhircm.store.resources import Store
 from fhircm.store.stored import Stored, instant
 
@@ -35,9 +35,20 @@ class Disclosure:
     event: Stored
 
 
-async def disclosures(store: Store, patient: str, since: datetime | None, until: datetime | None) -> AsyncIterator[Disclosure]:
-    """All successful accesses to what belongs to a patient, the oldest first. Names are those of now."""
-    asked = [("patient", f"Patient/{patient}"), ("outcome", "0"), ("type", "rest"), ("_sort", "date"), ("_count", _PAGE)]
+async def disclosures(store: Store, patient: str, since: datetime | None, until: datetime | None) -> list[Disclosure]:
+    """All successful accesses to what belongs to a patient, and to the files of exports of everybody, the oldest first.
+
+    Names are those of now.
+    """
+    ways = ([("patient", f"Patient/{patient}")], [("patient:missing", "true"), ("subtype", f"{OPERATION}|export-file")])
+    found = [one for way in ways async for one in _found(store, [*way, ("outcome", "0"), ("type", "rest")], since, until)]
+    return sorted(found, key=lambda one: one.at)
+
+
+async def _found(
+    store: Store, asked: list[tuple[str, str]], since: datetime | None, until: datetime | None
+) -> AsyncIterator[Disclosure]:
+    asked += [("_sort", "date"), ("_count", _PAGE)]
     asked += [("date", f"ge{instant(since)}")] if since else []
     asked += [("date", f"lt{instant(until)}")] if until else []
     query = parse_query("AuditEvent", asked)
@@ -104,4 +115,6 @@ def _what(tree: dict[str, Any]) -> str:
             about.append(unquote_plus(b64decode(entity["query"]).decode(errors="replace")))
         elif entity.get("role", {}).get("code") in ("4", "20"):
             about.append(entity["what"]["reference"].partition("/_history/")[0])
+    if done == "export-file" and not any(one.get("role", {}).get("code") == "1" for one in tree["entity"]):
+        about.append("of everybody")
     return f"{done} {', '.join(dict.fromkeys(about))}".strip()

@@ -14,11 +14,13 @@ from fhircm.access import audit_drain
 from fhircm.access.audit import audit_event
 from fhircm.access.audit_drain import Drain
 from fhircm.access.audit_journal import Event, Journal, backlog
+from fhircm.access.disclosures import disclosures
 from fhircm.fhir import json
 from fhircm.fhir.systems import SERVER
+from fhircm.fhir.validation import check
 from fhircm.store.audit import Broken, chain, head, length, link, strays, verified
 from fhircm.store.database import DatabaseUnavailable, open_database
-from fhircm.store.resources import Store
+from fhircm.store.resources import Put, Store
 
 BASE = "http://hub.example/fhir"
 LIMIT = 10**9
@@ -163,6 +165,43 @@ async def test_the_rows_of_an_event_are_those_that_its_resource_has(store):
             assert listed == whole, one
 
 
+async def test_the_files_of_an_export_tell_of_all_its_patients_in_several_events_when_they_are_many(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(audit_drain, "PATIENTS", 2)
+    for id in "abcde":
+        await execute(store, "INSERT INTO job_target (job, type, id) VALUES ('j', 'Patient', $1)", id)
+    journal = Journal(tmp_path, LIMIT)
+    journal.record(Event(1, "export-file", 200, client="app", query="type=Goal&file=0", job="j"))
+    journal.record(Event(2_000_000, "export-file", 200, client="app", query="type=Goal&file=0", job="of-all"))
+    journal.close_segment()
+    await Drain(store, tmp_path, BASE).drain()
+    assert (await head(store)).number == 4
+    for id in "abcde":
+        listed = await disclosures(store, id, None, None)
+        assert [one.what for one in listed] == [
+            "export-file Task/j, type=Goal&file=0",
+            "export-file Task/of-all, type=Goal&file=0, of everybody",
+        ]
+    assert await broken(store) is None
+
+
+async def test_a_disclosure_names_people_and_organisations(store, tmp_path):
+    for tree in (
+        {"resourceType": "Practitioner", "id": "d", "name": [{"prefix": ["Dr."], "given": ["Ann"], "family": "Ober"}]},
+        {"resourceType": "Organization", "id": "o", "name": "Lakeside Hospital"},
+    ):
+        await store.transact([Put(check(json.dumps(tree)))], origin="test")
+    journal = Journal(tmp_path, LIMIT)
+    journal.record(
+        event(1, user="Practitioner/d", login="ann", organization="Organization/o", purpose="TREAT", address="192.0.2.1")
+    )
+    journal.record(event(1, user="Practitioner/gone", client="app", status=403))
+    journal.close_segment()
+    await Drain(store, tmp_path, BASE).drain()
+    (one,) = await disclosures(store, "p1", None, None)
+    assert (one.who, one.app, one.organization, one.purpose) == ("Dr. Ann Ober", "app", "Lakeside Hospital", "TREAT")
+    assert (one.what, one.address) == ("read Patient/p1", "192.0.2.1")
+
+
 # --- the journal -----------------------------------------------------------------------------------------------------------------
 
 
@@ -235,7 +274,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from fhircm.access.audit_drain import Drain
 from fhircm.store.database import open_database
-from fhircm.store.resources import Store
+from fhircm.store.resources import Put, Store
 import fhircm.access.audit_drain as module
 module.BATCH = 20
 async def main():
