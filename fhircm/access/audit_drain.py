@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import Any
 
 from fhircm.access.audit import PATIENTS, asked_of, audit_event, entities, framed
-from fhircm.access.audit_journal import Event, Journal, adopt, next_segment
+from fhircm.access.audit_journal import Event, Journal, adopt, backlog, next_segment
 from fhircm.fhir import guides, json
 from fhircm.fhir.outcome import FhirError
 from fhircm.store.audit import Entry, chain, patients_of, patients_of_job
@@ -31,7 +31,8 @@ log = logging.getLogger("fhircm.audit")
 BATCH = 100  # events in one transaction: of SQLite, a request waits until they are written
 SLICE = 10  # events that are made ready before requests get their turn
 EVERY = 1.0  # seconds: how old an open segment becomes
-SHARE = 4  # while requests come in, how many times as long as it worked a serving process leaves them alone
+REST = 19  # while requests come in, how many times as long as it worked a serving process leaves them alone
+FULL = 0.25  # of what the journal may hold: from there on it does not rest
 _KEPT = 50_000  # versions whose patients are remembered
 _MARK = "-.mark.-"  # stands in the rows of a kind of entity for its id
 
@@ -72,8 +73,12 @@ class Drain:
                     served, begun = journal.written if journal else 0, perf_counter()
                     total += await self._write(segment.events[start : start + BATCH])
                     if journal is not None and journal.written > served:
-                        await asyncio.sleep((perf_counter() - begun) * SHARE)
+                        await asyncio.sleep((perf_counter() - begun) * self._rest(journal))
                 segment.done()
+
+    def _rest(self, journal: Journal) -> float:
+        """How many times as long as it worked it rests: the less, the more waits."""
+        return REST * max(0.0, 1 - backlog(self.folder).size / (journal.limit * FULL))
 
     async def _write(self, events: Sequence[tuple[str, Event]]) -> int:
         about = await self._about([event for _, event in events])
