@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 from fhircm.access import audit
 from fhircm.access.audit_drain import Drain
+from fhircm.access.roles import roles, unknown
 from fhircm.access.scopes import parse_scope
 from fhircm.coordination import build, task_states
 from fhircm.coordination.context import Context, Neighbour
@@ -102,6 +103,7 @@ def application(settings: Settings) -> FastAPI:
             settings.conditional_delete_limit,
             settings.full_text,
             import_sources(settings),
+            settings.access_grace,
         ),
         allow_private_jwks=settings.allow_private_jwks,
         clock=clock(settings),
@@ -185,7 +187,7 @@ def means(settings: Settings, store: Store, sources: Sources) -> Means:
     skew = (
         _SKEW if store.database.dialect == "postgresql" else timedelta()
     )  # an embedded database has the clock of its one machine
-    return Means(store, f"{base_url(settings)}/fhir", seconds, settings.export_retention, skew, imports)
+    return Means(store, f"{base_url(settings)}/fhir", seconds, settings.export_retention, skew, imports, settings.access_grace)
 
 
 async def _round(settings: Settings, store: Store, client: PartnerClient, clients: list[PartnerClient], around: Context) -> int:
@@ -299,13 +301,23 @@ async def remove_guide(store: Store, name: str) -> list[guides.Removed]:
 
 
 async def add_client(
-    store: Store, client_id: str, scopes: list[str], jwks_url: str | None, jwks: bytes | None, organization: str | None
+    store: Store,
+    client_id: str,
+    scopes: list[str],
+    jwks_url: str | None,
+    jwks: bytes | None,
+    organization: str | None,
+    codes: list[str],
 ) -> None:
     """Register a backend client. Raises ScopeWrong, ValueError for a JWKS that is none."""
     wrong = [scope for scope in scopes if parse_scope(scope) is None]
     if wrong:
         raise ScopeWrong(f"{', '.join(wrong)} cannot be given: scopes are written system/Type.cruds or system/Type.read")
-    registration: dict[str, object] = {"scope": " ".join(scopes), "organization": organization}
+    if nowhere := unknown(codes):
+        raise ScopeWrong(f"{', '.join(nowhere)} is no role; there are: {', '.join(roles())}")
+    if not organization and "custodian" not in codes:
+        raise ScopeWrong("A client belongs to an organisation: give --organization Organization/ID")
+    registration: dict[str, object] = {"scope": " ".join(scopes), "organization": organization, "roles": codes}
     if jwks_url:
         registration["jwks_url"] = jwks_url
     else:

@@ -167,7 +167,7 @@ class Router:
 
         return Exchange(
             request,
-            GuardedStore(self.store, principal),
+            GuardedStore(self.store, principal, self.settings.grace),
             self.base_url,
             self.settings,
             self.links,
