@@ -14,6 +14,8 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from fhircm import openapi
+from fhircm.access.audit_drain import drained
+from fhircm.access.audit_journal import Journal
 from fhircm.access.bearer import Bearer
 from fhircm.edge.config import NO_LIMITS, EdgeConfig
 from fhircm.edge.door import Door
@@ -39,6 +41,14 @@ _NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 
 
 @dataclass(frozen=True)
+class AuditConfig:
+    """Where the audit journal is, and how large it may become, in bytes."""
+
+    folder: Path
+    limit: int
+
+
+@dataclass(frozen=True)
 class AppConfig:
     """The values that the HTTP process needs."""
 
@@ -50,6 +60,7 @@ class AppConfig:
     clock: Clock
     rules: Sequence[WriteRule]
     edge: EdgeConfig = NO_LIMITS
+    audit: AuditConfig | None = None
 
 
 def create_app(config: AppConfig) -> FastAPI:
@@ -66,9 +77,13 @@ def create_app(config: AppConfig) -> FastAPI:
         app.state.tokens = TokenEndpoint(
             f"{config.public_base_url}/oauth/token", credentials, bearer, PublishedKeys(allow_private=config.allow_private_jwks)
         )
+        base_url = f"{config.public_base_url}/fhir"
+        journal = Journal(config.audit.folder, config.audit.limit) if config.audit else None
+        app.state.journal = journal
         links, admit = await PageLinks.of(store), app.door.rates["fhir"].take
-        app.state.fhir = Router(store, bearer, links, f"{config.public_base_url}/fhir", config.rest, admit=admit)
-        yield
+        app.state.fhir = Router(store, bearer, links, base_url, config.rest, admit=admit, journal=journal)
+        async with drained(journal, store, base_url):
+            yield
         await store.close()
 
     app = _Hub(
