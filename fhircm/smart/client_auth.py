@@ -142,8 +142,8 @@ class ClientAuthentication:
             raise invalid_client("The assertion has expired")
         if expires > now + _LONGEST + _SKEW:
             raise invalid_client("The assertion may be good for 5 minutes at most")
-        if not isinstance(jti, str) or not 1 <= len(jti) <= 256:
-            raise invalid_client("The assertion needs a jti of at most 256 characters")
+        if not isinstance(jti, str) or not 1 <= len(jti) <= 256 or not jti.isprintable():
+            raise invalid_client("The assertion needs a jti of at most 256 characters that can be printed")
         if not await self.credentials.use_assertion(client_id, jti, int(expires) + _SKEW + 1, int(now)):
             raise invalid_client("The assertion was used before")
 

@@ -123,6 +123,21 @@ def _tokens(app: FastAPI) -> None:
 
         return await _answered(request, end)
 
+    @app.post(
+        "/oauth/launch",
+        summary="Launch an app",
+        response_model=openapi.Launched,
+        responses=openapi.INTROSPECT_ANSWERS,
+        openapi_extra=openapi.LAUNCH_BODY,
+    )
+    async def launch(request: Request) -> JSONResponse:
+        """For EHRs and portals that are registered with the scope `launcher`: what the app is to be opened with."""
+        try:
+            answer = await _server(app).launches.answer(_authorization(request), await _body(request))
+            return JSONResponse(answer, headers=_NO_STORE)
+        except TokenRefused as error:
+            return _refusal(error)
+
 
 def _registration(app: FastAPI) -> None:
     described: dict[str, Any] = {"response_model": openapi.Registration, "responses": openapi.REGISTER_ANSWERS}
@@ -206,9 +221,12 @@ async def _form(request: Request) -> Fields:
 
 def _fields(text: str) -> Fields:
     try:
-        return parse_qsl(text, max_num_fields=_FIELDS, errors="strict")
+        fields = parse_qsl(text, max_num_fields=_FIELDS, errors="strict")
     except ValueError:
-        raise TokenRefused("invalid_request", "The parameters cannot be read") from None
+        fields = None
+    if fields is None or any("\0" in value for _, value in fields):
+        raise TokenRefused("invalid_request", "The parameters cannot be read")
+    return fields
 
 
 async def _body(request: Request) -> bytes:

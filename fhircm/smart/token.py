@@ -20,8 +20,8 @@ from typing import Any
 from fhircm.access.bearer import LIFETIME, Bearer
 from fhircm.smart.client_auth import ClientAuthentication
 from fhircm.smart.clients import Client
+from fhircm.smart.context import TOLD
 from fhircm.smart.identity import Identities
-from fhircm.smart.launch import TOLD
 from fhircm.smart.refusal import TokenRefused
 from fhircm.smart.scopes import for_people, for_systems, narrowed
 from fhircm.store.grants import Code, Grant, Grants
