@@ -22,7 +22,27 @@ from .oracle import Oracle
 from .world import PATIENTS, SOMEBODY, admitted, world, write
 
 POPULATIONS = int(os.environ.get("FHIRCM_PROBES", "2"))
-TYPES = ["Patient", "RelatedPerson", "Encounter", "CareTeam", "Coverage", "Group", "Observation", "Condition", "MedicationRequest", "CarePlan", "ServiceRequest", "Task", "Communication", "Provenance", "List", "Consent", "Organization", "Practitioner", "PractitionerRole"]
+TYPES = [
+    "Patient",
+    "RelatedPerson",
+    "Encounter",
+    "CareTeam",
+    "Coverage",
+    "Group",
+    "Observation",
+    "Condition",
+    "MedicationRequest",
+    "CarePlan",
+    "ServiceRequest",
+    "Task",
+    "Communication",
+    "Provenance",
+    "List",
+    "Consent",
+    "Organization",
+    "Practitioner",
+    "PractitionerRole",
+]
 
 SEARCHES = [
     *(f"{type}?_total=accurate&_count=100" for type in TYPES),

@@ -24,7 +24,7 @@ from fhircm.smart.jwks import JwksUnavailable, PublishedKeys
 from fhircm.smart.refusal import TokenRefused
 from fhircm.store.credentials import Credentials
 from fhircm.store.database import open_database
-from fhircm.store.grants import Grants
+from fhircm.store.grants import Code, Grant, Grants, UsedAgain
 from tests.rest.signing import BASE, KEYS, assertion, form
 
 from .flow import ASSERTION_TYPE, BACK, BEN, CLIENTS, SECRET, VERIFIER, request, told
@@ -155,9 +155,10 @@ async def test_a_code_at_two_processes_at_once_gives_one_grant_that_is_ended(hub
     other = await open_database(database_url)
     now = int(time.time())
     tries = [grants.use_code(code, now) for grants in (hub.server.tokens.grants, Grants(other)) for _ in range(4)]
-    outcomes = await asyncio.gather(*tries)
+    outcomes = await asyncio.gather(*tries, return_exceptions=True)
     await other.close()
-    (used,) = [one for one in outcomes if one is not None]
+    (used,) = [one for one in outcomes if isinstance(one, Code)]
+    assert sum(isinstance(one, UsedAgain) for one in outcomes) == 7
     assert (await hub.server.tokens.grants.grant(used.grant.id)).revoked is not None
 
 
@@ -346,9 +347,11 @@ async def test_a_refresh_token_at_two_processes_at_once_gives_one_answer(hub, da
     other = await open_database(database_url)
     now = int(time.time())
     both = (hub.server.tokens.grants, Grants(other))
-    outcomes = await asyncio.gather(*(grants.rotate(token, f"{n}-{id(grants)}", now) for grants in both for n in range(4)))
+    tries = [grants.rotate(token, f"{n}-{id(grants)}", now) for grants in both for n in range(4)]
+    outcomes = await asyncio.gather(*tries, return_exceptions=True)
     await other.close()
-    assert sum(one is not None for one in outcomes) == 1
+    assert sum(isinstance(one, Grant) for one in outcomes) == 1
+    assert sum(isinstance(one, UsedAgain) for one in outcomes) == 7
     assert (await hub.server.tokens.grants.refresh_token(token)).grant.revoked is not None
 
 

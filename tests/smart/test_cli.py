@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fhircm.cli import app
+from tests.rest.signing import assertion, form
 
 from .flow import BACK, CLIENTS, JWKS, told
 
@@ -43,6 +44,17 @@ async def test_apps_are_added_listed_shown_disabled_and_enabled(hub, fhircm):
         assert await hub.is_good(token)
     finally:
         del CLIENTS["mine"]
+
+
+async def test_a_system_is_added_by_its_keys_and_gets_a_token(hub, fhircm, tmp_path):
+    keys = tmp_path / "jwks.json"
+    keys.write_text(json.dumps(JWKS))
+    added = ["client", "add", "board", "--scope", "system/Task.rs", "--scope", "introspect", "--organization", "Organization/1"]
+    assert "board may sign in at" in await fhircm(*added, "--jwks-file", keys)
+    answer = await hub.http.post("/oauth/token", data=form(assertion(client="board"), "system/*.rs introspect"))
+    assert answer.json()["scope"] == "system/Task.rs introspect"
+    kept = json.loads(await fhircm("client", "show", "board"))
+    assert (kept["organization"], kept["roles"], kept["grant_types"]) == ("Organization/1", ["system"], ["client_credentials"])
 
 
 async def test_a_secret_is_printed_once_and_rotated(hub, fhircm):
