@@ -91,6 +91,7 @@ def token(database_url: str) -> str:
 
     async def save() -> None:
         database = await open_database(database_url)
+        await Credentials(database).add_client("benchmark", {"scope": "system/*.cruds", "roles": ["custodian"]})
         await Credentials(database).save_token(text, TokenRecord("benchmark", "system/*.cruds", now + 86_400), now)
         await database.close()
 

@@ -28,6 +28,7 @@ from fhircm.smart.token import TokenEndpoint, TokenRefused
 from fhircm.store.credentials import Credentials
 from fhircm.store.database import open_database
 from fhircm.store.migrations import migrate
+from fhircm.store.principals import Principals
 from fhircm.store.resources import Clock, Store, WriteRule
 
 _FORM_LIMIT = 64 * 1024
@@ -56,7 +57,7 @@ def create_app(config: AppConfig) -> FastAPI:
         database = await open_database(config.database_url)
         store = Store(database, clock=config.clock, rules=config.rules, full_text=config.rest.full_text)
         credentials = Credentials(database)
-        bearer = Bearer(credentials)
+        bearer = Bearer(credentials, Principals(store.database))
         app.state.store = store
         app.state.tokens = TokenEndpoint(
             f"{config.public_base_url}/oauth/token", credentials, bearer, PublishedKeys(allow_private=config.allow_private_jwks)

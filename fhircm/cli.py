@@ -419,6 +419,10 @@ def client_add(
     organization: Annotated[
         str | None, typer.Option(help="The Organization it belongs to, for example Organization/123.")
     ] = None,
+    role: Annotated[
+        list[str] | None,
+        typer.Option(help="What it is: system (the default: sees by care relationship), or custodian (sees everything)."),
+    ] = None,
 ) -> None:
     """Register a SMART backend client (or register it anew with other keys and scopes)."""
     if (jwks_url is None) == (jwks_file is None):
@@ -427,7 +431,7 @@ def client_add(
     async def go(settings: Settings) -> None:
         async with wiring.open_store(settings) as store:
             await wiring.add_client(
-                store, client_id, scope, jwks_url, jwks_file.read_bytes() if jwks_file else None, organization
+                store, client_id, scope, jwks_url, jwks_file.read_bytes() if jwks_file else None, organization, role or ["system"]
             )
         out.print(f"{client_id} may sign in at {str(settings.public_base_url).rstrip('/')}/oauth/token")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
+from fhircm.access.roles import roles, unknown
 from fhircm.access.scopes import parse_scope
 from fhircm.coordination import build, task_states
 from fhircm.coordination.context import Context, Neighbour
@@ -280,13 +281,23 @@ async def remove_guide(store: Store, name: str) -> list[guides.Removed]:
 
 
 async def add_client(
-    store: Store, client_id: str, scopes: list[str], jwks_url: str | None, jwks: bytes | None, organization: str | None
+    store: Store,
+    client_id: str,
+    scopes: list[str],
+    jwks_url: str | None,
+    jwks: bytes | None,
+    organization: str | None,
+    codes: list[str],
 ) -> None:
     """Register a backend client. Raises ScopeWrong, ValueError for a JWKS that is none."""
     wrong = [scope for scope in scopes if parse_scope(scope) is None]
     if wrong:
         raise ScopeWrong(f"{', '.join(wrong)} cannot be given: scopes are written system/Type.cruds or system/Type.read")
-    registration: dict[str, object] = {"scope": " ".join(scopes), "organization": organization}
+    if nowhere := unknown(codes):
+        raise ScopeWrong(f"{', '.join(nowhere)} is no role; there are: {', '.join(roles())}")
+    if not organization and "custodian" not in codes:
+        raise ScopeWrong("A client belongs to an organisation: give --organization Organization/ID")
+    registration: dict[str, object] = {"scope": " ".join(scopes), "organization": organization, "roles": codes}
     if jwks_url:
         registration["jwks_url"] = jwks_url
     else:

@@ -1,32 +1,93 @@
-"""Who is asking."""
+"""Who is asking: a person, an app for a person, a patient's app, a backend system, or the hub itself; always of an organisation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from fhircm.access.scopes import Scope, allows
+from fhircm.access.roles import roles
+from fhircm.access.scopes import Scope, allows, limited
 from fhircm.fhir.outcome import Forbidden
 
 _VERBS = {"c": "create", "r": "read", "u": "update", "d": "delete", "s": "search"}
+TREATMENT = "TREAT"  # http://terminology.hl7.org/CodeSystem/v3-ActReason
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A backend system that signed in; what it may do follows from its scopes."""
+    """Somebody who signed in. `scopes` are what the token grants, as far as the roles allow it.
+
+    `user` is who that is in FHIR (fhirUser), None for a backend system; `known_as` are all references by which resources name the
+    principal: its organisation, its Practitioner and roles, with the copies of them that came from elsewhere. `patient` and `encounter`
+    are ids of the launch context.
+    """
 
     client_id: str
     scopes: tuple[Scope, ...]
+    roles: frozenset[str] = frozenset()
+    organization: str | None = None
+    user: str | None = None
+    login: str | None = None
+    grant_id: str | None = None
+    patient: str | None = None
+    encounter: str | None = None
+    purpose: str = TREATMENT
+    known_as: frozenset[str] = field(default=frozenset())
 
     @property
     def origin(self) -> str:
         """How its writes are named in the change log."""
         return f"client:{self.client_id}"
 
+    @property
+    def sees_everything(self) -> bool:
+        """Whether it reaches every record, without a care relationship."""
+        return self._reaches("everything")
+
+    @property
+    def is_custodian(self) -> bool:
+        """Whether it is a system of the hub's own organisation: what consents and labels keep from others is in its keeping."""
+        return "custodian" in self.roles
+
     def may(self, verb: str, type: str) -> bool:
-        """Whether it may do `verb` (c, r, u, d or s) with a type."""
+        """Whether it may do `verb` (c, r, u, d or s) with resources of a type: with which, guarded_store.py says."""
         return allows(self.scopes, verb, type)
 
     def require(self, verb: str, type: str) -> None:
         """Raises Forbidden, naming the scope that is missing."""
         if not self.may(verb, type):
-            raise Forbidden(f"To {_VERBS[verb]} {type}, the token needs the scope system/{type}.{verb}")
+            context = "system" if self.user is None else "patient" if self.patient else "user"
+            raise Forbidden(f"To {_VERBS[verb]} {type}, the token needs the scope {context}/{type}.{verb}")
+
+    def _reaches(self, how: str) -> bool:
+        return any(roles()[code].reach == how for code in self.roles if code in roles())
+
+
+def within_roles(scopes: tuple[Scope, ...], codes: frozenset[str]) -> tuple[Scope, ...]:
+    """What of these scopes somebody in these roles may do."""
+    may = [scope for code in codes if code in roles() for scope in roles()[code].may]
+    return limited(scopes, may)
+
+
+def written(principal: Principal) -> dict[str, Any]:
+    """The principal as JSON, for work that goes on after the request: `read` makes it again."""
+    return {
+        "client_id": principal.client_id,
+        "scopes": [str(scope) for scope in principal.scopes],
+        "roles": sorted(principal.roles),
+        "organization": principal.organization,
+        "user": principal.user,
+        "patient": principal.patient,
+        "encounter": principal.encounter,
+        "purpose": principal.purpose,
+        "known_as": sorted(principal.known_as),
+    }
+
+
+def read(tree: Mapping[str, Any]) -> Principal:
+    """The principal that `written` told of."""
+    from fhircm.access.scopes import parse_scopes
+
+    lists = {"scopes": parse_scopes(" ".join(tree["scopes"])), "roles": frozenset(tree["roles"])}
+    return Principal(**{**tree, **lists, "known_as": frozenset(tree["known_as"])})

@@ -141,7 +141,8 @@ class Story:
         jwks = keys / "jwks.public.json"
         jwks.write_bytes(json.dumps(public_jwks(keys)).encode())
         options = [part for scope in scopes.split() for part in ("--scope", scope)]
-        status = await self.command("client", "add", client, *options, "--jwks-file", str(jwks), quiet=True)
+        options += ["--jwks-file", str(jwks), "--role", "custodian"]
+        status = await self.command("client", "add", client, *options, quiet=True)
         if status:
             raise DidNotHappen(f"client {client} could not be registered")
 

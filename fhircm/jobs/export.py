@@ -17,8 +17,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from fhircm.access.guarded_store import GuardedStore
-from fhircm.access.principal import Principal
-from fhircm.access.scopes import parse_scope
+from fhircm.access.principal import read
 from fhircm.coordination.codes import CLIENT
 from fhircm.fhir import json
 from fhircm.fhir.definitions import definitions
@@ -65,7 +64,7 @@ class Request:
     url: str
     level: str
     types: Sequence[str]
-    scopes: Sequence[str]
+    principal: Mapping[str, Any]
     since: int | None = None
     until: int | None = None
     filters: Sequence[tuple[str, str]] = ()
@@ -156,7 +155,7 @@ async def export(means: Means, job: Job) -> Step:
 
 async def _read(means: Means, job: Job, asked: Request, at: _Progress, files: Files) -> KeepForJob:
     """Pages into files, until it is time to write them. Returns what is to be kept besides."""
-    source = GuardedStore(means.store, Principal(job.client or "", tuple(filter(None, map(parse_scope, asked.scopes)))))
+    source = GuardedStore(means.store, read(asked.principal))
     referring: list[int] = []
     end = time.monotonic() + means.seconds
     while at.type < len(asked.ordered) and time.monotonic() < end and not files.full:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
-from fhircm.access.scopes import written
+from fhircm.access.principal import written
 from fhircm.fhir.conditions import VALUES_LIMIT
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.outcome import Forbidden, Invalid, NotFound, NotSupported
@@ -45,12 +45,11 @@ async def export(call: Call) -> Answer:
         asked.pass_over("The parameter 'includeAssociatedData' has no value that this server supports")
     since, until = asked.time("_since"), asked.time("_until")
     patients = await _patients(call)
-    scopes = [written(scope) for scope in call.store.principal.scopes]
     request = Request(
         f"{call.base_url}/{asked.where}$export" + (f"?{query}" if (query := call.url.partition("?")[2]) else ""),
         asked.level,
         types,
-        scopes,
+        written(call.store.principal),
         since,
         until,
         filters,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fhircm.store.database import Database
@@ -17,6 +17,8 @@ class TokenRecord:
     client_id: str
     scope: str
     expires: int
+    grant_id: str | None = None
+    context: dict[str, Any] = field(default_factory=dict)
 
 
 class Credentials:
@@ -46,20 +48,14 @@ class Credentials:
         async with self._database.writing() as connection:
             await connection.execute("DELETE FROM access_token WHERE expires <= $1", now)
             await connection.execute(
-                "INSERT INTO access_token (digest, client_id, scope, expires) VALUES ($1, $2, $3, $4)",
+                "INSERT INTO access_token (digest, client_id, scope, expires, grant_id, context) VALUES ($1, $2, $3, $4, $5, $6)",
                 _digest(token),
                 record.client_id,
                 record.scope,
                 record.expires,
+                record.grant_id,
+                json.dumps(record.context),
             )
-
-    async def token(self, token: str) -> TokenRecord | None:
-        """What is known of a token, expired or not; None when it was never given out or is forgotten."""
-        async with self._database.reading() as connection:
-            row = await connection.fetchrow(
-                "SELECT client_id, scope, expires FROM access_token WHERE digest = $1", _digest(token)
-            )
-        return None if row is None else TokenRecord(row["client_id"], row["scope"], row["expires"])
 
     async def use_assertion(self, client_id: str, jti: str, expires: int, now: int) -> bool:
         """Mark an assertion as used; False when it was used before, by any process."""

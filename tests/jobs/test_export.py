@@ -5,6 +5,8 @@ import json
 from datetime import timedelta
 from random import Random
 
+from fhircm.access.principal import Principal, written
+from fhircm.access.scopes import parse_scopes
 from fhircm.fhir.query import parse_query
 from fhircm.jobs.export import Request, start_export
 from fhircm.jobs.export_files import as_text
@@ -16,7 +18,8 @@ from fhircm.store.transaction import write_resources
 
 from .conftest import patient
 
-PATIENTS = Request("http://hub.example/fhir/$export?_type=Patient", "system", ["Patient"], ["system/*.rs"])
+WAREHOUSE = written(Principal("app", parse_scopes("system/*.rs"), frozenset({"custodian"})))
+PATIENTS = Request("http://hub.example/fhir/$export?_type=Patient", "system", ["Patient"], WAREHOUSE)
 
 
 async def ids(store, export):

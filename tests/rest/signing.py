@@ -37,7 +37,7 @@ def form(signed, scope="system/*.cruds"):
 async def register(database_url, client_id, scope):
     database = await open_database(database_url)
     jwks = {"keys": [key.as_dict(private=False) for key in KEYS.values()]}
-    await Credentials(database).add_client(client_id, {"scope": scope, "jwks": jwks})
+    await Credentials(database).add_client(client_id, {"scope": scope, "jwks": jwks, "roles": ["custodian"]})
     await database.close()
 
 

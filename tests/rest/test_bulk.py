@@ -15,6 +15,7 @@ from fhircm.jobs.exported import expire
 from fhircm.jobs.job import JobFailed, Means
 from fhircm.jobs.running import run_jobs
 from fhircm.store.credentials import Credentials
+from fhircm.store.principals import Principals
 from fhircm.store.resources import FinishTimer, Put
 
 from .signing import BASE, register, signed_in
@@ -371,7 +372,7 @@ async def test_files_are_removed_when_their_time_is_over(http, records, start, w
     clock.advance(timedelta(hours=1))
     (timer,) = await store.claim_timers({"export-files"}, limit=9, lease=LEASE)
     await store.transact([*await expire(None, timer), FinishTimer(timer)], origin="hub")
-    token = await Bearer(Credentials(store.database)).issue("app", "system/*.cruds")
+    token = await Bearer(Credentials(store.database), Principals(store.database)).issue("app", "system/*.cruds")
     assert (await http.get(status, headers={"Authorization": f"Bearer {token}"})).status_code == 404
     async with store.database.reading() as connection:
         assert await connection.fetchval("SELECT COUNT(*) FROM job_part") == 0

@@ -1,0 +1,41 @@
+"""The roles of people and systems: what each may do, and how far it reaches. They are data: profiles/role."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+import yaml
+
+from fhircm.access.scopes import Scope, parse_scope
+from fhircm.fhir.artefacts import folder
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """`may`: scopes, of any context. `reach`: everything, or by care relationship, or only the own record."""
+
+    code: str
+    title: str
+    about: str
+    may: tuple[Scope, ...]
+    reach: str  # everything | relationship | own
+
+
+@cache
+def roles() -> dict[str, Role]:
+    """Every role by its code."""
+    found = {}
+    for path in sorted((folder("profiles") / "role").glob("*.yaml")):
+        tree = yaml.safe_load(path.read_text())
+        may = tuple(scope for text in tree["may"] if (scope := parse_scope(f"system/{text}")))
+        if len(may) != len(tree["may"]) or tree["reach"] not in ("everything", "relationship", "own"):
+            raise ValueError(f"{path.name} has a scope or a reach that is not known")
+        found[path.stem] = Role(path.stem, tree["title"], tree["about"], may, tree["reach"])
+    return found
+
+
+def unknown(codes: Iterable[str]) -> list[str]:
+    """Those of the codes that are no roles."""
+    return [code for code in codes if code not in roles()]
