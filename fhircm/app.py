@@ -27,6 +27,7 @@ from fhircm.store.database import open_database
 from fhircm.store.migrations import migrate
 from fhircm.store.principals import Principals
 from fhircm.store.resources import Clock, Store, WriteRule
+from fhircm.web import routes as web
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class AppConfig:
     clock: Clock
     rules: Sequence[WriteRule]
     smart: SmartSettings = field(default_factory=SmartSettings)
+    web: web.WebSettings = field(default_factory=web.WebSettings)
 
 
 def create_app(config: AppConfig) -> FastAPI:
@@ -56,6 +58,7 @@ def create_app(config: AppConfig) -> FastAPI:
         app.state.store = store
         smart = replace(config.smart, allow_private_jwks=config.allow_private_jwks)
         app.state.authorization = authorization_server(database, bearer, config.keys_dir, config.public_base_url, smart)
+        web.start(app, config.web, config.public_base_url, config.keys_dir, store, app.state.authorization.authorizations, bearer)
         app.state.fhir = Router(store, bearer, await PageLinks.of(store), f"{config.public_base_url}/fhir", config.rest)
         yield
         await store.close()
@@ -70,6 +73,7 @@ def create_app(config: AppConfig) -> FastAPI:
         redoc_url=None,
     )
     _public_routes(app, config)
+    web.add_routes(app)
 
     return app
 

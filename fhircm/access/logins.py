@@ -66,11 +66,15 @@ class SignIn:
         await self._logins.unlock(login_id)
         return login
 
-    async def new_password(self, login: Login, password: str) -> None:
-        """Set a password. Raises PasswordUnfit."""
+    async def hashed(self, login: Login, password: str) -> str:
+        """What to keep of a password of this person. Raises PasswordUnfit."""
         if why := fault(password, login.username):
             raise PasswordUnfit(why)
-        await self._logins.set_password(login.id, await self._passwords.hash(password))
+        return await self._passwords.hash(password)
+
+    async def new_password(self, login: Login, password: str) -> None:
+        """Set a password. Raises PasswordUnfit."""
+        await self._logins.set_password(login.id, await self.hashed(login, password))
         await self._logins.unlock(login.id)
 
     def new_secret(self) -> str:
