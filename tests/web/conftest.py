@@ -2,6 +2,7 @@
 
 import re
 from contextlib import asynccontextmanager
+from time import time as now
 
 import httpx
 import pytest
@@ -37,10 +38,10 @@ PATIENTS = [
 
 
 class Time:
-    """Seconds since the epoch, which go on when they are told to."""
+    """Seconds since the epoch, which stand still from the start of a test until they are told to go on."""
 
     def __init__(self):
-        self.now = 1_790_000_000.0
+        self.now = now()
 
     def __call__(self):
         return self.now
