@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fhircm import wiring
 from fhircm.access.logins import PasswordUnfit, SignIn, new_id, normal
@@ -28,7 +27,6 @@ user_app = typer.Typer(no_args_is_help=True, help="The people who may sign in: t
 
 _PEOPLE = ("Practitioner", "PractitionerRole", "Patient", "RelatedPerson", "Person")
 _USERNAME = typer.Argument(help="The name that the person signs in with.")
-out = Console()
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def _run(work: Callable[[_People], Awaitable[None]]) -> None:
 
 
 def _told(text: str) -> None:
-    out.print(text, highlight=False, soft_wrap=True)
+    typer.echo(text)
 
 
 def _typed(*, from_input: bool) -> str:

@@ -116,7 +116,7 @@ async def decide(visit: Visit) -> Response:
     agreed = [scope for scope in step.pending.scopes if scope in ticked or not by_choice(scope)]
     records = [scope for scope in step.pending.scopes if scope.startswith(_FOR_RECORDS)]
     if records and not set(records) & set(agreed):
-        error = "Leave at least one of these ticked, or choose “Do not let it in”."
+        error = "Leave at least one of these ticked, or choose “Do not allow”."
         return await _consent(visit, step, ticked, error)
     answer = await _complete(visit, step, agreed)
     at_hand = parts(visit)
@@ -178,15 +178,19 @@ async def _readable(visit: Visit, type: str, id: str) -> dict[str, Any]:
 
 
 async def _agreed_before(visit: Visit, step: Step) -> bool:
-    """Whether the person let this app do all of it before. An app of which anybody can pose as is asked about each time.
-
-    https://www.rfc-editor.org/rfc/rfc8252#section-8.6
-    """
-    certain = not step.client.is_public or urlsplit(step.pending.redirect_uri).scheme == "https"
-    if not certain or {"consent", "select_account"} & set(step.pending.prompt):
+    """Whether the person let this app do all of it before, and need not be asked."""
+    if not _is_certain(step) or {"consent", "select_account"} & set(step.pending.prompt):
         return False
     kept = await parts(visit).grants.remembered(visit.login.id, step.client.id)
     return kept is not None and set(step.pending.scopes) <= set(kept.split())
+
+
+def _is_certain(step: Step) -> bool:
+    """Whether it is this app that asks: one that anybody can pose as is asked about each time.
+
+    https://www.rfc-editor.org/rfc/rfc8252#section-8.6
+    """
+    return not step.client.is_public or urlsplit(step.pending.redirect_uri).scheme == "https"
 
 
 # --- how it ends ---
@@ -298,6 +302,7 @@ async def _consent(visit: Visit, step: Step, ticked: frozenset[str] | None = Non
         patient=line,
         own=own,
         can_choose="patient" in step.chosen,
+        remembers=_is_certain(step),
         error=error,
     )
 

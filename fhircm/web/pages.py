@@ -34,8 +34,15 @@ _HERE = Path(__file__).parent
 _FORM_LIMIT = 64 * 1024
 _FIELDS = 500
 _LOCAL = re.compile(r"/(?:[A-Za-z0-9._~-]+(?:/[A-Za-z0-9._~-]+)*)?")
-STYLE = (_HERE / "static" / "style.css").read_bytes()
-STYLE_PATH = f"/web/style-{hashlib.sha256(STYLE).hexdigest()[:12]}.css"
+_TYPES = {".css": "text/css", ".svg": "image/svg+xml"}
+
+
+def _named(path: Path) -> str:
+    """The address of a file, which changes with what is in it."""
+    return f"/web/{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}{path.suffix}"
+
+
+FILES = {_named(path): path for path in sorted((_HERE / "static").iterdir())}
 
 
 class Problem(Exception):
@@ -118,7 +125,7 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._environment.globals |= {"hub": name, "style": STYLE_PATH}
+        self._environment.globals |= {"hub": name, **{path.stem: address for address, path in FILES.items()}}
         self._environment.filters |= {"day": self.day, "minute": self.minute}
 
     def render(self, template: str, **values: Any) -> str:
@@ -199,14 +206,20 @@ def at(app: Starlette, path: str, handler: Handler, methods: Iterable[str] = ("G
     app.router.add_route(path, endpoint, methods=list(methods), include_in_schema=False)
 
 
-def serve_style(app: Starlette) -> None:
-    """The style sheet, whose name changes with it."""
+def serve_files(app: Starlette) -> None:
+    """The style sheet and the mark of the hub, under names that change with them."""
+    kept = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
 
-    async def style(request: Request) -> Response:
-        kept = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
-        return Response(STYLE, media_type="text/css", headers=kept)
+    def at_hand(path: Path) -> Callable[[Request], Awaitable[Response]]:
+        content, type = path.read_bytes(), _TYPES[path.suffix]
 
-    app.router.add_route(STYLE_PATH, style, methods=["GET"], include_in_schema=False)
+        async def file(request: Request) -> Response:
+            return Response(content, media_type=type, headers=kept)
+
+        return file
+
+    for address, path in FILES.items():
+        app.router.add_route(address, at_hand(path), methods=["GET"], include_in_schema=False)
 
 
 def local(path: str, otherwise: str = "/account") -> str:

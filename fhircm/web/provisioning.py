@@ -40,11 +40,12 @@ async def _provisioned(identity: Identity, settings: ProviderSettings, logins: L
     user = _user(claims.get(settings.user_claim))
     if not roles or user is None:
         raise NotKnown("Your organisation does not say who you are here, or in which role. Ask your administrator.")
-    name = claims.get(settings.name_claim)
+    named = claims.get(settings.name_claim)
+    name = "".join(letter for letter in named[:200] if letter.isprintable()).strip() if isinstance(named, str) else ""
     login = Login(
         id=new_id(),
         username=None,
-        name=name[:200] if isinstance(name, str) and name.strip() else user,
+        name=name or user,
         fhir_user=user,
         organization=settings.organization,
         roles=roles,

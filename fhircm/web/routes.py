@@ -22,7 +22,7 @@ from fhircm.store.logins import Logins
 from fhircm.store.principals import Principals
 from fhircm.store.sessions import SessionRecords
 from fhircm.web import account, authorizing, signing_in
-from fhircm.web.pages import Pages, serve_style
+from fhircm.web.pages import Pages, serve_files
 from fhircm.web.parts import Parts
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class WebSettings:
 
 def add_routes(app: Starlette) -> None:
     """Put every page at its address."""
-    serve_style(app)
+    serve_files(app)
     signing_in.add_routes(app)
     authorizing.add_routes(app)
     account.add_routes(app)

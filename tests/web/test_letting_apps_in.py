@@ -54,10 +54,10 @@ async def test_from_the_app_through_sign_in_and_choice_and_consent_back_with_a_c
     assert answer.headers["location"] == path
     consent = await chosen(browser, path)
     told = shown(consent)
-    assert "Let Growth charts in?" in told
+    assert "Give Growth charts access?" in told
     assert "Published by Riverbend Clinic" in told
     assert "You go on to app.example" in told
-    assert "Ada Abbott , born 1948-05-17" in told
+    assert "For Ada Abbott born 17 May 1948 · female · MRN-1" in told
     assert "See measurements and test results" in told
     fields = {"decision": "allow", "scope": ["patient/Observation.rs"]}
     code = answered(await browser.send_form(f"{path}/decision", fields, consent))
@@ -151,7 +151,7 @@ async def test_an_app_that_asks_for_a_fresh_sign_in_gets_one(everything, browser
     page = await browser.get(to)
     assert page.status_code == 200  # not passed over, though somebody is signed in
     await browser.send_form("/signin", {"username": "cleo", "password": "three calm herons", "next": path}, page)
-    assert "Let Growth charts in?" in shown(await browser.get(path))
+    assert "Give Growth charts access?" in shown(await browser.get(path))
 
 
 async def test_only_patients_whom_the_person_may_see_are_found_and_can_be_chosen(everything, browser, ask, monkeypatch):
@@ -327,7 +327,7 @@ async def test_a_visit_of_the_patient_is_chosen_where_the_app_needs_one(hub, eve
     path = await ask("launch/patient launch/encounter patient/Encounter.rs")
     page = await chosen(browser, path)
     assert "Choose a visit" in page.text
-    assert "2026-01-05 to 2026-01-09" in page.text
+    assert "5 January 2026 to 9 January 2026" in page.text
     assert 'value="other"' not in page.text
     assert (await browser.send_form(f"{path}/encounter", {"encounter": "other"}, page)).status_code == 400
     await browser.send_form(f"{path}/encounter", {"encounter": "stay"}, page)
