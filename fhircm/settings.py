@@ -105,6 +105,13 @@ class Settings(BaseSettings):
             description="How long the files of a bulk export, and the errors of a bulk import, are kept after it is done (ISO 8601 duration).",
         ),
     ] = timedelta(hours=24)
+    access_grace: Annotated[
+        timedelta,
+        Field(
+            ge=timedelta(),
+            description="How long a care relationship still opens a record after it has ended (ISO 8601 duration).",
+        ),
+    ] = timedelta(days=7)
     lease: Annotated[
         timedelta,
         Field(description="How long a worker that fell silent keeps its claim before another takes over (ISO 8601 duration)."),

@@ -96,6 +96,7 @@ def application(settings: Settings) -> FastAPI:
             settings.conditional_delete_limit,
             settings.full_text,
             import_sources(settings),
+            settings.access_grace,
         ),
         allow_private_jwks=settings.allow_private_jwks,
         clock=clock(settings),
@@ -198,7 +199,7 @@ def means(settings: Settings, store: Store, sources: Sources) -> Means:
     skew = (
         _SKEW if store.database.dialect == "postgresql" else timedelta()
     )  # an embedded database has the clock of its one machine
-    return Means(store, f"{base_url(settings)}/fhir", seconds, settings.export_retention, skew, imports)
+    return Means(store, f"{base_url(settings)}/fhir", seconds, settings.export_retention, skew, imports, settings.access_grace)
 
 
 async def _round(settings: Settings, store: Store, client: PartnerClient, clients: list[PartnerClient], around: Context) -> int:

@@ -79,6 +79,7 @@ class Bearer:
     async def _principal(self, holder: TokenHolder) -> Principal:
         codes = frozenset(holder.roles)
         names = [one for one in (holder.user, holder.organization) if one]
+        known_as = await self._principals.known_as(names)
         return Principal(
             client_id=holder.client_id,
             scopes=within_roles(parse_scopes(holder.scope), codes),
@@ -90,5 +91,6 @@ class Bearer:
             patient=holder.context.get("patient"),
             encounter=holder.context.get("encounter"),
             purpose=holder.context.get("purpose", TREATMENT),
-            known_as=await self._principals.known_as(names) if names else frozenset(),
+            known_as=known_as,
+            few_patients=await self._principals.has_few_patients(known_as),
         )

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
-from functools import lru_cache
+from datetime import datetime, timedelta
 
 from fhircm.access.principal import Principal
-from fhircm.access.scopes import Scope, allows
+from fhircm.access.visibility import narrowing
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.query import Query
 from fhircm.fhir.terminology.artefacts import TYPES, Artefact, Canonical
@@ -21,6 +20,8 @@ from fhircm.store.export import ExportPage, ExportQuery
 from fhircm.store.history import HistoryPage, HistoryQuery
 from fhircm.store.resources import Delete, Narrowing, Plan, Put, Store, Stored
 from fhircm.store.search import Page
+from fhircm.store.stored import micros
+from fhircm.store.write_guard import WriteGuard
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,34 +30,35 @@ class GuardedStore:
 
     store: Store
     principal: Principal
+    grace: timedelta = timedelta()  # for which a care relationship is good after its end
 
     async def read(self, type: str, id: str) -> Stored:
         """Raises Forbidden, NotFound, Gone."""
         self.principal.require("r", type)
-        return await self.store.read(type, id)
+        return await self.store.read(type, id, self._narrowing("r"))
 
     async def vread(self, type: str, id: str, version: int) -> Stored:
         """Raises Forbidden, NotFound, Gone."""
         self.principal.require("r", type)
-        return await self.store.vread(type, id, version)
+        return await self.store.vread(type, id, version, self._narrowing("r"))
 
     async def history(self, query: HistoryQuery) -> HistoryPage:
         """A page of versions. Raises Forbidden; for those of everything the caller must be allowed to read every type."""
         for type in [query.type] if query.type else sorted(definitions().resource_types):
             self.principal.require("r", type)
-        return await self.store.history_page(query)
+        return await self.store.history_page(query, self._narrowing("r"))
 
     async def search(self, query: Query) -> Page:
-        """Search; what is reached by chains, _has and includes is narrowed to the types that the caller may search."""
+        """Search; what is reached by chains, _has and includes is narrowed to what the caller may search."""
         for type, _ in query.branches:
             self.principal.require("s", type)
-        return await self.store.search(query, self._narrowing())
+        return await self.store.search(query, self._narrowing("s"))
 
     async def export_page(self, query: ExportQuery) -> ExportPage:
         """The next resources of an export, narrowed like a search. Raises Forbidden."""
         for verb in "rs":
             self.principal.require(verb, query.type)
-        return await self.store.export_page(query, self._narrowing())
+        return await self.store.export_page(query, self._narrowing("s"))
 
     async def searchable_types(self) -> frozenset[str]:
         """The resource types that the caller may search and of which there is any: a search over many types need not ask the others."""
@@ -67,10 +69,10 @@ class GuardedStore:
 
         Raises Forbidden.
         """
-        within = self._narrowing()
+        within = self._narrowing("s") or _WHOLE
         if type is not None:
             self.principal.require("s", type)
-            within = Narrowing({type: within.by_type[type]})
+            within = replace(within, by_type={type: within.by_type[type]})
         return await self.store.labels(within)
 
     async def transact(self, operations: Sequence[Put | Delete] | Plan, needs: Iterable[tuple[str, str]]) -> list[Stored]:
@@ -81,17 +83,20 @@ class GuardedStore:
         needed = list(needs)
         for verb, type in needed:
             self.principal.require(verb, type)
+        guard = self._guard()
         if isinstance(operations, Plan):
             # What may be updated is found by its id, for a patch, also by one who may not search.
-            updated = {type: () for verb, type in needed if verb == "u"}
-            operations = replace(operations, within=Narrowing({**self._narrowing().by_type, **updated}))
-        return await self.store.transact(operations, origin=self.principal.origin)
+            within = self._narrowing("s") or _WHOLE
+            updating = self._narrowing("u") or _WHOLE
+            updated = {type: updating.by_type[type] for verb, type in needed if verb == "u" and type not in within.by_type}
+            operations = replace(operations, within=replace(within, by_type={**within.by_type, **updated}))
+        return await self.store.transact(operations, origin=self.principal.origin, guard=guard)
 
     async def rehearse(self, operations: Sequence[Put | Delete], needs: Iterable[tuple[str, str]]) -> None:
         """Whether a write would be accepted: nothing is written. Raises what `transact` raises."""
         for verb, type in needs:
             self.principal.require(verb, type)
-        await self.store.rehearse(operations, origin=self.principal.origin)
+        await self.store.rehearse(operations, origin=self.principal.origin, guard=self._guard())
 
     async def library(self, *roots: Wanted) -> Library:
         """The terminology that a computation needs: what is built in, and of the store what the caller may read. Raises TooCostly."""
@@ -118,13 +123,17 @@ class GuardedStore:
         return self.store.clock()
 
     def _readable_terms(self) -> Narrowing:
-        return Narrowing({type: () for type in TYPES if self.principal.may("r", type)})
+        within = self._narrowing("r") or _WHOLE
+        return replace(within, by_type={type: within.by_type[type] for type in TYPES if type in within.by_type})
 
-    def _narrowing(self) -> Narrowing:
-        return _searchable(self.principal.scopes)
+    def _narrowing(self, verb: str) -> Narrowing | None:
+        return narrowing(self.principal, verb, micros(self.store.clock()), self.grace // _MICROSECOND)
+
+    def _guard(self) -> WriteGuard | None:
+        """What writes are held to; None: to nothing beyond the scopes."""
+        by_verb = {verb: self._narrowing(verb) for verb in "crud"}
+        return None if all(one is None for one in by_verb.values()) else WriteGuard(**by_verb)
 
 
-@lru_cache(maxsize=1024)
-def _searchable(scopes: tuple[Scope, ...]) -> Narrowing:
-    """The types that these scopes let a caller search."""
-    return Narrowing({type: () for type in definitions().resource_types if allows(scopes, "s", type)})
+_MICROSECOND = timedelta(microseconds=1)
+_WHOLE = Narrowing(dict.fromkeys(definitions().resource_types, ()))

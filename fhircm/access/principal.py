@@ -20,7 +20,7 @@ class Principal:
 
     `user` is who that is in FHIR (fhirUser), None for a backend system; `known_as` are all references by which resources name the
     principal: its organisation, its Practitioner and roles, with the copies of them that came from elsewhere. `patient` and `encounter`
-    are ids of the launch context.
+    are ids of the launch context. `few_patients`: it has a care relationship with so few that a search may begin with them.
     """
 
     client_id: str
@@ -34,6 +34,7 @@ class Principal:
     encounter: str | None = None
     purpose: str = TREATMENT
     known_as: frozenset[str] = field(default=frozenset())
+    few_patients: bool = field(default=False, compare=False)
 
     @property
     def origin(self) -> str:

@@ -134,7 +134,7 @@ def administrative() -> tuple[str, ...]:
 
 def in_time(type: str, low: int | None, high: int | None) -> tuple[Condition, ...]:
     """That the care a resource tells of was in [low, high), microseconds since the epoch; what has no date is in."""
-    begun = _when(type)
+    begun = when(type)
     if begun is None or (low is None and high is None):
         return ()
     until = _UNTIL.get(type)
@@ -151,7 +151,8 @@ def _within(type: str, code: str, low: int, high: int) -> Condition:
 
 
 @cache
-def _when(type: str) -> str | None:
+def when(type: str) -> str | None:
+    """The parameter that tells when the care was that a resource of a type tells of; None: it has no date of care."""
     known = {code for code, one in searchable(type).extractors.items() if one.definition.type == "date"}
     if type in _NOT_OF_CARE:
         return None

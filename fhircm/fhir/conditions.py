@@ -233,7 +233,14 @@ class Not:
     condition: Condition
 
 
-Condition = Matches | Combined | Missing | Chained | Linked | AnyOf | AllOf | Not
+@dataclass(frozen=True, slots=True)
+class Visible:
+    """The resource may be seen by the viewer for whom a search is narrowed."""
+
+    type: str
+
+
+Condition = Visible | Matches | Combined | Missing | Chained | Linked | AnyOf | AllOf | Not
 
 
 def all_of(conditions: Iterable[Condition]) -> Condition:

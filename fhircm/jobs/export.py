@@ -155,7 +155,7 @@ async def export(means: Means, job: Job) -> Step:
 
 async def _read(means: Means, job: Job, asked: Request, at: _Progress, files: Files) -> KeepForJob:
     """Pages into files, until it is time to write them. Returns what is to be kept besides."""
-    source = GuardedStore(means.store, read(asked.principal))
+    source = GuardedStore(means.store, read(asked.principal), means.grace)
     referring: list[int] = []
     end = time.monotonic() + means.seconds
     while at.type < len(asked.ordered) and time.monotonic() < end and not files.full:
@@ -189,7 +189,7 @@ async def _settled(means: Means, asked: Request) -> bool:
 
 async def _total(means: Means, job: Job, asked: Request) -> int | None:
     """How many resources there are to look at, when that is worth knowing."""
-    if asked.level != "system" or asked.since is not None:
+    if asked.level != "system" or asked.since is not None or not read(asked.principal).sees_everything:
         return None
     return job.total if job.total is not None else await means.store.count(asked.types)
 

@@ -48,6 +48,7 @@ class Means:
     retention: timedelta = timedelta(hours=24)  # of the files of an export
     skew: timedelta = timedelta()  # by how much the clocks of the machines may differ
     imports: Imports | None = None  # what imports may read and write
+    grace: timedelta = timedelta()  # for which a care relationship is good after its end
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fhircm.fhir.definitions import definitions
-from fhircm.fhir.outcome import Invalid, NotSupported
+from fhircm.fhir.outcome import Forbidden, Invalid, NotSupported
 from fhircm.jobs.bulk_import import Input, start_import
 from fhircm.operations.call import Answer, Argument, Call
 
@@ -64,6 +64,8 @@ def _input(call: Call, part: Argument) -> Input:
     one = Input(_value(part, "type"), _value(part, "url"), quoted)
     if one.type not in definitions().resource_types:
         raise NotSupported("input.type must be a resource type of FHIR R4")
+    if not call.store.principal.sees_everything:
+        raise Forbidden("An import writes whatever its files hold: it is for systems in the role of custodian")
     for verb in "cu":
         call.store.principal.require(verb, one.type)
     call.sources.check(one.url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,6 +30,7 @@ class RestSettings:
     conditional_delete_limit: int
     full_text: bool = False
     sources: Allowed = field(default_factory=Allowed)  # from where files may be imported
+    grace: timedelta = timedelta()  # for which a care relationship is good after its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,12 @@ class Exchange:
     turns: asyncio.Semaphore
 
     def may_create(self, type: str) -> bool:
-        """Whether an update of what does not exist creates it: the operator's choice, and the caller's right."""
-        return self.settings.update_create and self.store.principal.may("c", type)
+        """Whether an update of what does not exist creates it: the operator's choice, and the caller's right.
+
+        Not for those who do not see everything: that an id is taken would tell them of what they must not know.
+        """
+        principal = self.store.principal
+        return self.settings.update_create and principal.sees_everything and principal.may("c", type)
 
     def resource(self, stored: Stored, status: int = 200) -> Response:
         """A resource with its version; of a read, the part that the caller asks for."""

@@ -125,7 +125,13 @@ class Router:
             return Response(b"", answer.status_code, dict(answer.headers)) if inner.method == "HEAD" else answer
 
         return Exchange(
-            request, GuardedStore(self.store, principal), self.base_url, self.settings, self.links, dispatch, self.turns
+            request,
+            GuardedStore(self.store, principal, self.settings.grace),
+            self.base_url,
+            self.settings,
+            self.links,
+            dispatch,
+            self.turns,
         )
 
     def _metadata(self, mode: str | None) -> Response:

@@ -215,7 +215,7 @@ class Writes:
             return matches[0] if matches else [Put(resource, if_version=0, fresh=True)]
         if write.search is None:
             return [Put(resource, write.if_version, must_exist=not self.exchange.may_create(entry.type))]
-        match, may_create = matches[0] if matches else None, self.exchange.settings.update_create
+        match, may_create = matches[0] if matches else None, self.exchange.may_create(entry.type)
         return [
             _placed_error(
                 write, lambda: conditional.update_of(match, resource, write.if_version, may_create=may_create, new_id=write.id)

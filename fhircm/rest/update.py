@@ -27,7 +27,7 @@ async def update_conditionally(exchange: Exchange, type: str) -> Response:
     """Update what matches, or create when nothing does."""
     checked = await _body(exchange, type)
     query = conditional.condition(exchange, type, exchange.request.url.query)
-    if_version, may_create = headers.if_match(exchange.request), exchange.settings.update_create
+    if_version, may_create = headers.if_match(exchange.request), exchange.may_create(type)
 
     def make(found: list[list[Stored]]) -> list[Put]:
         match = conditional.the_match(found[0], type)

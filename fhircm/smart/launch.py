@@ -107,11 +107,11 @@ class Launches:
 
     async def _of(self, application: str) -> Client:
         """The client whose launch address a Task names: no other address is opened."""
-        for client_id, registration in (await self.credentials.clients()).items():
-            client = Client(client_id, registration)
-            if client.launch_uri == application and not client.disabled:
-                return client
-        raise LaunchWrong("The Task names an app that is not registered with this address")
+        registered = [Client(client_id, one) for client_id, one in (await self.credentials.clients()).items()]
+        found = [client for client in registered if client.launch_uri == application and not client.disabled]
+        if len(found) != 1:
+            raise LaunchWrong(f"{len(found)} registered apps have the address that the Task names; exactly one must")
+        return found[0]
 
 
 def task_launch(task: Mapping[str, Any], fhir_base: str) -> TaskLaunch:

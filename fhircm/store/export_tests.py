@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -120,7 +120,7 @@ async def held(
         ids = {row["id"] for row in referred} | {row["id"] for row in rows}
         members = [(query.job, "Patient", id) for id in await _members(connection, query.job, sorted(ids))]
         past.scratch.executemany("INSERT INTO job_target VALUES (?, ?, ?)", members)
-    builder = Builder("sqlite")
+    builder = Builder("sqlite", replace(within, by_type={}) if within else None)
     sql = f"SELECT r.key FROM resource r WHERE {_tests(builder, query, alternatives, extra)}"
     return {row["key"] for row in past.fetch(sql, builder.arguments)}
 

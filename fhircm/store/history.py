@@ -5,10 +5,15 @@ https://hl7.org/fhir/R4/http.html#history
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fhircm.store.database import Connection
+from fhircm.store.operations import Narrowing
+from fhircm.store.search_include import narrowed_types
+from fhircm.store.search_past import passing
+from fhircm.store.search_sql import Builder
 from fhircm.store.stored import Stored, moment
 
 Place = tuple[int, ...]  # of the last entry of a page: its version, or the position of its change
@@ -54,25 +59,37 @@ async def snapshot_now(connection: Connection, dialect: str) -> str:
     return str(await connection.fetchval(_NOW[dialect]))
 
 
-async def history_page(connection: Connection, dialect: str, query: HistoryQuery) -> HistoryPage:
-    """A page of versions. A resource that never was has none."""
+async def history_page(connection: Connection, dialect: str, query: HistoryQuery, within: Narrowing | None = None) -> HistoryPage:
+    """A page of versions. A resource that never was, or that may not be seen now, has none; nor is a version told that names a patient
+    who may not be seen, or that was labelled so.
+    """
     snapshot = query.snapshot or await snapshot_now(connection, dialect)
-    sql, arguments = _statement(dialect, query, snapshot)
-    rows = await connection.fetch(sql, *arguments)
+    if within is None:
+        rows = await connection.fetch(*_statement(dialect, query, snapshot, None))
+        return _page(query, rows, snapshot)
+    told: list[Any] = []
+    asked = query
+    while True:
+        rows = await connection.fetch(*_statement(dialect, asked, snapshot, within))
+        told += await passing(connection, dialect, within, rows) if rows else []
+        if len(told) > query.count or len(rows) <= query.count:
+            return _page(query, told, snapshot)
+        asked = replace(asked, after=_place(query, rows[-1]))
+
+
+def _page(query: HistoryQuery, rows: Sequence[Any], snapshot: str) -> HistoryPage:
     shown = rows[: query.count]
-    after = None
-    if len(rows) > query.count:
-        after = (shown[-1]["version"],) if query.id else (shown[-1]["tx"], shown[-1]["number"])
-    return HistoryPage([_stored(row) for row in shown], snapshot, after)
+    return HistoryPage([_stored(row) for row in shown], snapshot, _place(query, shown[-1]) if len(rows) > query.count else None)
 
 
-def _statement(dialect: str, query: HistoryQuery, snapshot: str) -> tuple[str, list[Any]]:
-    arguments: list[Any] = []
+def _place(query: HistoryQuery, row: Any) -> Place:
+    return (row["version"],) if query.id else (row["tx"], row["number"])
 
-    def argument(value: Any) -> str:
-        arguments.append(value)
-        return f"${len(arguments)}"
 
+def _statement(dialect: str, query: HistoryQuery, snapshot: str, within: Narrowing | None) -> list[Any]:
+    """The statement and its arguments."""
+    builder = Builder(dialect, within)
+    argument = builder.argument
     columns = "r.type, r.id, v.version, v.last_updated, v.method, v.body"
     if query.id is not None:  # versions only grow, so the place of the last one is the whole snapshot
         source = f"SELECT {columns} FROM resource r JOIN version v ON v.resource_key = r.key"
@@ -97,7 +114,9 @@ def _statement(dialect: str, query: HistoryQuery, snapshot: str) -> tuple[str, l
             "NOT EXISTS (SELECT 1 FROM version n WHERE n.resource_key = v.resource_key AND n.version = v.version + 1"
             f" AND n.last_updated <= {argument(low)})"
         )
-    return f"{source} WHERE {' AND '.join(where)} ORDER BY {order} LIMIT {argument(query.count + 1)}", arguments
+    if within is not None:
+        where.append(f"NOT r.deleted{narrowed_types(builder, [query.type] if query.type else within.by_type)}")
+    return [f"{source} WHERE {' AND '.join(where)} ORDER BY {order} LIMIT {argument(query.count + 1)}", *builder.arguments]
 
 
 def _stored(row: Any) -> Stored:

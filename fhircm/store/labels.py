@@ -23,10 +23,11 @@ _ASKED = 400  # keys in one statement
 async def labels_in_use(connection: Connection, dialect: str, within: Narrowing) -> list[Stored]:
     """Resources that together have every label in use. Raises TooCostly for more labels than anybody could choose from."""
     keys: set[int] = set()
-    whole = [type for type, conditions in within.by_type.items() if not conditions]
+    narrowed = {type: Builder(dialect, within).narrowed(type, []) for type in within.by_type}
+    whole = [type for type, conditions in narrowed.items() if not conditions]
     for sql, arguments in [
         _of_whole_types(whole),
-        *(_of_part(dialect, within, *one) for one in within.by_type.items() if one[1]),
+        *(_of_part(dialect, within, *one) for one in narrowed.items() if one[1]),
     ]:
         keys |= {row["resource_key"] for row in await connection.fetch(sql, *arguments)} if sql else set()
     if len(keys) > LIMIT:

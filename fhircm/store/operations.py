@@ -17,16 +17,20 @@ from fhircm.store.stored import Stored
 
 if TYPE_CHECKING:
     from fhircm.store.reindex import Reindexed
+    from fhircm.store.visibility import Viewer
 
 
 @dataclass(frozen=True, slots=True)
 class Narrowing:
     """What a caller may see: for each resource type the conditions that hold besides; a type that is not listed is not seen.
 
-    It holds wherever a search reaches: matches, included resources, and what chains and _has look into.
+    It holds wherever a search reaches: matches, included resources, and what chains and _has look into. `viewer`: who looks, when that
+    is somebody who does not see everything, at the time `now` (microseconds since the epoch, UTC).
     """
 
     by_type: Mapping[str, Sequence[Condition]]
+    viewer: Viewer | None = None
+    now: int = 0
 
 
 class Position(NamedTuple):

@@ -14,6 +14,7 @@ from fhircm.store.search_sql import Builder
 from fhircm.store.search_tests import Listed
 
 _NPI = "http://hl7.org/fhir/sid/us-npi"
+_FEW = 1000  # relationships
 _ROUNDS = 5  # how deep departments of departments are followed
 
 
@@ -57,6 +58,17 @@ class Principals:
         """All references that mean the same as these: copies with the same NPI, departments of an organisation, roles of a practitioner."""
         async with self._database.reading() as connection:
             return await known_as(connection, self._database.dialect, references)
+
+    async def has_few_patients(self, known_as: Iterable[str]) -> bool:
+        """Whether relationships name so few patients for these that a search may begin with them."""
+        builder = Builder(self._database.dialect)
+        listed = builder.argument(Listed(sorted(known_as)))
+        async with self._database.reading() as connection:
+            count = await connection.fetchval(
+                f"SELECT COUNT(*) FROM (SELECT 1 FROM care_relationship WHERE grantee {listed} AND type = 'Patient' LIMIT {_FEW + 1}) g",
+                *builder.arguments,
+            )
+        return int(count) <= _FEW
 
 
 def _holder(row: Mapping[str, Any]) -> TokenHolder:

@@ -12,12 +12,14 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import asyncpg
 
-from fhircm.fhir.conditions import AnyOf, Matches, UriTest
+from fhircm.fhir.conditions import AnyOf, Condition, Matches, UriTest
 from fhircm.fhir.outcome import Conflict, Gone, NotFound
 from fhircm.fhir.query import Query
 from fhircm.fhir.ranges import clip
@@ -56,6 +58,8 @@ from fhircm.store.operations import (
     Timer,
     WriteRule,
 )
+from fhircm.store.search_past import passing
+from fhircm.store.search_sql import Builder
 from fhircm.store.stored import Stored, moment
 from fhircm.store.terminology import Terminology, asked
 from fhircm.store.transaction import (
@@ -69,6 +73,8 @@ from fhircm.store.transaction import (
     versions_now,
     write_resources,
 )
+from fhircm.store.visibility import Viewer
+from fhircm.store.write_guard import WriteGuard
 
 __all__ = [
     "CancelTimer",
@@ -102,6 +108,37 @@ _ASKED = 400  # facts in one statement
 _VERSION = "r.type, r.id, v.version, v.last_updated, v.method, v.body"
 
 
+@lru_cache(maxsize=4096)
+def _narrowed_read(
+    dialect: str, conditions: tuple[Condition, ...], viewer: Viewer | None, type: str
+) -> tuple[str, list[Any], dict[str, int]]:
+    """How a type is read within a narrowing: the text, its arguments, and where those stand that each read has its own of."""
+    builder = Builder(dialect, Narrowing({type: conditions}, viewer))
+    own = builder.argument(type)
+    id = builder.shared_argument("id", "")
+    tests = [builder.holds(one, "r.key", "r") for one in builder.narrowed(type, [])]
+    sql = (
+        f"SELECT {_VERSION} FROM resource r JOIN version v ON v.resource_key = r.key AND v.version = r.version"
+        f" WHERE r.type = {own} AND r.id = {id} AND NOT r.deleted{''.join(f' AND {test}' for test in tests)}"
+    )
+    return sql, builder.arguments, builder.places
+
+
+def read_narrowed(dialect: str, within: Narrowing, type: str, id: str) -> list[Any]:
+    """The statement that reads a resource within a narrowing, and its arguments: the text is made once for each viewer and type."""
+    conditions = within.by_type.get(type)
+    if conditions is None:
+        conditions = (AnyOf(()),)
+    sql, kept, places = _narrowed_read(dialect, tuple(conditions), within.viewer, type)
+    arguments = list(kept)
+    arguments[places["id"]] = id
+    if "now" in places:
+        arguments[places["now"]] = within.now
+    if "lately" in places and within.viewer is not None:
+        arguments[places["lately"]] = within.now - within.viewer.grace
+    return [sql, *arguments]
+
+
 class _WrittenMeanwhile(Exception):
     """Somebody wrote what a plan had found before it could be locked: the plan is asked anew."""
 
@@ -123,8 +160,12 @@ class Store:
 
     # --- reading -------------------------------------------------------------------------------------------------------------
 
-    async def read(self, type: str, id: str) -> Stored:
-        """The current version. Raises NotFound, Gone."""
+    async def read(self, type: str, id: str, within: Narrowing | None = None) -> Stored:
+        """The current version. Raises NotFound, Gone; NotFound also for what the narrowing hides, deleted or not."""
+        if within is not None:
+            async with self.database.reading() as connection:
+                row = await connection.fetchrow(*read_narrowed(self.database.dialect, within, type, id))
+            return _existing(row, type, id)
         async with self.database.reading() as connection:
             row = await connection.fetchrow(
                 f"SELECT {_VERSION} FROM resource r JOIN version v ON v.resource_key = r.key AND v.version = r.version"
@@ -134,8 +175,13 @@ class Store:
             )
         return _existing(row, type, id)
 
-    async def vread(self, type: str, id: str, version: int) -> Stored:
-        """One version. Raises NotFound, and Gone for the version that is a deletion."""
+    async def vread(self, type: str, id: str, version: int, within: Narrowing | None = None) -> Stored:
+        """One version. Raises NotFound, and Gone for the version that is a deletion.
+
+        Within a narrowing both the resource as it is now and the version must be seen.
+        """
+        if within is not None:
+            await self.read(type, id, within)
         async with self.database.reading() as connection:
             row = await connection.fetchrow(
                 f"SELECT {_VERSION} FROM resource r JOIN version v ON v.resource_key = r.key"
@@ -144,6 +190,8 @@ class Store:
                 id,
                 version,
             )
+            if within is not None and row is not None:
+                row = next(iter(await passing(connection, self.database.dialect, within, [row])), None)
         return _existing(row, type, id)
 
     async def history(self, type: str, id: str) -> list[Stored]:
@@ -159,10 +207,13 @@ class Store:
             raise NotFound(f"{type}/{id} is not known")
         return [_stored(row) for row in rows]
 
-    async def history_page(self, query: HistoryQuery) -> HistoryPage:
+    async def history_page(self, query: HistoryQuery, within: Narrowing | None = None) -> HistoryPage:
         """A page of versions of a resource, of a type or of everything."""
-        async with self.database.reading() as connection:
-            return await history_page(connection, self.database.dialect, query)
+        if within is not None and query.type is None:
+            there = await self.types()
+            within = replace(within, by_type={type: one for type, one in within.by_type.items() if type in there})
+        async with self.database.reading(one_moment=within is not None) as connection:
+            return await history_page(connection, self.database.dialect, query, within)
 
     async def read_many(self, references: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Stored]:
         """The current versions of those that exist."""
@@ -220,13 +271,13 @@ class Store:
 
     # --- writing -------------------------------------------------------------------------------------------------------------
 
-    async def transact(self, operations: Sequence[Op] | Plan, *, origin: str) -> list[Stored]:
-        """Do all of it or nothing; returns what was stored for each Put and Delete, in order.
+    async def transact(self, operations: Sequence[Op] | Plan, *, origin: str, guard: WriteGuard | None = None) -> list[Stored]:
+        """Do all of it or nothing; returns what was stored for each Put and Delete, in order. `guard`: what the writer may.
 
-        A plan is asked what to do inside the transaction. Raises what it raises, VersionConflict, Invalid (a reference to nowhere, with its path), Conflict (a delete of what others refer to, a fact
+        A plan is asked what to do inside the transaction. Raises Forbidden for what the guard does not let through. Raises what it raises, VersionConflict, Invalid (a reference to nowhere, with its path), Conflict (a delete of what others refer to, a fact
         that is there already), NotFound (a delete of nothing), CursorMoved, StaleClaim, and what a write rule raises.
         """
-        return await self._attempted(operations, origin)
+        return await self._attempted(operations, origin, guard)
 
     def check_rules(self, previous: Stored | None, new: Checked, origin: str) -> None:
         """What a write of this would have to obey, before it is written. Raises what the rules for its type raise."""
@@ -234,12 +285,14 @@ class Store:
             if new.type in rule.types:
                 rule.check(previous.tree if previous else None, new.tree, origin)
 
-    async def rehearse(self, operations: Sequence[Op], *, origin: str) -> None:
+    async def rehearse(self, operations: Sequence[Op], *, origin: str, guard: WriteGuard | None = None) -> None:
         """Do all of it as `transact` does, and take it back: nothing is written. Raises what `transact` raises."""
         with suppress(_Rehearsed):
-            await self._attempted(operations, origin, rehearsal=True)
+            await self._attempted(operations, origin, guard, rehearsal=True)
 
-    async def _attempted(self, operations: Sequence[Op] | Plan, origin: str, *, rehearsal: bool = False) -> list[Stored]:
+    async def _attempted(
+        self, operations: Sequence[Op] | Plan, origin: str, guard: WriteGuard | None, *, rehearsal: bool = False
+    ) -> list[Stored]:
         for attempt in range(ATTEMPTS):
             await self.guides.follow()
             try:
@@ -247,7 +300,7 @@ class Store:
                     planned = operations
                     if isinstance(operations, Plan):
                         planned = await self._planned(connection, operations)
-                    stored = await self._write(connection, planned, origin)
+                    stored = await self._write(connection, planned, origin, guard)
                     if rehearsal:
                         raise _Rehearsed
                     return stored
@@ -270,7 +323,9 @@ class Store:
                 raise _WrittenMeanwhile
         return plan.make(found)
 
-    async def _write(self, connection: Connection, operations: Sequence[Op], origin: str) -> list[Stored]:
+    async def _write(
+        self, connection: Connection, operations: Sequence[Op], origin: str, guard: WriteGuard | None
+    ) -> list[Stored]:
         writes = [one for one in operations if isinstance(one, Put | Delete)]
         dialect, now = self.database.dialect, self.clock()
         stored: list[Stored] = []
@@ -284,6 +339,7 @@ class Store:
                 rules=self.rules,
                 confirm=self.guides.confirm,
                 words=self.full_text,
+                guard=guard,
             )
         # In one order for everybody, so that two transactions wait for each other at most, never both ways.
         for operation in sorted((one for one in operations if not isinstance(one, Put | Delete)), key=_order):

@@ -67,7 +67,7 @@ async def search(connection: Connection, dialect: str, query: Query, within: Nar
     sql = _page_statement(builder, dialect, query, branches, cursor, past.keys if past else ())
     rows = list(await connection.fetch(sql, *builder.arguments))
     if past is not None and past.keys:
-        builder = Builder("sqlite")
+        builder = Builder("sqlite", replace(within, by_type={}) if within else None)
         rows += past.fetch(_page_statement(builder, "sqlite", query, past.branches, cursor, ()), builder.arguments)
         rows = sorted(rows, key=cmp_to_key(partial(_compared, query)))
     shown = rows[: query.count]

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fhircm.fhir.conditions import AnyOf
+from fhircm.fhir.conditions import AnyOf, Condition
 from fhircm.fhir.definitions import definitions, param_key
 from fhircm.fhir.extract import searchable
 from fhircm.fhir.outcome import TooCostly
@@ -78,7 +78,7 @@ def _statements(
         builder = Builder(dialect, within)
         keys, types = write(builder, dialect, listed, frontier)
         if keys:
-            narrowed = _narrowed(builder, types, query)
+            narrowed = narrowed_types(builder, types, query.include_only)
             yield (
                 f"SELECT {COLUMNS} FROM resource r {CURRENT} WHERE r.key IN ({keys}) AND NOT r.deleted{narrowed} "
                 f"ORDER BY r.key LIMIT {builder.argument(limit)}",
@@ -139,11 +139,13 @@ def among(builder: Builder, dialect: str, values: Sequence[Any], type: str) -> s
     return f"IN (SELECT value FROM json_each({builder.argument(json.dumps(values))}))"
 
 
-def _narrowed(builder: Builder, types: Iterable[str], query: Query) -> str:
-    """What the caller may see of the included types, and wants of them."""
-    if builder.within is None and query.include_only is None:
+def narrowed_types(
+    builder: Builder, types: Iterable[str], wanted: Sequence[tuple[str, Sequence[Condition]]] | None = None
+) -> str:
+    """What the caller may see of a resource `r` of these types, and wants of it: a test behind others."""
+    if builder.within is None and wanted is None:
         return ""
-    only = None if query.include_only is None else dict(query.include_only)
+    only = None if wanted is None else dict(wanted)
     whole, tests = [], []
     for type in sorted(types):
         if only is not None and type not in only:

@@ -26,6 +26,7 @@ from fhircm.store.search_sql import Builder
 CHANGED_LIMIT = 10_000  # resources that may change while somebody pages; beyond, the search is to be asked anew
 SNAPSHOT = re.compile(r"[0-9:,]{1,10000}")
 _ASKED = 400
+_OF_NOW = ("care_relationship", "consent_rule")  # who may see the past is decided by the present
 
 Branch = tuple[str, Sequence[Condition]]  # a resource type, and what its matches fulfil
 
@@ -137,11 +138,66 @@ def _asks_for_words(condition: Condition) -> bool:
     return False
 
 
+async def passing(
+    connection: Connection, dialect: str, within: Narrowing, rows: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Those of these versions that the narrowing lets through: each is looked at as it was, what is around it as it is now.
+
+    The rows hold type, id, version, method, last_updated and body; there may be several versions of one resource.
+    """
+    numbered = [{**row, "key": number} for number, row in enumerate(rows) if row["method"] != "delete"]
+    types = sorted({row["type"] for row in numbered})
+    branches = [(type, Builder(dialect, within).narrowed(type, [])) for type in types]
+    past = await scratch_of(connection, dialect, within, numbered, branches)
+    good: set[int] = set()
+    for type, conditions in past.branches:
+        builder = Builder("sqlite", replace(within, by_type={}))
+        tests = [builder.holds(one, "r.key", "r") for one in conditions]
+        sql = f"SELECT r.key FROM resource r WHERE r.type = {builder.argument(type)}{''.join(f' AND {test}' for test in tests)}"
+        good |= {row["key"] for row in past.fetch(sql, builder.arguments)}
+    return [row for number, row in enumerate(rows) if row["method"] == "delete" or number in good]
+
+
+async def _remember_access(connection: Connection, dialect: str, within: Narrowing, scratch: sqlite3.Connection) -> None:
+    """What decides now whether the viewer may see what the scratch database holds."""
+    viewer = within.viewer
+    assert viewer is not None
+    named = scratch.execute("SELECT DISTINCT target_type AS type, target_id AS id FROM search_reference").fetchall()
+    own = scratch.execute("SELECT DISTINCT type, id FROM resource").fetchall()
+    wanted = sorted({(row["type"], row["id"]) for row in (*named, *own)})
+    for start in range(0, len(wanted), _ASKED):
+        chunk = wanted[start : start + _ASKED]
+        pairs = ", ".join(f"(${at}, ${at + 1})" for at in range(1, 2 * len(chunk), 2))
+        builder = Builder(dialect)
+        builder.arguments = [part for one in chunk for part in one]
+        rows = await connection.fetch(
+            f"SELECT g.* FROM care_relationship g WHERE (g.type, g.id) IN (VALUES {pairs}) AND g.grantee {builder.argument(viewer.known_as)}",
+            *builder.arguments,
+        )
+        _copy(scratch, "care_relationship", rows)
+        patients = [id for type, id in chunk if type == "Patient"]
+        marks = ", ".join(f"${at}" for at in range(1, len(patients) + 1)) or "NULL"
+        _copy(
+            scratch,
+            "consent_rule",
+            await connection.fetch(f"SELECT * FROM consent_rule WHERE patient_id IN ({marks})", *patients),
+        )
+
+
+def _copy(scratch: sqlite3.Connection, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    for row in rows:
+        names, values = zip(*dict(row).items(), strict=True)
+        marks = ", ".join("?" * len(names))
+        scratch.execute(f"INSERT OR IGNORE INTO {table} ({', '.join(names)}) VALUES ({marks})", values)
+
+
 def _remember(scratch: sqlite3.Connection, row: Mapping[str, Any], words: bool) -> None:
     key, version, body = row["key"], row["version"], bytes(row["body"])
     scratch.execute("INSERT INTO resource VALUES (?, ?, ?, ?, ?, 0)", (key, row["type"], row["id"], version, row["last_updated"]))
     scratch.execute("INSERT INTO version VALUES (?, ?, ?, ?, ?)", (key, version, row["method"], row["last_updated"], body))
     for table, rows in search_rows(key, row["type"], json.loads(body), words=words).by_table.items():
+        if table in _OF_NOW:
+            continue
         scratch.executemany(insert_statement(table), rows)
 
 
@@ -205,6 +261,8 @@ async def scratch_of(
     scratch, words = _scratch(), any(_asks_for_words(one) for _, listed in branches for one in listed)
     for row in rows:
         _remember(scratch, row, words)
+    if within is not None and within.viewer is not None:
+        await _remember_access(connection, dialect, within, scratch)
     resolved = [
         (type, [await _resolved(connection, dialect, within, scratch, one) for one in listed]) for type, listed in branches
     ]

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fhircm.fhir.care_relationship import Relationship, relationships
+from fhircm.fhir.consent_rules import ConsentRule, consent_rules
 from fhircm.fhir.definitions import param_key
 from fhircm.fhir.extract import ANY_REFERENCE, search_values
 from fhircm.fhir.values import Amount, Component, Place, Span, Target, Text, Token, Uri
@@ -30,6 +32,16 @@ _LAYOUT: dict[type, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     Place: ("search_position", ("x", "y", "z"), ("float8", "float8", "float8")),
     Component: ("search_composite", Component._fields[1:], ("integer", *["text"] * 7, "float8", "float8", "text")),
     Words: ("search_text", ("words",), ("text",)),
+    Relationship: (
+        "care_relationship",
+        ("grantee", "type", "id", "whole", "low", "high"),
+        ("text", "text", "text", "boolean", "bigint", "bigint"),
+    ),
+    ConsentRule: (
+        "consent_rule",
+        ConsentRule._fields[1:],
+        ("text", "text", "boolean", "bigint", "bigint", *["text"] * 6, "bigint", "bigint"),
+    ),
 }
 SEARCH_TABLES = tuple(table for table, _, _ in _LAYOUT.values())
 
@@ -48,6 +60,8 @@ def search_rows(resource_key: int, type: str, tree: dict[str, Any], *, words: bo
         table = _LAYOUT[value.__class__][0]
         param = ANY_PARAM if value.parameter == ANY_REFERENCE else param_key(type, value.parameter)
         by_table[table].append((resource_key, param, *value[1:]))
+    for one in (*relationships(tree), *consent_rules(tree)):
+        by_table[_LAYOUT[one.__class__][0]].append((resource_key, param_key(type, one.parameter), *one[1:]))
     for text in full_text(tree) if words else ():
         param = param_key(type, text.parameter)
         by_table["search_text"].append((resource_key, param, f"{mark(param)} {text.words}"))

@@ -32,6 +32,7 @@ from fhircm.fhir.conditions import (
     TokenTest,
     Unlike,
     UriTest,
+    Visible,
     WordsTest,
 )
 from fhircm.fhir.definitions import param_key
@@ -42,6 +43,7 @@ from fhircm.fhir.ranges import BOUNDLESS, EARLIEST, LATEST
 from fhircm.store.full_text import words_stand, words_test
 from fhircm.store.operations import Narrowing
 from fhircm.store.search_tests import Listed, merged, row_test, table_of, updated_test
+from fhircm.store.visibility import begun_with, is_open, visible
 
 _TABLES_OF_KIND = {
     "token": ("search_token", "search_string"),
@@ -73,6 +75,7 @@ _WITH_ROWID = frozenset({"search_string", "search_quantity", "search_text", "sea
 _FEW_CODES = frozenset({"code", "boolean"})  # element types of which each value is in a large part of all resources
 _MANY = 50  # alternatives: more of them match too much to begin with
 _CANNOT_DRIVE = 9
+_FEW_PATIENTS = 5.5  # before codes that many resources have, behind what finds few of them
 _ARGUMENTS_LIMIT = 32_000  # of one statement: SQLite takes 32,766, asyncpg 32,767
 _NOTHING = "SELECT key AS resource_key FROM resource WHERE 1 = 0"
 
@@ -182,6 +185,7 @@ class Builder:
         self.arguments: list[Any] = []
         self.within = within
         self.aliases = 0
+        self._shared: dict[str, str] = {}
 
     def argument(self, value: Any) -> str:
         """The placeholder of a value; of Listed ones what a column is compared with, to be one of them.
@@ -196,6 +200,23 @@ class Builder:
             raise TooCostly("This search compares with too many values; ask for fewer at once, or in fewer types")
         self.arguments.append(value)
         return f"${len(self.arguments)}"
+
+    def shared_argument(self, name: str, value: Any) -> str:
+        """What `argument` gives, the same wherever the statement has this value."""
+        if name not in self._shared:
+            self._shared[name] = self.argument(value)
+        return self._shared[name]
+
+    @property
+    def places(self) -> dict[str, int]:
+        """Where, among the arguments, the shared ones stand that are single values."""
+        return {name: int(text[1:]) - 1 for name, text in self._shared.items() if text.startswith("$")}
+
+    def listed_source(self, name: str, values: Listed, alias: str) -> str:
+        """Listed values as rows with one column, `value`, for a FROM clause."""
+        if self.dialect == "postgresql":
+            return f"unnest({self.shared_argument(name, list(values))}::text[]) {alias} (value)"
+        return f"json_each({self.shared_argument(name, json.dumps(values))}) {alias}"
 
     def parameter(self, type: str, code: str) -> str:
         """The placeholder of a search parameter's key."""
@@ -223,7 +244,10 @@ class Builder:
         if self.within is None:
             return list(conditions)
         extra = self.within.by_type.get(type)
-        return [AnyOf(())] if extra is None else [*conditions, *extra]
+        if extra is None:
+            return [AnyOf(())]
+        seen = [Visible(type)] if self.within.viewer is not None and not is_open(type) else []
+        return [*conditions, *extra, *seen]
 
     def candidates(self, type: str, conditions: Sequence[Condition], d: str) -> tuple[str, str, str]:
         """FROM clause (alias `d`), WHERE clause and key column of the resources of the type that fulfil all conditions.
@@ -231,8 +255,8 @@ class Builder:
         A key can come more than once, except when the resource table itself drives.
         """
         conditions = list(_flat(conditions))
-        driver = min(conditions, key=_rank, default=None)
-        if driver is None or _rank(driver) == _CANNOT_DRIVE or _is_own(driver) or driver == AnyOf(()):
+        driver = min(conditions, key=self._rank, default=None)
+        if driver is None or self._rank(driver) == _CANNOT_DRIVE or _is_own(driver) or driver == AnyOf(()):
             tests = [self.holds(condition, f"{d}.key", d) for condition in conditions]
             where = [f"{d}.type = {self.argument(type)}", f"NOT {d}.deleted", *tests]
             return f"resource {d}", " AND ".join(where), f"{d}.key"
@@ -240,8 +264,14 @@ class Builder:
             source, where = f"{_table(driver)} {d}", [self.row(driver, d)]
         else:
             source, where = f"({self.driven(driver)}) {d}", []
-        where += [self.holds(condition, f"{d}.resource_key") for condition in conditions if condition is not driver]
+        rest = [one for one in conditions if one is not driver or isinstance(one, Visible)]  # that begins with more than is seen
+        where += [self.holds(condition, f"{d}.resource_key") for condition in rest]
         return source, " AND ".join(where) or "1 = 1", f"{d}.resource_key"
+
+    def _rank(self, condition: Condition) -> float:
+        if isinstance(condition, Visible) and self.within is not None and self.within.viewer and self.within.viewer.few:
+            return _FEW_PATIENTS
+        return _rank(condition)
 
     def keys(self, type: str, conditions: Sequence[Condition]) -> str:
         """A query for the keys of the resources of the type that fulfil all conditions, as `resource_key`."""
@@ -251,6 +281,8 @@ class Builder:
     def driven(self, condition: Condition) -> str:
         """A query for the keys that fulfil one condition, beginning where the fewest rows are."""
         match condition:
+            case Visible(type):
+                return begun_with(self, type)
             case Chained(targets=targets):
                 return " UNION ".join(self._chain_keys(condition, target, inner) for target, inner in targets)
             case Linked(type, source, parameter, inner):
@@ -287,11 +319,13 @@ class Builder:
     def holds(self, condition: Condition, key: str, own: str | None = None) -> str:
         """The condition as a test on a resource key; `own`: the alias of the resource row, where there is one."""
         match condition:
+            case Visible(type):
+                return visible(self, type, key, own)
             case Matches(negated=negated):
                 found = self._some_row(condition, key, own)
                 return f"NOT {found}" if negated else found
             case Combined(alternatives=alternatives):
-                ways = [self._exists(self._combined(condition, alternative, key)) for alternative in alternatives]
+                ways = [self.exists(self._combined(condition, alternative, key)) for alternative in alternatives]
                 return f"({' OR '.join(ways)})"
             case Missing(type, parameter, missing):
                 found = self._any_value(type, parameter, key)
@@ -299,7 +333,7 @@ class Builder:
             case Chained(type, parameter, targets):
                 x, t = self.alias(), self.alias()
                 ways = " OR ".join(self._way(x, t, target, inner) for target, inner in targets)
-                return self._exists(
+                return self.exists(
                     f"SELECT 1 FROM search_reference {x} JOIN resource {t} ON {t}.type = {x}.target_type "
                     f"AND {t}.id = {x}.target_id AND NOT {t}.deleted WHERE ({ways}) AND {x}.resource_key = {key} "
                     f"AND {self.param(x, 'search_reference', type, parameter, ranged=True)}"
@@ -333,7 +367,7 @@ class Builder:
         joined = " CROSS JOIN ".join(f"search_composite {a}" for a in tables)
         return f"SELECT {tables[0]}.resource_key FROM {joined} WHERE {own}{' AND '.join(tests)}"
 
-    def _exists(self, rows: str) -> str:
+    def exists(self, rows: str) -> str:
         """That there is such a row, asked of one candidate after the other.
 
         OFFSET 0 keeps PostgreSQL from making a join of it: without fresh statistics it would read all rows of a parameter and value
@@ -349,7 +383,7 @@ class Builder:
         x, r = self.alias(), self.alias()
         own = self.argument(link.type)
         tests = [self.holds(one, f"{x}.resource_key") for one in self.narrowed(link.source, [link.condition])]
-        return self._exists(
+        return self.exists(
             f"SELECT 1 FROM resource {r} JOIN search_reference {x} ON {x}.target_id = {r}.id WHERE {r}.key = {key} "
             f"AND {x}.param = {self.parameter(link.source, link.parameter)} AND {x}.target_type = {own} AND {' AND '.join(tests)}"
         )
@@ -360,12 +394,12 @@ class Builder:
         a = self.alias()
         column = "key" if _is_own(condition) else "resource_key"
         test = self.row(_beside(condition), a, of_candidate=True)
-        return self._exists(f"SELECT 1 FROM {_table(condition)} {a} WHERE {a}.{column} = {key} AND {test}")
+        return self.exists(f"SELECT 1 FROM {_table(condition)} {a} WHERE {a}.{column} = {key} AND {test}")
 
     def _any_value(self, type: str, code: str, key: str) -> str:
         tables = _TABLES_OF_KIND[searchable(type).extractors[code].definition.type]
         found = [
-            self._exists(
+            self.exists(
                 f"SELECT 1 FROM {table} s WHERE s.resource_key = {key} AND {self.param('s', table, type, code, ranged=True)}"
             )
             for table in tables

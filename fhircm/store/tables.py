@@ -302,8 +302,8 @@ class CareRelationship(SQLModel, table=True):
 
     __tablename__ = "care_relationship"
     __table_args__ = (
-        PrimaryKeyConstraint("grantee", "type", "id", "resource_key", "param"),
-        Index("care_relationship_of", "type", "id"),
+        PrimaryKeyConstraint("type", "id", "grantee", "resource_key", "param", "low"),
+        Index("care_relationship_grantee", "grantee", "type", "id"),
         Index("care_relationship_resource", "resource_key"),
         _CLUSTERED,
     )

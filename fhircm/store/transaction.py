@@ -13,13 +13,14 @@ from datetime import datetime
 from typing import Any
 
 from fhircm.fhir import json
-from fhircm.fhir.outcome import Conflict, FhirError, Gone, Invalid, Issue, NotFound, VersionConflict
+from fhircm.fhir.outcome import Conflict, FhirError, Forbidden, Gone, Invalid, Issue, NotFound, VersionConflict
 from fhircm.fhir.query import Query
 from fhircm.fhir.references import Reference
 from fhircm.store.database import Connection
-from fhircm.store.operations import Delete, Put, SetState, WriteRule
+from fhircm.store.operations import Delete, Narrowing, Put, SetState, WriteRule
 from fhircm.store.search_rows import SearchRows, delete_search_rows, insert_statements, search_rows, write_search_rows
 from fhircm.store.stored import Stored, instant, micros
+from fhircm.store.write_guard import WriteGuard, referred_to, require_open, seen
 
 Identity = tuple[str, str]
 Tree = dict[str, Any]
@@ -44,10 +45,11 @@ async def write_resources(
     rules: Sequence[WriteRule],
     confirm: Callable[[Connection], Awaitable[None]],
     words: bool = False,
+    guard: WriteGuard | None = None,
 ) -> list[Stored]:
     """Write resources in the transaction of this connection; see Store.transact for what it raises.
 
-    `confirm` makes sure that the search parameters in force are known, right before the rows are made of them.
+    `guard`: what the writer may. `confirm` makes sure that the search parameters in force are known, right before the rows are made of them.
     """
     identities = [_identity(write) for write in writes]
     if len(set(identities)) != len(identities):
@@ -56,6 +58,8 @@ async def write_resources(
     if known and dialect == "postgresql":
         await lock_identities(connection, known)
     current = await _current(connection, dialect, known)
+    if guard is not None:
+        await _require_seen(connection, dialect, guard, writes, current)
     for write in writes:
         with _About(_identity(write)):
             _check_condition(write, current.get(_identity(write)))
@@ -66,8 +70,10 @@ async def write_resources(
         doomed = sorted(current[_identity(delete)].key for delete in deletes)
         await connection.execute("SELECT key FROM resource WHERE key = ANY($1::bigint[]) ORDER BY key FOR UPDATE", doomed)
     versions = {_identity(one): (found.version if (found := current.get(_identity(one))) else 0) + 1 for one in (*puts, *deletes)}
-    await _check_references(connection, dialect, puts, deletes, versions)
-    await _check_not_referred_to(connection, deletes, current, set(identities))
+    seeing = guard.seeing if guard else None
+    hidden = await _hidden(connection, dialect, seeing, puts, current) if seeing else set()
+    await _check_references(connection, dialect, puts, deletes, versions, hidden)
+    await _check_not_referred_to(connection, deletes, current, set(identities), told=seeing is None)
     metas = {_identity(put): _meta(put, versions[_identity(put)], instant(now)) for put in puts}
     stored = {_identity(put): _version_of(put, metas[_identity(put)], versions[_identity(put)], current, now) for put in puts}
     stored |= {_identity(one): Stored(one.type, one.id, versions[_identity(one)], now, True, b"", "delete") for one in deletes}
@@ -77,9 +83,13 @@ async def write_resources(
     await confirm(connection)
     # Search reads meta.lastUpdated like any other element.
     trees = [{**put.resource.tree, "id": put.resource.id, "meta": metas[_identity(put)]} for put in puts]
+    if seeing is not None:
+        await require_open(connection, dialect, seeing, trees, {identity: one.key for identity, one in current.items()})
     if stored:
         write_versions = _write_at_once if dialect == "postgresql" else _write_in_turn
         await write_versions(connection, list(stored.values()), trees, current, origin, words)
+    if guard is not None:
+        await _require_still_seen(connection, dialect, guard, puts, stored)
     return [stored.get(_identity(write)) or _deleted_before(write, current, now) for write in writes]
 
 
@@ -184,6 +194,57 @@ def _check_condition(write: Put | Delete, current: _Current | None) -> None:
         raise VersionConflict(f"{type}/{id} is not at version {write.if_version}: {now}")
 
 
+async def _require_seen(
+    connection: Connection,
+    dialect: str,
+    guard: WriteGuard,
+    writes: Sequence[Put | Delete],
+    current: Mapping[Identity, _Current],
+) -> None:
+    """What is there, or was, and may not be seen is as if it had never been."""
+    for kind, within in ((Put, guard.u), (Delete, guard.d)):
+        there = [identity for write in writes if isinstance(write, kind) and (identity := _identity(write)) in current]
+        if within is None or not there:
+            continue
+        for type, id in sorted(set(there) - await seen(connection, dialect, within, there)):
+            with _About((type, id)):
+                raise NotFound(f"{type}/{id} is not known")
+
+
+async def _require_still_seen(
+    connection: Connection, dialect: str, guard: WriteGuard, puts: Sequence[Put], stored: Mapping[Identity, Stored]
+) -> None:
+    """What was written must be what the writer may write."""
+    for method, within in (("create", guard.c), ("update", guard.u)):
+        written = [identity for put in puts if stored[identity := _identity(put)].method == method]
+        for type, id in sorted(set(written) - await seen(connection, dialect, within, written)) if written else ():
+            with _About((type, id)):
+                raise Forbidden(
+                    f"The caller may not {method} this {type}: it would lie outside of what the scopes, the care relationships and the"
+                    " consents of its patients give"
+                )
+
+
+async def _hidden(
+    connection: Connection, dialect: str, seeing: Narrowing, puts: Sequence[Put], current: Mapping[Identity, _Current]
+) -> set[tuple[Identity, Identity]]:
+    """References (from, to) to what the writer does not see, and that were not there before."""
+    uses = {
+        (_identity(put), (reference.type, reference.id))
+        for put in puts
+        for reference in put.resource.references
+        if reference.kind == "local" and reference.type and reference.id
+    }
+    written = {_identity(put) for put in puts}
+    targets = {target for _, target in uses} - written
+    unseen = targets - await seen(connection, dialect, seeing, targets)
+    if not unseen:
+        return set()
+    keys = {one.key: identity for identity, one in current.items() if identity in written}
+    before = {(keys[key], target) for key, target in await referred_to(connection, list(keys))}
+    return {(source, target) for source, target in uses if target in unseen} - before
+
+
 async def _check_rules(
     connection: Connection, puts: Sequence[Put], current: Mapping[Identity, _Current], rules: Sequence[WriteRule], origin: str
 ) -> None:
@@ -204,9 +265,14 @@ async def _check_rules(
 
 
 async def _check_references(
-    connection: Connection, dialect: str, puts: Sequence[Put], deletes: Sequence[Delete], versions: Mapping[Identity, int]
+    connection: Connection,
+    dialect: str,
+    puts: Sequence[Put],
+    deletes: Sequence[Delete],
+    versions: Mapping[Identity, int],
+    hidden: Collection[tuple[Identity, Identity]] = (),
 ) -> None:
-    """Local references must lead to a resource that exists, or to one of this transaction.
+    """Local references must lead to a resource that exists, or to one of this transaction; not to one that is `hidden` (from, to).
 
     PostgreSQL keeps what is referred to from being deleted until the reference is committed; SQLite has one writer at a time.
     """
@@ -234,7 +300,7 @@ async def _check_references(
         )
         for identity, uses in wanted.items()
         for put, reference in uses
-        if not is_there(reference, *known.get(identity, (0, False)))
+        if (_identity(put), identity) in hidden or not is_there(reference, *known.get(identity, (0, False)))
     ]
     if issues:
         raise Invalid(issues[0].text, issues=issues)
@@ -252,9 +318,14 @@ def _named(reference: Reference) -> str:
 
 
 async def _check_not_referred_to(
-    connection: Connection, deletes: Sequence[Delete], current: Mapping[Identity, _Current], rewritten: set[Identity]
+    connection: Connection,
+    deletes: Sequence[Delete],
+    current: Mapping[Identity, _Current],
+    rewritten: set[Identity],
+    *,
+    told: bool,
 ) -> None:
-    """What others refer to stays, unless they are rewritten or deleted in the same transaction."""
+    """What others refer to stays, unless they are rewritten or deleted in the same transaction. `told`: the error may name them."""
     for delete in deletes:
         rows = await connection.fetch(
             "SELECT r.type, r.id FROM search_reference s JOIN resource r ON r.key = s.resource_key"
@@ -265,7 +336,8 @@ async def _check_not_referred_to(
         )
         others = [f"{row['type']}/{row['id']}" for row in rows if (row["type"], row["id"]) not in rewritten]
         if others:
-            text = f"{delete.type}/{delete.id} cannot be deleted: {', '.join(others[:3])} refers to it"
+            who = ", ".join(others[:3]) if told else "another resource"
+            text = f"{delete.type}/{delete.id} cannot be deleted: {who} refers to it"
             raise Conflict(text, issues=[Issue("error", Conflict.code, text, resource=_identity(delete))])
 
 

@@ -64,10 +64,10 @@ def upgrade():
         sa.Column("whole", sa.Boolean(), nullable=False),
         sa.Column("low", sa.BigInteger(), nullable=False),
         sa.Column("high", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("grantee", "type", "id", "resource_key", "param"),
+        sa.PrimaryKeyConstraint("type", "id", "grantee", "resource_key", "param", "low"),
         sqlite_with_rowid=False,
     )
-    op.create_index("care_relationship_of", "care_relationship", ["type", "id"], unique=False)
+    op.create_index("care_relationship_grantee", "care_relationship", ["grantee", "type", "id"], unique=False)
     op.create_index("care_relationship_resource", "care_relationship", ["resource_key"], unique=False)
     op.create_table(
         "consent_rule",

@@ -1,0 +1,330 @@
+"""What a viewer may see, as SQL: by care relationship, consent and security label. docs/explanation/access.md
+
+A resource is seen when there is a reason, and nothing against it. Reasons: it belongs to no patient; every patient that it names is the
+viewer's own or one with whom it has a relationship that shares the record; it is shared itself, or is about something that is; it
+names no patient, but the viewer. Against it: a denial of one of its patients that no exception within the same consent lifts; a
+security label that is closed to the viewer, unless a consent permits just that or the record is the viewer's own. All is read from rows that
+are written in the transaction of the resource that says so, so an end takes effect at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING
+
+import yaml
+
+from fhircm.fhir.artefacts import folder
+from fhircm.fhir.belonging import named_by, when
+from fhircm.fhir.care_relationship import kinds
+from fhircm.fhir.definitions import param_key
+from fhircm.fhir.extract import searchable
+from fhircm.store.search_tests import Listed
+
+if TYPE_CHECKING:
+    from fhircm.store.search_sql import Builder
+
+NONE = Listed()
+_CODED_BY = ("code", "category", "type")  # parameters by which Consent.provision.code recognises what is in a resource
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """Who looks. `known_as`: the references by which relationships name it; `own`: ids of Patients that are itself, or for whom it acts.
+
+    `closed`: security labels that it does not see without a consent. `grace`: how long a relationship is still good after its end, in
+    microseconds. `few`: it has a relationship with so few patients that a search may begin with them.
+    """
+
+    known_as: Listed
+    own: Listed = NONE
+    purpose: str = "TREAT"
+    closed: Listed = NONE
+    grace: int = 0
+    few: bool = field(default=False, compare=False)
+
+
+@cache
+def _types(list: str) -> frozenset[str]:
+    tree = yaml.safe_load((folder("profiles") / "visibility" / "types.yaml").read_text())
+    return frozenset(tree[list])
+
+
+def is_open(type: str) -> bool:
+    """Whether all of a type is seen by everybody who may search it."""
+    return type in _types("open")
+
+
+def visible(builder: Builder, type: str, key: str, own: str | None) -> str:
+    """A test on a resource key that the viewer may see the resource; `own`: the alias of its row in `resource`, where there is one."""
+    return "1 = 1" if is_open(type) else _Visibility(builder, type, key, own).test()
+
+
+def begun_with(builder: Builder, type: str) -> str:
+    """A query for keys (`resource_key`) among which are all that the viewer may see of a type: beginning with what it has."""
+    return _Visibility(builder, type, "", None).candidates()
+
+
+class _Visibility:
+    """The parts of one test."""
+
+    def __init__(self, builder: Builder, type: str, key: str, own: str | None) -> None:
+        assert builder.within is not None and builder.within.viewer is not None
+        self.builder, self.type, self.key, self.own = builder, type, key, own
+        self.viewer, self.moment = builder.within.viewer, builder.within.now
+        self.opening = [kind for kind in kinds() if kind.shares_record and kind.opens(type) and type not in _types("own")]
+        self.sharing = [kind for kind in kinds() if not kind.shares_record]
+
+    # --- arguments, each once in a statement
+
+    @property
+    def known(self) -> str:
+        return self.builder.shared_argument("known", self.viewer.known_as)
+
+    @property
+    def now(self) -> str:
+        return self.builder.shared_argument("now", self.moment)
+
+    @property
+    def lately(self) -> str:
+        return self.builder.shared_argument("lately", self.moment - self.viewer.grace)
+
+    def _among_own(self, column: str) -> str:
+        return f"{column} {self.builder.shared_argument('own', self.viewer.own)}" if self.viewer.own else "1 = 0"
+
+    # --- reasons
+
+    def test(self) -> str:
+        reasons = " OR ".join(self._reasons())
+        against = [self._denied()]
+        if self.viewer.closed:
+            against.append(self._closed())
+        return f"(({reasons}) AND {' AND '.join(f'NOT {one}' for one in against)})"
+
+    def _reasons(self) -> list[str]:
+        if self.type == "Patient":
+            return [self._opened(self._id()), self._shared()]
+        a = self.builder.alias()
+        patients = f"SELECT 1 FROM search_reference {a} WHERE {a}.resource_key = {self.key} AND {a}.target_type = 'Patient'"
+        some = self.builder.exists(patients)
+        shut = self.builder.exists(f"{patients} AND NOT {self._opened(f'{a}.target_id')}")
+        return [f"({some} AND NOT {shut})", f"(NOT {some} AND {self._names_viewer()})", self._shared(), self._about()]
+
+    def _opened(self, patient: str) -> str:
+        """That the record of a patient is open."""
+        ways = [self._among_own(patient)] if self.viewer.own else []
+        if self.opening:
+            g = self.builder.alias()
+            ways.append(
+                self.builder.exists(
+                    f"SELECT 1 FROM care_relationship {g} WHERE {g}.type = 'Patient' AND {g}.id = {patient} AND {self._good(g, True)}"
+                )
+            )
+        return f"({' OR '.join(ways) or '1 = 0'})"
+
+    def _good(self, g: str, whole: bool) -> str:
+        """That a relationship is the viewer's, of a kind that opens or shares, and holds at this time."""
+        listed = ", ".join(str(kind.key) for kind in (self.opening if whole else self.sharing)) or "NULL"
+        sharp = [kind.key for kind in kinds() if kind.emergency and whole]
+        ends = f"{g}.high > {self.lately}"
+        if sharp and self.viewer.grace:  # what was given for so long ends then
+            ends += f" AND ({g}.param NOT IN ({', '.join(map(str, sharp))}) OR {g}.high > {self.now})"
+        is_whole = f"{g}.whole" if whole else f"NOT {g}.whole"
+        return f"{is_whole} AND {g}.grantee {self.known} AND {g}.param IN ({listed}) AND {g}.low <= {self.now} AND {ends}"
+
+    def _shared(self) -> str:
+        g = self.builder.alias()
+        return self.builder.exists(
+            f"SELECT 1 FROM care_relationship {g} WHERE {g}.type = {self.builder.argument(self.type)} AND {g}.id = {self._id()}"
+            f" AND {self._good(g, False)}"
+        )
+
+    def _about(self) -> str:
+        x, g = self.builder.alias(), self.builder.alias()
+        return self.builder.exists(
+            f"SELECT 1 FROM search_reference {x} JOIN care_relationship {g} ON {g}.type = {x}.target_type AND {g}.id = {x}.target_id"
+            f" WHERE {x}.resource_key = {self.key} AND {x}.target_type IN ({_quoted(_types('about'))}) AND {self._good(g, False)}"
+        )
+
+    def _names_viewer(self) -> str:
+        x = self.builder.alias()
+        return self.builder.exists(
+            f"SELECT 1 FROM search_reference {x} WHERE {x}.resource_key = {self.key}"
+            f" AND {x}.target_type || '/' || {x}.target_id {self.known}"
+        )
+
+    def _id(self) -> str:
+        return f"{self.own}.id" if self.own else f"(SELECT r.id FROM resource r WHERE r.key = {self.key})"
+
+    # --- what stands against it
+
+    def _denied(self) -> str:
+        """That a consent of one of its patients denies it."""
+        c, d = self.builder.alias(), self.builder.alias()
+        lifted = self.builder.exists(
+            f"SELECT 1 FROM consent_rule {d} WHERE {d}.patient_id = {c}.patient_id AND {d}.resource_key = {c}.resource_key AND {d}.permit"
+            f" AND {self._under(c, d)} AND {self._applies(d)}"
+        )
+        where = f"NOT {c}.permit AND {self._applies(c)} AND NOT {lifted} AND NOT {self._emergency(f'{c}.patient_id')}"
+        if self.viewer.own:
+            where += f" AND NOT {self._among_own(f'{c}.patient_id')}"
+        return self._of_its_patients(c, where)
+
+    def _under(self, c: str, d: str) -> str:
+        return f"substr({d}.path, 1, length({c}.path) + 1) = {c}.path || '.'"
+
+    def _of_its_patients(self, c: str, where: str) -> str:
+        """That there is such a rule of a patient that the resource names."""
+        if self.type == "Patient":
+            return self.builder.exists(f"SELECT 1 FROM consent_rule {c} WHERE {c}.patient_id = {self._id()} AND {where}")
+        x = self.builder.alias()
+        return self.builder.exists(
+            f"SELECT 1 FROM search_reference {x} JOIN consent_rule {c} ON {c}.patient_id = {x}.target_id"
+            f" WHERE {x}.resource_key = {self.key} AND {x}.target_type = 'Patient' AND {where}"
+        )
+
+    def _applies(self, c: str) -> str:
+        """That a rule is about this viewer, now, and about the resource."""
+        tests = [f"{c}.low <= {self.now} AND {self.now} < {c}.high", self._about_viewer(c)]
+        own_class = self._in(f"{c}.classes", f"'|{self.type}|'")
+        tests.append(f"({c}.classes = '' OR {own_class})")
+        tests.append(f"({c}.labels = '' OR {self._has_token(c, 'labels', ('_security',))})")
+        tests.append(f"({c}.codes = '' OR {self._has_token(c, 'codes', _CODED_BY)})")
+        things = f"'|{self.type}/' || {self._id()} || '|'"
+        tests.append(f"({c}.things = '' OR {self._in(f'{c}.things', things)})")
+        if (dated := _dated(self.type)) is not None:
+            s = self.builder.alias()
+            span = f"SELECT 1 FROM search_date {s} WHERE {s}.resource_key = {self.key} AND {s}.param = {dated}"
+            inside = self.builder.exists(f"{span} AND {s}.low < {c}.data_high AND {s}.high > {c}.data_low")
+            tests.append(f"({inside} OR NOT {self.builder.exists(span)})")
+        return " AND ".join(tests)
+
+    def _about_viewer(self, c: str) -> str:
+        k = self.builder.alias()
+        source = self.builder.listed_source("known-rows", self.viewer.known_as, k)
+        named = self.builder.exists(f"SELECT 1 FROM {source} WHERE {self._in(f'{c}.actors', _barred(f'{k}.value'))}")
+        purpose = self.builder.shared_argument("purpose", f"|{self.viewer.purpose}|")
+        return f"({c}.actors = '' OR {named}) AND ({c}.purposes = '' OR {self._in(f'{c}.purposes', purpose)})"
+
+    def _in(self, whole: str, part: str) -> str:
+        return f"strpos({whole}, {part}) > 0" if self.builder.dialect == "postgresql" else f"instr({whole}, {part}) > 0"
+
+    def _has_token(self, c: str, column: str, codes: tuple[str, ...]) -> str:
+        known = searchable(self.type).extractors
+        params = ", ".join(
+            str(param_key(self.type, code)) for code in codes if code in known and known[code].definition.type == "token"
+        )
+        if not params:
+            return "1 = 0"
+        s = self.builder.alias()
+        ways = [_barred(f"{s}.code")]
+        if column == "codes":
+            ways = [_barred(f"{s}.system || '#' || lower({s}.code)"), _barred(f"'#' || lower({s}.code)")]
+        either = " OR ".join(self._in(f"{c}.{column}", way) for way in ways)
+        return self.builder.exists(
+            f"SELECT 1 FROM search_token {s} WHERE {s}.resource_key = {self.key} AND {s}.param IN ({params}) AND ({either})"
+        )
+
+    def _closed(self) -> str:
+        """That it bears a label that is closed to the viewer, and nothing opens it."""
+        s, c = self.builder.alias(), self.builder.alias()
+        param = param_key(self.type, "_security")
+        permitted = self._of_its_patients(
+            c, f"{c}.permit AND {self._in(f'{c}.labels', _barred(f'{s}.code'))} AND {self._applies(c)}"
+        )
+        labelled = self.builder.exists(
+            f"SELECT 1 FROM search_token {s} WHERE {s}.resource_key = {self.key} AND {s}.param = {param}"
+            f" AND {s}.code {self.builder.shared_argument('closed', self.viewer.closed)} AND NOT {permitted}"
+        )
+        opened = [self._names_viewer()]
+        if self.type == "Patient":
+            opened.append(self._emergency(self._id()))
+        else:
+            x = self.builder.alias()
+            named = f"SELECT 1 FROM search_reference {x} WHERE {x}.resource_key = {self.key} AND {x}.target_type = 'Patient'"
+            opened.append(self.builder.exists(f"{named} AND {self._emergency(f'{x}.target_id')}"))
+        return f"({labelled} AND NOT ({' OR '.join(opened)}))"
+
+    def _emergency(self, patient: str) -> str:
+        """That the viewer has broken the glass for a patient."""
+        listed = ", ".join(str(kind.key) for kind in kinds() if kind.emergency)
+        g = self.builder.alias()
+        return self.builder.exists(
+            f"SELECT 1 FROM care_relationship {g} WHERE {g}.type = 'Patient' AND {g}.id = {patient} AND {g}.whole"
+            f" AND {g}.grantee {self.known} AND {g}.param IN ({listed}) AND {g}.low <= {self.now} AND {g}.high > {self.now}"
+        )
+
+    # --- where to begin
+
+    def candidates(self) -> str:
+        type = self.builder.argument(self.type)
+        g, r, x = self.builder.alias(), self.builder.alias(), self.builder.alias()
+        shared = (
+            f"SELECT {r}.key AS resource_key FROM care_relationship {g} CROSS JOIN resource {r} WHERE {self._good(g, False)}"
+            f" AND {g}.type = {type} AND {r}.type = {g}.type AND {r}.id = {g}.id AND NOT {r}.deleted"
+        )
+        h, y = self.builder.alias(), self.builder.alias()
+        about = (
+            f"SELECT {y}.resource_key FROM care_relationship {h} CROSS JOIN search_reference {y} CROSS JOIN resource {x}"
+            f" WHERE {self._good(h, False)} AND {h}.type IN ({_quoted(_types('about'))})"
+            f" AND {y}.param = 0 AND {y}.target_id = {h}.id AND {y}.target_type = {h}.type AND {x}.key = {y}.resource_key AND {x}.type = {type}"
+        )
+        return " UNION ".join([*self._records(type), shared, about, self._naming(type)])
+
+    def _records(self, type: str) -> list[str]:
+        """Keys of what is in the records that are open."""
+        found = []
+        params = ", ".join(str(param_key(self.type, code)) for code in named_by("Patient").get(self.type, ()))
+        for own in (True, False):
+            if own and not self.viewer.own:
+                continue
+            g, x = self.builder.alias(), self.builder.alias()
+            source, good = (
+                (self.builder.listed_source("own-rows", self.viewer.own, g), "1 = 1")
+                if own
+                else (f"care_relationship {g}", f"{g}.type = 'Patient' AND {self._good(g, True)}")
+            )
+            id = f"{g}.value" if own else f"{g}.id"
+            if self.type == "Patient":
+                found.append(
+                    f"SELECT {x}.key AS resource_key FROM {source} CROSS JOIN resource {x} WHERE {good} AND {x}.type = {type}"
+                    f" AND {x}.id = {id} AND NOT {x}.deleted"
+                )
+            elif params:
+                found.append(
+                    f"SELECT {x}.resource_key FROM {source} CROSS JOIN search_reference {x} WHERE {good} AND {x}.param IN ({params})"
+                    f" AND {x}.target_id = {id} AND {x}.target_type = 'Patient'"
+                )
+        return found
+
+    def _naming(self, type: str) -> str:
+        k, x, r = self.builder.alias(), self.builder.alias(), self.builder.alias()
+        source = self.builder.listed_source("known-rows", self.viewer.known_as, k)
+        return (
+            f"SELECT {x}.resource_key FROM {source} CROSS JOIN search_reference {x} CROSS JOIN resource {r} WHERE {x}.param = 0"
+            f" AND {x}.target_type || '/' || {x}.target_id = {k}.value"
+            f" AND {x}.target_id = substr({k}.value, {self._in_text(f'{k}.value')} + 1)"
+            f" AND {r}.key = {x}.resource_key AND {r}.type = {type}"
+        )
+
+    def _in_text(self, text: str) -> str:
+        return f"strpos({text}, '/')" if self.builder.dialect == "postgresql" else f"instr({text}, '/')"
+
+
+def _barred(text: str) -> str:
+    """SQL text as it stands in a list between bars."""
+    return f"'|' || {text} || '|'"
+
+
+def _quoted(words: Iterable[str]) -> str:
+    """Words of ours as SQL literals."""
+    return ", ".join(f"'{word}'" for word in sorted(words))
+
+
+@cache
+def _dated(type: str) -> int | None:
+    """The parameter by which the time of what a resource tells of is known."""
+    code = when(type)
+    return None if code is None else param_key(type, code)

@@ -1,0 +1,113 @@
+"""What somebody may write: nothing that is not seen is changed, referred to or told of, and nobody opens a record for himself.
+
+docs/explanation/access.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fhircm.fhir.care_relationship import kinds, makes_relationships, relationships
+from fhircm.fhir.consent_rules import consent_rules
+from fhircm.fhir.definitions import definitions
+from fhircm.fhir.outcome import Forbidden
+from fhircm.store.database import Connection
+from fhircm.store.operations import Narrowing
+from fhircm.store.search_include import narrowed_types
+from fhircm.store.search_sql import Builder
+from fhircm.store.search_tests import Listed
+
+Identity = tuple[str, str]
+_EMERGENCY = frozenset(kind.code for kind in kinds() if kind.emergency)
+
+
+@dataclass(frozen=True, slots=True)
+class WriteGuard:
+    """What somebody may create, read, update and delete. None: everything."""
+
+    c: Narrowing | None
+    r: Narrowing | None
+    u: Narrowing | None
+    d: Narrowing | None
+
+    @property
+    def seeing(self) -> Narrowing | None:
+        """What is seen at all, whatever the scopes; None: everything."""
+        some = self.c or self.r or self.u or self.d
+        if some is None or some.viewer is None:
+            return None
+        return Narrowing(dict.fromkeys(definitions().resource_types, ()), some.viewer, some.now)
+
+
+async def seen(connection: Connection, dialect: str, within: Narrowing | None, identities: Collection[Identity]) -> set[Identity]:
+    """Those of these resources that the narrowing lets through; deleted ones are not among them."""
+    found: set[Identity] = set()
+    if within is None:
+        return set(identities)
+    for type in sorted({type for type, _ in identities}):
+        builder = Builder(dialect, within)
+        ids = builder.argument(Listed(sorted(id for one, id in identities if one == type)))
+        rows = await connection.fetch(
+            f"SELECT r.id FROM resource r WHERE r.type = {builder.argument(type)} AND r.id {ids} AND NOT r.deleted"
+            f"{narrowed_types(builder, [type])}",
+            *builder.arguments,
+        )
+        found |= {(type, row["id"]) for row in rows}
+    return found
+
+
+async def referred_to(connection: Connection, keys: Sequence[int]) -> set[tuple[int, Identity]]:
+    """What these resources refer to as they are now, each with the key of the one that does."""
+    listed = ", ".join(map(str, keys)) or "NULL"  # numbers of ours
+    rows = await connection.fetch(
+        f"SELECT resource_key, target_type, target_id FROM search_reference WHERE param = 0 AND resource_key IN ({listed})"
+    )
+    return {(row["resource_key"], (row["target_type"], row["target_id"])) for row in rows}
+
+
+async def require_open(
+    connection: Connection, dialect: str, within: Narrowing, trees: Sequence[Mapping[str, Any]], keys: Mapping[Identity, int]
+) -> None:
+    """Whoever says who cares for a patient, or what a patient consents to, must have that patient's record open. `keys` are of what exists.
+
+    A patient who is made in the same transaction is its maker's. Raises Forbidden.
+    """
+    made = {tree["id"] for tree in trees if tree["resourceType"] == "Patient" and ("Patient", tree["id"]) not in keys}
+    for tree in trees:
+        if not makes_relationships(tree["resourceType"]) and tree["resourceType"] != "Consent":
+            continue
+        said = [one for one in relationships(tree) if one.whole]
+        if any(one.parameter in _EMERGENCY for one in said):
+            raise Forbidden("Emergency access is asked for with Patient/$break-glass")
+        key = keys.get((tree["resourceType"], tree["id"]))
+        before = await _said_before(connection, key) if key is not None else set()
+        patients = {one.id for one in said if (one.grantee, one.id) not in before}
+        patients |= {one.patient_id for one in consent_rules(tree)}
+        missing = patients - made
+        if missing and missing - await _open(connection, dialect, within, missing):
+            raise Forbidden(
+                f"Who cares for a patient, and what a patient consents to, may be said by those who have the record open: this"
+                f" {tree['resourceType']} would open one that is not open to the caller"
+            )
+
+
+async def _said_before(connection: Connection, key: int) -> set[tuple[str, str]]:
+    rows = await connection.fetch("SELECT grantee, id FROM care_relationship WHERE resource_key = $1 AND whole", key)
+    return {(row["grantee"], row["id"]) for row in rows}
+
+
+async def _open(connection: Connection, dialect: str, within: Narrowing, patients: Collection[str]) -> set[str]:
+    """Those of these patients whose whole record is open to the viewer, by a relationship that shares all types."""
+    viewer = within.viewer
+    assert viewer is not None
+    full = ", ".join(str(kind.key) for kind in kinds() if kind.shares_record and kind.types is None)
+    builder = Builder(dialect)
+    rows = await connection.fetch(
+        f"SELECT g.id FROM care_relationship g WHERE g.type = 'Patient' AND g.id {builder.argument(Listed(sorted(patients)))} AND g.whole"
+        f" AND g.grantee {builder.argument(viewer.known_as)} AND g.param IN ({full})"
+        f" AND g.low <= {builder.argument(within.now)} AND g.high > {builder.argument(within.now)}",
+        *builder.arguments,
+    )
+    return {row["id"] for row in rows} | (set(patients) & set(viewer.own))

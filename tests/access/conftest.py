@@ -1,0 +1,59 @@
+"""Databases, any number of them, of the kind that a test runs on; and the application over each."""
+
+import shutil
+from contextlib import asynccontextmanager
+from itertools import count
+
+import httpx
+import pytest
+
+from fhircm.app import AppConfig, create_app
+from fhircm.coordination.task_states import RULE
+from fhircm.rest.exchange import RestSettings
+from tests.conftest import _named, _statement
+
+BASE = "http://hub.example"
+GRACE_DAYS = 7
+_numbers = count()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def databases(request, tmp_path):
+    """Makes a fresh database each time that it is entered, and gives its URL."""
+    kind = request.param
+    template = request.getfixturevalue("sqlite_template" if kind == "sqlite" else "postgres_template")
+    server = request.getfixturevalue("postgres_server") if kind == "postgresql" else None
+
+    @asynccontextmanager
+    async def fresh():
+        if kind == "sqlite":
+            path = tmp_path / f"{next(_numbers)}.db"
+            shutil.copy(template, path)
+            yield f"sqlite:///{path}"
+            return
+        name = f"access_{next(_numbers)}"
+        await _statement(server, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+        yield _named(server, name)
+        await _statement(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+    return fresh
+
+
+@pytest.fixture
+def opened(databases, clock, tmp_path):
+    """An application over a fresh database: its store, and a client without a token."""
+    from datetime import timedelta
+
+    @asynccontextmanager
+    async def over(**options):
+        settings = {"body_limit": 200_000, "bundle_limit": 2_000_000, "update_create": False, "conditional_delete_limit": 1}
+        rest = RestSettings(**{**settings, "full_text": True, "grace": timedelta(days=GRACE_DAYS), **options})
+        async with databases() as url:
+            app = create_app(AppConfig(url, BASE, tmp_path / "keys", rest, False, clock, [RULE]))
+            async with (
+                app.router.lifespan_context(app),
+                httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE) as http,
+            ):
+                yield app.state.store, http
+
+    return over
