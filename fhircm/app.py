@@ -58,7 +58,16 @@ def create_app(config: AppConfig) -> FastAPI:
         app.state.store = store
         smart = replace(config.smart, allow_private_jwks=config.allow_private_jwks)
         app.state.authorization = authorization_server(database, bearer, config.keys_dir, config.public_base_url, smart)
-        web.start(app, config.web, config.public_base_url, config.keys_dir, store, app.state.authorization.authorizations, bearer)
+        web.start(
+            app,
+            config.web,
+            config.public_base_url,
+            config.keys_dir,
+            store,
+            app.state.authorization.authorizations,
+            bearer,
+            config.rest.grace,
+        )
         app.state.fhir = Router(store, bearer, await PageLinks.of(store), f"{config.public_base_url}/fhir", config.rest)
         yield
         await store.close()

@@ -13,7 +13,7 @@ PAGES = "hub"  # in place of a client
 async def principal_of(login: Login, principals: Principals) -> Principal:
     """Who somebody is to the store. A patient is seen with the own record only, whatever the roles."""
     kind, _, id = login.fhir_user.partition("/")
-    names = [name for name in (login.fhir_user, login.organization) if name]
+    known_as = await principals.known_as([name for name in (login.fhir_user, login.organization) if name])
     return Principal(
         client_id=PAGES,
         scopes=within_roles(parse_scopes("user/*.cruds"), login.roles),
@@ -22,5 +22,6 @@ async def principal_of(login: Login, principals: Principals) -> Principal:
         user=login.fhir_user,
         login=login.id,
         patient=id if kind == "Patient" else None,
-        known_as=await principals.known_as(names),
+        known_as=known_as,
+        few_patients=await principals.has_few_patients(known_as),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from fhircm.access.bearer import Bearer
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts. `now` tells the seconds since the epoch."""
+    """The parts. `grace`: for which a care relationship is good after its end; `now` tells the seconds since the epoch."""
 
     logins: Logins
     sign_in: SignIn
@@ -38,6 +39,7 @@ class Parts:
     store: Store
     seal: Seal
     provider: Provider | None
+    grace: timedelta
     now: Now
 
 
@@ -50,4 +52,4 @@ def parts(visit: Visit) -> Parts:
 async def seen_by(visit: Visit) -> GuardedStore:
     """The store as the person sees it who is signed in."""
     at_hand = parts(visit)
-    return GuardedStore(at_hand.store, await principal_of(visit.login, at_hand.principals))
+    return GuardedStore(at_hand.store, await principal_of(visit.login, at_hand.principals), at_hand.grace)

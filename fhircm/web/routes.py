@@ -58,6 +58,7 @@ def start(
     store: Store,
     authorizations: Authorizations,
     bearer: Bearer,
+    grace: timedelta,
 ) -> None:
     """Put the parts together, once the store is open."""
     database, seal = store.database, Seal.open(keys_dir)
@@ -76,5 +77,6 @@ def start(
         store=store,
         seal=seal,
         provider=Provider(settings.provider, settings.now) if settings.provider else None,
+        grace=grace,
         now=settings.now,
     )

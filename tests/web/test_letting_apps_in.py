@@ -2,6 +2,7 @@
 
 import re
 from html import unescape
+from time import time as now
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -148,59 +149,46 @@ async def test_an_app_that_asks_for_a_fresh_sign_in_gets_one(everything, browser
     path = await ask("user/Patient.rs", prompt="login")
     to = (await browser.get(path)).headers["location"]
     assert to.startswith("/signin")
+    time.now = now() + 1
     page = await browser.get(to)
     assert page.status_code == 200  # not passed over, though somebody is signed in
     await browser.send_form("/signin", {"username": "cleo", "password": "three calm herons", "next": path}, page)
     assert "Give Growth charts access?" in shown(await browser.get(path))
 
 
-async def test_only_patients_whom_the_person_may_see_are_found_and_can_be_chosen(everything, browser, ask, monkeypatch):
-    from fhircm.access.guarded_store import GuardedStore
-    from fhircm.fhir.outcome import NotFound
+def care_team(status="active"):
+    return {
+        "resourceType": "CareTeam",
+        "id": "team",
+        "status": status,
+        "subject": {"reference": "Patient/ada"},
+        "participant": [{"member": {"reference": "Practitioner/cleo"}}],
+    }
 
-    read, searched = GuardedStore.read, []
-    search = GuardedStore.search
 
-    async def narrowed(self, query):
-        searched.append(self.principal)
-        return await search(self, query)
-
-    async def but_bo(self, type, id):
-        if (type, id) == ("Patient", "bo"):
-            raise NotFound("Patient/bo")
-        return await read(self, type, id)
-
-    monkeypatch.setattr(GuardedStore, "search", narrowed)
-    monkeypatch.setattr(GuardedStore, "read", but_bo)
+async def test_only_patients_whom_the_person_may_see_are_found_and_can_be_chosen(hub, browser, ask):
     await browser.sign_in()
     path = await ask()
+    assert "There is no patient whom you may see" in (await browser.get(path)).text
+    await hub.state.store.transact([Put(check_tree(care_team()))], origin="test")
     page = await browser.get(path)
     assert "Ada Abbott" in page.text
-    (principal,) = searched
-    assert (principal.user, principal.organization, principal.roles) == (
-        "Practitioner/cleo",
-        "Organization/clinic",
-        frozenset({"custodian"}),
-    )
-    assert {"Practitioner/cleo", "Organization/clinic"} <= principal.known_as
-    for hidden in ("bo", "nobody", "../ada", ""):
-        answer = await browser.send_form(f"{path}/patient", {"patient": hidden}, page)
-        assert (answer.status_code, "not there any more" in answer.text) == (404, True)
+    assert "Bo Berg" not in page.text
+    found = await browser.send_form(f"{path}/search", {"name": "Berg"}, page)
+    nobody = await browser.send_form(f"{path}/search", {"name": "Nobody at all"}, page)
+    assert found.text.replace('value="Berg"', "") == nobody.text.replace('value="Nobody at all"', "")
+    refused = [await browser.send_form(f"{path}/patient", {"patient": id}, page) for id in ("bo", "nobody", "../ada", "")]
+    assert {(answer.status_code, answer.text) for answer in refused} == {(404, refused[0].text)}
     assert "Choose a patient" in (await browser.get(path)).text
+    assert "Ada Abbott" in (await chosen(browser, path)).text
 
 
-async def test_a_patient_whom_the_person_may_not_see_any_more_is_not_handed_out(everything, browser, ask, monkeypatch):
-    from fhircm.access.guarded_store import GuardedStore
-    from fhircm.fhir.outcome import NotFound
-
+async def test_a_patient_whom_the_person_may_not_see_any_more_is_not_handed_out(hub, browser, ask):
+    await hub.state.store.transact([Put(check_tree(care_team()))], origin="test")
     await browser.sign_in()
     path = await ask()
     consent = await chosen(browser, path)
-
-    async def nothing(self, type, id):
-        raise NotFound(f"{type}/{id}")
-
-    monkeypatch.setattr(GuardedStore, "read", nothing)
+    await hub.state.store.transact([Put(check_tree(care_team("inactive")))], origin="test")
     fields = {"decision": "allow", "scope": "patient/Observation.rs"}
     assert (await browser.send_form(f"{path}/decision", fields, consent)).status_code == 404
 
