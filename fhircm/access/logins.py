@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import secrets
 import time
+import unicodedata
 from collections.abc import Callable
 
 from fhircm.access import totp
@@ -99,8 +100,8 @@ class SignIn:
 
 
 def normal(username: str) -> str:
-    """A name as it is kept: names that differ in case only are the same."""
-    return username.strip().casefold()[:_NAME]
+    """A name as it is kept: names that differ in case or in width only are the same."""
+    return unicodedata.normalize("NFKC", username).strip().casefold()[:_NAME]
 
 
 def new_id() -> str:

@@ -24,7 +24,7 @@ class Passwords:
 
     def __init__(self, hasher: PasswordHasher | None = None) -> None:
         self._hasher = hasher or PasswordHasher()
-        self._nobodys = self._hasher.hash(secrets.token_urlsafe(16))
+        self._nobodys: str | None = None  # made when it is first needed, and then for whoever comes first
         self._at_once = asyncio.Semaphore(os.cpu_count() or 1)
 
     async def hash(self, password: str) -> str:
@@ -35,6 +35,8 @@ class Passwords:
     async def verify(self, kept: str | None, password: str) -> bool:
         """Whether this is the password. Without one that is kept the same work is done, so that the time does not tell."""
         async with self._at_once:
+            if self._nobodys is None:
+                self._nobodys = await asyncio.to_thread(self._hasher.hash, secrets.token_urlsafe(16))
             right = await asyncio.to_thread(self._matches, kept or self._nobodys, _normal(password))
         return right and kept is not None
 

@@ -88,8 +88,8 @@ class Provider:
         self._keys = PublishedKeys(allow_private=True)
         self._description: tuple[float, dict[str, Any]] | None = None
 
-    async def start(self) -> Started:
-        """Begin. Raises ProviderUnavailable."""
+    async def start(self, *, anew: bool = False) -> Started:
+        """Begin; `anew`: also somebody who is signed in at the provider must prove it once more. Raises ProviderUnavailable."""
         about = await self._about()
         state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("=")
@@ -102,6 +102,7 @@ class Provider:
             "nonce": nonce,
             "code_challenge": challenge,
             "code_challenge_method": "S256",
+            **({"prompt": "login"} if anew else {}),
         }
         endpoint = about["authorization_endpoint"]
         url = f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(asked, quote_via=quote)}"

@@ -96,7 +96,7 @@ async def to_provider(visit: Visit) -> Response:
     if visit.session is not None and not await _must_sign_in_anew(visit, onward):
         return visit.go(onward)
     try:
-        started = await provider.start()
+        started = await provider.start(anew=visit.session is not None)
     except ProviderUnavailable as error:
         log.warning("sign-in at the provider could not begin: %s", error)
         return await _form(visit, onward, refused=_UNAVAILABLE, status=503)

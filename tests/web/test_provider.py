@@ -352,3 +352,30 @@ async def test_keys_that_the_provider_changed_are_fetched_anew(hub_with, provide
         fresh = RSAKey.generate_key(2048, {"kid": "two", "use": "sig"}, private=True)
         provider.key, provider.header, provider.published = fresh, {"kid": "two"}, [fresh.as_dict(private=False)]
         assert (await through(later, provider)).status_code == 303
+
+
+async def test_an_app_that_asks_for_a_fresh_sign_in_has_the_provider_ask_anew(hub_with, provider, time):
+    async with hub_with() as app, Browser(app) as browser:
+        await populate(app.state.store)
+        assert "prompt" not in parse_qs(urlsplit((await browser.get("/signin/provider")).headers["location"]).query)
+        time.now -= 30
+        await through(browser, provider)
+        time.now += 30
+        parameters = {
+            "response_type": "code",
+            "client_id": "growth",
+            "redirect_uri": "https://app.example/back",
+            "scope": "user/Patient.rs",
+            "state": "s",
+            "aud": f"{BASE}/fhir",
+            "code_challenge": "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM",
+            "code_challenge_method": "S256",
+            "prompt": "login",
+        }
+        path = (await app.state.parts.authorizations.ask(list(parameters.items()))).removeprefix(BASE)
+        leaving = await browser.get("/signin/provider", params={"next": path})
+        assert parse_qs(urlsplit(leaving.headers["location"]).query)["prompt"] == ["login"]
+        time.now = now() + 1
+        answer = await browser.get("/signin/callback", params=provider.sign_in(leaving.headers["location"]))
+        assert answer.headers["location"] == path
+        assert "Give Growth charts access?" in (await browser.get(path)).text
