@@ -14,6 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from fhircm import openapi
 from fhircm.access.bearer import Bearer
+from fhircm.edge.config import NO_LIMITS, EdgeConfig
+from fhircm.edge.door import Door
 from fhircm.exchange.backend_auth import public_jwks
 from fhircm.fhir.outcome import FhirError
 from fhircm.rest.errors import answer_to
@@ -22,6 +24,7 @@ from fhircm.rest.links import PageLinks
 from fhircm.rest.router import Router
 from fhircm.smart.routes import add_routes
 from fhircm.smart.server import SmartSettings, authorization_server
+from fhircm.store.client_addresses import client_addresses
 from fhircm.store.credentials import Credentials
 from fhircm.store.database import open_database
 from fhircm.store.migrations import migrate
@@ -43,6 +46,7 @@ class AppConfig:
     rules: Sequence[WriteRule]
     smart: SmartSettings = field(default_factory=SmartSettings)
     web: web.WebSettings = field(default_factory=web.WebSettings)
+    edge: EdgeConfig = NO_LIMITS
 
 
 def create_app(config: AppConfig) -> FastAPI:
@@ -68,7 +72,8 @@ def create_app(config: AppConfig) -> FastAPI:
             bearer,
             config.rest.grace,
         )
-        app.state.fhir = Router(store, bearer, await PageLinks.of(store), f"{config.public_base_url}/fhir", config.rest)
+        links, admit = await PageLinks.of(store), app.door.rates["fhir"].take
+        app.state.fhir = Router(store, bearer, links, f"{config.public_base_url}/fhir", config.rest, admit=admit)
         yield
         await store.close()
 
@@ -81,6 +86,7 @@ def create_app(config: AppConfig) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
+    app.door = Door(app.inside, config.edge, lambda: client_addresses(app.state.store.database))
     _public_routes(app, config)
     web.add_routes(app)
 
@@ -88,9 +94,14 @@ def create_app(config: AppConfig) -> FastAPI:
 
 
 class _Hub(FastAPI):
-    """FastAPI for everything but what is below /fhir: that goes straight to the FHIR router, past FastAPI's layers."""
+    """FastAPI for everything but what is below /fhir: that goes straight to the FHIR router, past FastAPI's layers. Both behind the door."""
+
+    door: Door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.door(scope, receive, send)
+
+    async def inside(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
         if scope["type"] == "http" and path.startswith("/fhir") and path[5:6] in ("", "/") and path[5:18] != "/.well-known/":
             await self.state.fhir({**scope, "root_path": scope.get("root_path", "") + "/fhir"}, receive, send)

@@ -42,6 +42,7 @@ from fhircm.worker import Worker, parked_at
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from fhircm.edge.config import EdgeConfig
     from fhircm.smart.provider import ProviderSettings
 
 log = logging.getLogger("fhircm.wiring")
@@ -109,6 +110,7 @@ def application(settings: Settings) -> FastAPI:
         web=WebSettings(
             settings.organization_name, settings.time_zone, settings.session_idle, settings.session_longest, provider(settings)
         ),
+        edge=edge(settings),
     )
     return create_app(config)
 
@@ -136,6 +138,23 @@ def provider(settings: Settings) -> ProviderSettings | None:
         roles=settings.provider_roles,
         provision=settings.provider_provision,
         organization=settings.provider_organization or f"Organization/{coordinating.id}",
+    )
+
+
+def edge(settings: Settings) -> EdgeConfig:
+    """What the edge of the HTTP process needs."""
+    from fhircm.edge.config import EdgeConfig
+
+    return EdgeConfig(
+        https=settings.public_base_url.scheme == "https",
+        trusted_proxies=tuple(map(str, settings.trusted_proxies)),
+        cors_origins=tuple(settings.cors_origins),
+        sign_in_rate=settings.sign_in_rate,
+        token_rate=settings.token_rate,
+        register_rate=settings.register_rate,
+        refused_rate=settings.refused_rate,
+        fhir_rate=settings.fhir_rate,
+        slow_seconds=settings.slow_client.total_seconds(),
     )
 
 

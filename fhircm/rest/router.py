@@ -89,6 +89,7 @@ class Router:
     links: PageLinks
     base_url: str
     settings: RestSettings
+    admit: Callable[[str], None] = lambda client_id: None  # raises when a client has asked too often
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,6 +105,7 @@ class Router:
             else:
                 function, arguments = _route(request.method, _path(request))
                 principal = await self.bearer.principal(request.headers.get("authorization"))
+                self.admit(principal.client_id)
                 response = await function(self._exchange(request, principal), *arguments)
         except Exception as error:
             response = answer_to(error)

@@ -16,7 +16,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
-from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -24,6 +23,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from fhircm import correlation
 from fhircm.access.sessions import Session, Sessions, form_token, new_cookie, well_formed
 from fhircm.fhir.outcome import FhirError
 from fhircm.store.logins import Login
@@ -158,11 +158,9 @@ class Pages:
             text = "This cannot be shown to you." if error.status == 403 else error.issues[0].text
             answer = visit.page("problem.html", status=error.status, title="That did not work", text=text)
         except Exception as error:
-            correlation = str(uuid4())
-            log.error(
-                "unexpected %s, correlation id %s", type(error).__name__, correlation, exc_info=log.isEnabledFor(logging.DEBUG)
-            )
-            text = f"Something went wrong here. Your administrator finds it by {correlation}."
+            id = correlation.current.get()
+            log.error("unexpected %s, correlation id %s", type(error).__name__, id, exc_info=log.isEnabledFor(logging.DEBUG))
+            text = f"Something went wrong here. Your administrator finds it by {id}."
             answer = visit.page("problem.html", status=500, title="That did not work", text=text)
         if visit._set:
             answer.set_cookie(self._cookie, visit.cookie, path="/", secure=self._secure, httponly=True, samesite="lax")
@@ -183,18 +181,12 @@ class Pages:
                 form.setdefault(name, []).append(value)
         except ValueError:
             raise Problem("This form cannot be read", "Go back and try again.") from None
+        if request.headers.get("origin") != self.origin:  # as the browser itself says
+            raise Problem("This form was not sent from here", f"Open {self.base_url}/signin and try again.", 403)
         token = form.get("form", [""])[0]
-        if not (known and self._ours(request) and hmac.compare_digest(token.encode(), visit.hidden().encode())):
+        if not (known and hmac.compare_digest(token.encode(), visit.hidden().encode())):
             raise Problem("This page was open for too long", "Go back, load the page again, and send it once more.", 403)
         return form
-
-    def _ours(self, request: Request) -> bool:
-        """Whether a form was sent from a page of this hub, as the browser itself says."""
-        origin = request.headers.get("origin", "null")
-        if origin != "null":
-            return origin == self.origin
-        # A page that sends no referrer sends no origin either: https://fetch.spec.whatwg.org/#origin-header
-        return request.headers.get("sec-fetch-site") == "same-origin"
 
 
 def at(app: Starlette, path: str, handler: Handler, methods: Iterable[str] = ("GET",), *, signed_in: bool = True) -> None:
@@ -243,7 +235,7 @@ def _headers(form_action: Sequence[str] = ()) -> dict[str, str]:
         " frame-ancestors 'none'; base-uri 'none'",
         "X-Frame-Options": "DENY",
         "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
+        "Referrer-Policy": "same-origin",  # with no-referrer a browser hides where a form comes from, also from us
         "Cache-Control": "no-store",
         "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     }
