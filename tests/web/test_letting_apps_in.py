@@ -458,3 +458,27 @@ def test_every_resource_type_has_words():
     assert set(words["things"]) <= set(definitions().resource_types)
     assert set(words["narrowed"]) <= set(words["things"])
     assert len(patients) >= 90
+
+
+async def test_logs_and_addresses_tell_nothing_of_patients_passwords_and_codes(hub, everything, browser, ask, caplog):
+    caplog.set_level("DEBUG")
+    visited = []
+
+    async def seen(request):
+        visited.append(str(request.url))
+
+    browser.event_hooks["request"].append(seen)
+    path = await ask()
+    page = await browser.get((await browser.get(path)).headers["location"])
+    await browser.send_form("/signin", {"username": "cleo", "password": "not my password", "next": path}, page)
+    await browser.send_form("/signin", {"username": "cleo", "password": "three calm herons", "next": path}, page)
+    page = await browser.send_form(f"{path}/search", {"name": "Abbott", "birthdate": "1948-05-17"}, await browser.get(path))
+    assert "Ada Abbott" in page.text
+    consent = await chosen(browser, path)
+    code = answered(
+        await browser.send_form(f"{path}/decision", {"decision": "allow", "scope": "patient/Observation.rs"}, consent)
+    )
+    ours = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("fhircm"))
+    for secret in ("Abbott", "1948", "MRN-1", "three calm herons", "not my password", code["code"], browser.cookies["fhircm"]):
+        assert secret not in ours
+        assert secret not in "\n".join(visited)
