@@ -69,20 +69,23 @@ def _answers(url: str) -> bool:
         return False
 
 
-def hub(database_url: str, folder: Path, port: int, processes: int = 1) -> AbstractContextManager[Server]:
+def hub(
+    database_url: str, folder: Path, port: int, processes: int = 1, settings: dict[str, str] | None = None
+) -> AbstractContextManager[Server]:
     """The hub over a database."""
     address = f"http://127.0.0.1:{port}"
-    settings = {
+    environment = {
         "FHIRCM_DATABASE_URL": database_url,
         "FHIRCM_PORT": str(port),
         "FHIRCM_PROCESSES": str(processes),
         "FHIRCM_PUBLIC_BASE_URL": address,
         "FHIRCM_KEYS_DIR": str(folder / "keys"),
+        "FHIRCM_AUDIT_DIR": str(folder / "audit"),
         "FHIRCM_LOG_LEVEL": "INFO",
         "FHIRCM_UPDATE_CREATE": "true",
     }
     command = ["-c", "from fhircm.cli import main; main()", "serve"]
-    return server(command, f"{address}/fhir", f"{address}/health/ready", folder / "hub.log", settings)
+    return server(command, f"{address}/fhir", f"{address}/health/ready", folder / "hub.log", environment | (settings or {}))
 
 
 def token(database_url: str) -> str:

@@ -13,6 +13,8 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from fhircm import openapi
+from fhircm.access.audit_drain import drained
+from fhircm.access.audit_journal import Journal
 from fhircm.access.bearer import Bearer
 from fhircm.edge.config import NO_LIMITS, EdgeConfig
 from fhircm.edge.door import Door
@@ -34,6 +36,14 @@ from fhircm.web import routes as web
 
 
 @dataclass(frozen=True)
+class AuditConfig:
+    """Where the audit journal is, and how large it may become, in bytes."""
+
+    folder: Path
+    limit: int
+
+
+@dataclass(frozen=True)
 class AppConfig:
     """The values that the HTTP process needs."""
 
@@ -44,9 +54,10 @@ class AppConfig:
     allow_private_jwks: bool
     clock: Clock
     rules: Sequence[WriteRule]
+    edge: EdgeConfig = NO_LIMITS
+    audit: AuditConfig | None = None
     smart: SmartSettings = field(default_factory=SmartSettings)
     web: web.WebSettings = field(default_factory=web.WebSettings)
-    edge: EdgeConfig = NO_LIMITS
 
 
 def create_app(config: AppConfig) -> FastAPI:
@@ -72,9 +83,13 @@ def create_app(config: AppConfig) -> FastAPI:
             bearer,
             config.rest.grace,
         )
+        base_url = f"{config.public_base_url}/fhir"
+        journal = Journal(config.audit.folder, config.audit.limit) if config.audit else None
+        app.state.journal = journal
         links, admit = await PageLinks.of(store), app.door.rates["fhir"].take
-        app.state.fhir = Router(store, bearer, links, f"{config.public_base_url}/fhir", config.rest, admit=admit)
-        yield
+        app.state.fhir = Router(store, bearer, links, base_url, config.rest, admit=admit, journal=journal)
+        async with drained(journal, store, base_url):
+            yield
         await store.close()
 
     app = _Hub(

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from fhircm import cli_people, cli_smart, wiring
+from fhircm import cli_audit, cli_people, cli_smart, wiring
 from fhircm.exchange.client import connect
 from fhircm.exchange.partners import PartnerWrong
 from fhircm.fhir.outcome import FhirError
@@ -45,6 +45,7 @@ partner_app = typer.Typer(no_args_is_help=True, help="The EHRs and other systems
 app.add_typer(partner_app, name="partner")
 cli_smart.add_commands(app)
 app.add_typer(cli_people.user_app, name="user")
+app.add_typer(cli_audit.app, name="audit")
 guide_app = typer.Typer(no_args_is_help=True, help="Implementation guides: profiles and search parameters beside FHIR R4 itself.")
 app.add_typer(guide_app, name="ig")
 
@@ -144,9 +145,11 @@ def work(
                 out.print(f"{await worker.run_until_idle()} done, nothing left")
                 return 0
             task = asyncio.create_task(worker.run())
+            audit = asyncio.create_task(wiring.audit_drain(settings, worker.store).run())
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, task.cancel)
             await asyncio.gather(task, return_exceptions=True)
+            audit.cancel()
             if not task.cancelled() and (error := task.exception()):
                 raise error
             return 0

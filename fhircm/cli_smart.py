@@ -26,6 +26,7 @@ from fhircm.smart.clients import (
     RegistrationWrong,
     checked,
     hashed,
+    is_name,
     new_secret,
 )
 from fhircm.smart.keys import SigningKeys
@@ -106,6 +107,8 @@ def client_add(
     """Register a SMART app or backend system (or register it anew; one with a secret gets a new secret, printed once)."""
     if (jwks_url is None) == (jwks_file is None) if auth == "private_key_jwt" else jwks_url or jwks_file:
         raise typer.BadParameter("give either --jwks-url or --jwks-file (and neither with another --auth than private_key_jwt)")
+    if not is_name(client_id):
+        raise typer.BadParameter("a client's name is of ASCII characters, without spaces and colons")
     codes = role or ["system"]
     asked: dict[str, Any] = {
         "scope": " ".join(scope),

@@ -73,6 +73,14 @@ class Introspected(_LaunchContext):
     profile: str | None = None
 
 
+class Launched(_Answer):
+    """https://hl7.org/fhir/smart-app-launch/app-launch.html#launch-app-ehr-launch"""
+
+    launch: str = Field(description="The parameter `launch` with which the app is opened; good once")
+    iss: str = Field(description="The parameter `iss`")
+    expires_in: int
+
+
 class Registration(BaseModel):
     """https://www.rfc-editor.org/rfc/rfc7591#section-3.2.1"""
 
@@ -203,6 +211,20 @@ REGISTRATION_BODY: dict[str, Any] = {
     }
 }
 
+LAUNCH_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["client_id"],
+                    "properties": {"client_id": {"type": "string"}, **_LaunchContext.model_json_schema()["properties"]},
+                }
+            }
+        },
+    }
+}
 TOKEN_ANSWERS: dict[int | str, dict[str, Any]] = {
     400: {"model": TokenRefusal, "description": "The request is not one that is understood or granted"},
     401: {"model": TokenRefusal, "description": "The client did not prove who it is"},

@@ -177,6 +177,20 @@ class Settings(BaseSettings):
         timedelta,
         Field(description="How long a worker that fell silent keeps its claim before another takes over (ISO 8601 duration)."),
     ] = timedelta(seconds=15)
+    audit: Annotated[bool, Field(description="Whether every access is recorded; off only to measure what that costs.")] = True
+    audit_dir: Annotated[
+        Path,
+        Field(
+            description="Folder of the audit journals, one for each database: on a disk of this machine, the same for all its processes."
+        ),
+    ] = Path("var/audit")
+    audit_limit: Annotated[
+        int,
+        Field(
+            ge=1024 * 1024,
+            description="The most that the audit journal holds, in bytes, while the database does not take it; then requests are refused (503).",
+        ),
+    ] = 1024 * 1024 * 1024
     allow_private_jwks: Annotated[
         bool,
         Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -9,8 +10,11 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
+from fhircm.access import audit
+from fhircm.access.audit_drain import Drain
 from fhircm.access.roles import unknown
 from fhircm.coordination import build, task_states
 from fhircm.coordination.context import Context, Neighbour
@@ -47,7 +51,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fhircm.wiring")
 
-RULES = (task_states.RULE,)
+RULES = (task_states.RULE, audit.RULE)
 _SKEW = timedelta(seconds=1)  # by how much the clocks of machines that share a database may differ
 _PULLED = "pulled"  # namespace of when each partner was last pulled
 
@@ -81,7 +85,7 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
 
 def application(settings: Settings) -> FastAPI:
     """What `fhircm serve` serves. Its packages are imported here, for no other process needs them."""
-    from fhircm.app import AppConfig, create_app
+    from fhircm.app import AppConfig, AuditConfig, create_app
     from fhircm.rest.exchange import RestSettings
     from fhircm.smart.server import SmartSettings
     from fhircm.web.routes import WebSettings
@@ -102,6 +106,8 @@ def application(settings: Settings) -> FastAPI:
         allow_private_jwks=settings.allow_private_jwks,
         clock=clock(settings),
         rules=RULES,
+        edge=edge(settings),
+        audit=AuditConfig(audit_folder(settings), settings.audit_limit) if settings.audit else None,
         smart=SmartSettings(
             int(settings.access_token_lifetime.total_seconds()),
             int(settings.refresh_lifetime.total_seconds()),
@@ -110,7 +116,6 @@ def application(settings: Settings) -> FastAPI:
         web=WebSettings(
             settings.organization_name, settings.time_zone, settings.session_idle, settings.session_longest, provider(settings)
         ),
-        edge=edge(settings),
     )
     return create_app(config)
 
@@ -156,6 +161,20 @@ def edge(settings: Settings) -> EdgeConfig:
         fhir_rate=settings.fhir_rate,
         slow_seconds=settings.slow_client.total_seconds(),
     )
+
+
+def audit_folder(settings: Settings) -> Path:
+    """The folder of the audit journal for this database: what was done in one must not be told in another."""
+    parts = urlsplit(settings.database_url)
+    where = f"{parts.hostname}:{parts.port}{parts.path}"
+    if parts.scheme == "sqlite":
+        where = str(Path(settings.database_url.removeprefix("sqlite:///")).resolve())
+    return settings.audit_dir / hashlib.sha256(where.encode()).hexdigest()[:16]
+
+
+def audit_drain(settings: Settings, store: Store) -> Drain:
+    """What writes the audit journal of this machine to the database."""
+    return Drain(store, audit_folder(settings), f"{base_url(settings)}/fhir")
 
 
 def import_sources(settings: Settings) -> Allowed:

@@ -58,6 +58,7 @@ class Story:
             "FHIRCM_PUBLIC_BASE_URL": self.hub,
             "FHIRCM_PORT": self.hub.rpartition(":")[2],
             "FHIRCM_KEYS_DIR": str(self.folder / "keys"),
+            "FHIRCM_AUDIT_DIR": str(self.folder / "audit"),
             "FHIRCM_PARTNER_BASE_URLS": json.dumps(self.bases),
             "FHIRCM_PARTNERS": json.dumps([HOSPITAL, CLINIC]),
             "FHIRCM_ALLOW_PRIVATE_JWKS": "true",

@@ -113,6 +113,14 @@ def with_provenance(belonging: Belonging) -> Belonging:
     return replace(belonging, inside={**inside, "Provenance": (AnyOf((about, *inside.get("Provenance", ()))),)})
 
 
+def without_audit(belonging: Belonging) -> Belonging:
+    """The same without who looked at it."""
+    inside, along = (
+        {type: one for type, one in of.items() if type != "AuditEvent"} for of in (belonging.inside, belonging.along)
+    )
+    return Belonging(inside, along)
+
+
 @cache
 def named_by(kind: str) -> Mapping[str, tuple[str, ...]]:
     """For each type that can belong to one of this kind the search parameters that say so."""

@@ -8,3 +8,7 @@ DELIVERY = f"{HUB}delivery"  # identifies what the hub sent, on everything that 
 REFERRAL = f"{HUB}referral"  # the number that a referral keeps on both sides
 COORDINATION = f"{HUB}CodeSystem/coordination"
 JOB = f"{HUB}CodeSystem/job"  # what a job is, on its Task
+OPERATION = f"{HUB}operation"  # names an operation in an AuditEvent
+CLIENT = f"{HUB}client"  # identifies a SMART client
+SECURITY = f"{HUB}security"  # what happened to clients, people and grants, in an AuditEvent
+SERVER = f"{HUB}server"  # identifies a hub by its address, as the source of its AuditEvents

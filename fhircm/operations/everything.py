@@ -4,7 +4,7 @@ https://hl7.org/fhir/R4/patient-operation-everything.html, encounter-operation-e
 It is a search over all types that can belong there: pages are of one moment, and each is as large as one page, whatever the record is.
 What is referred to comes along on the page of what refers to it, so the same Practitioner may stand on several pages. With `_type`, what
 comes along is looked for from the types that are asked for; when one of them only ever comes along, from all. Provenance of what is in the
-record is there for those who name it: it costs a join over every type.
+record is there for those who name it: it costs a join over every type. So are AuditEvents: who looked at a record is no part of it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from fhircm.fhir.belonging import (
     of_every_patient,
     of_patients,
     with_provenance,
+    without_audit,
 )
 from fhircm.fhir.conditions import Condition, IdTest, InvalidValue, Matches, SpanTest
 from fhircm.fhir.definitions import definitions
@@ -102,6 +103,8 @@ async def _page(call: Call, asked: _Asked, place: _Place) -> Page:
     belonging = _belonging(call, place)
     if "Provenance" in asked.named:
         belonging = with_provenance(belonging)
+    if "AuditEvent" not in asked.named:
+        belonging = without_audit(belonging)
     there = await call.store.searchable_types()
     return await call.store.search(_query(belonging, asked, _types(call, belonging, asked, there), there, place.cursor))
 

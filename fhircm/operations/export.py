@@ -79,13 +79,14 @@ class _Asked:
         return [part.strip() for text in self.call.all(name) for part in text.split(",") if part.strip()]
 
     def types(self) -> list[str]:
-        """The types to export: those that are asked for, all that the caller may read and search if none is. Raises Forbidden."""
+        """The types to export: those that are asked for, else all that the caller may read and search but AuditEvents. Raises Forbidden."""
         known = definitions().resource_types
         possible = known if self.level == "system" else compartment_types() | set(ASSOCIATED)
         principal = self.call.store.principal
         named = self._listed("_type")
         if not named:
-            allowed = sorted(type for type in possible if principal.may("r", type) and principal.may("s", type))
+            unasked = possible - {"AuditEvent"}  # who looked at a record is no part of it
+            allowed = sorted(type for type in unasked if principal.may("r", type) and principal.may("s", type))
             if not allowed:
                 raise Forbidden("To export, the token needs a scope such as system/*.rs")
             return allowed

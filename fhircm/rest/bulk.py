@@ -83,6 +83,7 @@ async def export_file(exchange: Exchange, id: str, number: str) -> Response:
     if isinstance(found, UnderWay) or not number.isdigit() or int(number) >= len(found.files):
         raise NotFound("There is no such file")
     file = found.files[int(number)]
+    exchange.touched.job, exchange.touched.query = id, f"type={file['type']}&file={number}"
     if file["kind"] == "output" and file["type"] in definitions().resource_types:
         principal.require("r", file["type"])
     about = {"Vary": "Accept-Encoding", "Cache-Control": "private, no-store", "Expires": headers.http_date(found.expires)}

@@ -13,6 +13,7 @@ from fhircm.store.stored import Stored
 async def delete(exchange: Exchange, type: str, id: str) -> Response:
     """Delete it; deleting again changes nothing. Its history stays."""
     stored = await exchange.store.transact([Delete(type, id, headers.if_match(exchange.request))], [("d", type)])
+    exchange.touched.add(stored[0])
     return Response(status_code=204, headers={"ETag": f'W/"{stored[0].version}"'})
 
 
@@ -24,5 +25,6 @@ async def delete_conditionally(exchange: Exchange, type: str) -> Response:
     def make(found: list[list[Stored]]) -> list[Delete]:
         return conditional.deletes_of(found[0], type, limit, if_version)
 
-    await exchange.store.transact(Plan([query], make), [("d", type), ("s", type)])
+    for one in await exchange.store.transact(Plan([query], make), [("d", type), ("s", type)]):
+        exchange.touched.add(one)
     return Response(status_code=204)

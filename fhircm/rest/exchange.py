@@ -10,6 +10,7 @@ from datetime import timedelta
 from starlette.requests import Request
 from starlette.responses import Response
 
+from fhircm.access.audit import Touched
 from fhircm.access.guarded_store import GuardedStore
 from fhircm.exchange.source_address import Allowed
 from fhircm.fhir import json
@@ -38,7 +39,7 @@ class Exchange:
     """What an interaction works with. `base_url` is the FHIR base, without a slash at its end.
 
     `dispatch` answers another request of the same caller, as the entries of a batch are; `turns` limits how many large ones are worked
-    at together.
+    at together. `touched` is told what is shown and written, for the audit.
     """
 
     request: Request
@@ -48,6 +49,7 @@ class Exchange:
     links: PageLinks
     dispatch: Callable[[Request], Awaitable[Response]]
     turns: asyncio.Semaphore
+    touched: Touched
 
     def may_create(self, type: str) -> bool:
         """Whether an update of what does not exist creates it: the operator's choice, and the caller's right.
@@ -59,6 +61,7 @@ class Exchange:
 
     def resource(self, stored: Stored, status: int = 200) -> Response:
         """A resource with its version; of a read, the part that the caller asks for."""
+        self.touched.add(stored)
         body = stored.body
         if (
             self.request.method in ("GET", "HEAD")

@@ -38,6 +38,8 @@ async def history(exchange: Exchange, type: str | None = None, id: str | None = 
     if page.after is not None:
         links.append(("next", f"{url}?_page={exchange.links.write(place, given, {'s': page.snapshot, 'a': page.after})}"))
     subset = read_subset(given)
+    for one in page.versions:
+        exchange.touched.add(one)
     entries = [_entry(exchange, one, subset) for one in page.versions]
     whole = len(entries) if page.after is None and query.snapshot is None else None
     return Response(bundle("history", entries, links, whole), media_type=FHIR_JSON)

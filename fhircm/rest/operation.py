@@ -56,6 +56,8 @@ async def operation(
 
 
 def _bundle(exchange: Exchange, answer: Searchset) -> bytes:
+    for one, _ in answer.entries:
+        exchange.touched.add(one)
     links = [("self", answer.self_url), *([("next", answer.next_url)] if answer.next_url else [])]
     entries = [
         bundles.Entry(f"{exchange.base_url}/{one.type}/{one.id}", one.body, {"search": search}) for one, search in answer.entries

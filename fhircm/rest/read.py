@@ -16,6 +16,7 @@ async def read(exchange: Exchange, type: str, id: str) -> Response:
     """The current version; 304 when the caller has it already."""
     stored = await exchange.store.read(type, id)
     if _has_it(exchange.request, stored):
+        exchange.touched.add(stored)
         return Response(status_code=304, headers=headers.of_version(stored))
     return exchange.resource(stored)
 

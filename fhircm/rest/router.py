@@ -14,12 +14,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from fhircm.access.audit import Touched, record
+from fhircm.access.audit_journal import AuditUnavailable, Journal
 from fhircm.access.bearer import Bearer
 from fhircm.access.guarded_store import GuardedStore
 from fhircm.access.principal import Principal
 from fhircm.fhir import json
 from fhircm.fhir.definitions import definitions
-from fhircm.fhir.outcome import MethodNotAllowed, NotFound, NotSupported
+from fhircm.fhir.outcome import FhirError, MethodNotAllowed, NotFound, NotSupported
 from fhircm.operations import OPERATIONS
 from fhircm.rest import headers
 from fhircm.rest.bulk import export_file, export_remove, export_status
@@ -42,7 +44,7 @@ from fhircm.rest.vread import vread
 if TYPE_CHECKING:
     from fhircm.store.resources import Store
 
-log = logging.getLogger("fhircm.audit")
+log = logging.getLogger("fhircm.access")
 
 Interaction = Callable[..., Awaitable[Response]]
 AT_ONCE = 4  # batches and transactions that a process works at: each holds many times the memory of its body
@@ -71,13 +73,13 @@ INTERACTIONS: tuple[tuple[str, str, str, Interaction], ...] = (
     ("type/id/_history", "GET", "history-instance", history),
     ("type/id/_history/version", "GET", "vread", vread),
 )
-_BY_SHAPE: dict[str, dict[str, Interaction]] = {}
+_BY_SHAPE: dict[str, dict[str, tuple[str, Interaction]]] = {}
 for _shape, _method, _code, _function in INTERACTIONS:
-    _BY_SHAPE.setdefault(_shape, {})[_method] = _function
+    _BY_SHAPE.setdefault(_shape, {})[_method] = _code, _function
 # Not of FHIR itself, so /metadata does not name them: where an export or import is, and its files.
-_BY_SHAPE["$export-status"] = {"GET": export_status, "DELETE": export_remove}
-_BY_SHAPE["$export-file"] = {"GET": export_file}
-_BY_SHAPE["$operation"] = {"GET": operation, "POST": operation}  # which there are, fhircm/operations lists
+_BY_SHAPE["$export-status"] = {"GET": ("$export-status", export_status), "DELETE": ("$export-remove", export_remove)}
+_BY_SHAPE["$export-file"] = {"GET": ("export-file", export_file)}
+_BY_SHAPE["$operation"] = {"GET": ("$", operation), "POST": ("$", operation)}  # which there are, fhircm/operations lists
 
 
 @dataclass(frozen=True)
@@ -91,39 +93,78 @@ class Router:
     settings: RestSettings
     admit: Callable[[str], None] = lambda client_id: None  # raises when a client has asked too often
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+    journal: Journal | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         begun = time.perf_counter()
         principal: Principal | None = None
+        touched = Touched("")
         try:
+            if self.journal is not None:
+                self.journal.require_room()
             if not _path(request).startswith(("$export-file/", "$import-file/")):
                 headers.require_acceptable(request)
             await self.store.guides.follow()
             if _path(request) == "metadata" and request.method in ("GET", "HEAD"):
                 response = self._metadata(request.query_params.get("mode"))
             else:
-                function, arguments = _route(request.method, _path(request))
+                touched.code, function, arguments = _route(request.method, _path(request))
                 principal = await self.bearer.principal(request.headers.get("authorization"))
                 self.admit(principal.client_id)
-                response = await function(self._exchange(request, principal), *arguments)
+                response = await function(self._exchange(request, principal, touched), *arguments)
         except Exception as error:
             response = answer_to(error)
+        if touched.code:
+            try:
+                self._record(request, touched, principal, response.status_code)
+            except AuditUnavailable as error:
+                response = answer_to(error)
         if request.query_params.get("_pretty") == "true" and response.media_type == headers.FHIR_JSON:
             response = headers.formatted(response)
         if request.method == "HEAD":
             response = Response(status_code=response.status_code, headers=dict(response.headers))
-        _audit(request, principal, response.status_code, begun)
+        _tell(request, principal, response.status_code, begun)
         await response(scope, receive, send)
 
-    def _exchange(self, request: Request, principal: Principal) -> Exchange:
+    def _record(self, request: Request, touched: Touched, principal: Principal | None, status: int) -> None:
+        """Write a request down, before anybody is told of it."""
+        if self.journal is None:
+            return
+        record(
+            self.journal,
+            touched,
+            principal,
+            status=status,
+            method=request.method,
+            address=request.client.host if request.client else None,
+            request=request.headers.get("x-request-id"),
+            target=_target(_path(request)),
+            query=request.url.query,
+        )
+
+    def _exchange(self, request: Request, principal: Principal, touched: Touched) -> Exchange:
         async def dispatch(inner: Request) -> Response:
-            function, arguments = _route(inner.method, _path(inner))
+            touched = Touched("")
+            status = 500
+            try:
+                answer = await answered(inner, touched)
+                status = answer.status_code
+            except FhirError as error:
+                status = error.status
+                raise
+            finally:
+                if touched.code:
+                    self._record(inner, touched, principal, status)
+            return answer
+
+        async def answered(inner: Request, touched: Touched) -> Response:
+            touched.code, function, arguments = _route(inner.method, _path(inner))
             if function is transaction:
                 raise NotSupported("A batch or transaction cannot stand in another")
             if function in (export_status, export_file):
                 raise NotSupported("An export or import is asked for alone: what there is of it is no resource")
-            answer = await function(self._exchange(inner, principal), *arguments)
+            answer = await function(self._exchange(inner, principal, touched), *arguments)
             return Response(b"", answer.status_code, dict(answer.headers)) if inner.method == "HEAD" else answer
 
         return Exchange(
@@ -134,6 +175,7 @@ class Router:
             self.links,
             dispatch,
             self.turns,
+            touched,
         )
 
     def _metadata(self, mode: str | None) -> Response:
@@ -150,7 +192,16 @@ def _path(request: Request) -> str:
     return request.scope["path"].removeprefix(request.scope.get("root_path", "")).strip("/")
 
 
-def _route(method: str, path: str) -> tuple[Interaction, list[str]]:
+def _target(path: str) -> str | None:
+    """The resource type, or the resource, that an address is about."""
+    steps = path.split("/")
+    if steps[0] not in definitions().resource_types:
+        return None
+    return "/".join(steps[:2]) if len(steps) > 1 and _ID.fullmatch(steps[1]) and steps[1][0] not in "$_" else steps[0]
+
+
+def _route(method: str, path: str) -> tuple[str, Interaction, list[str]]:
+    """The code of the interaction for the audit, its function, and what it is called with. Raises NotFound, MethodNotAllowed."""
     steps = path.split("/") if path else []
     shape, arguments = _shape_of(steps)
     if steps and steps[0] not in definitions().resource_types and not steps[0].startswith(("$", "_")):
@@ -158,10 +209,10 @@ def _route(method: str, path: str) -> tuple[Interaction, list[str]]:
     methods = _BY_SHAPE.get(shape)
     if methods is None:
         raise NotFound("There is nothing at this address")
-    function = methods.get("GET" if method == "HEAD" else method)
+    code, function = methods.get("GET" if method == "HEAD" else method, ("", None))
     if function is None:
         raise MethodNotAllowed(f"{method} is not supported here; {', '.join(methods)} are")
-    return function, arguments
+    return code + arguments[0] if code == "$" else code, function, arguments
 
 
 def _shape_of(steps: list[str]) -> tuple[str, list[str]]:
@@ -195,7 +246,7 @@ def _shape_of(steps: list[str]) -> tuple[str, list[str]]:
     return "nowhere", []
 
 
-def _audit(request: Request, principal: Principal | None, status: int, begun: float) -> None:
+def _tell(request: Request, principal: Principal | None, status: int, begun: float) -> None:
     """One line for each request: never a query or a body, which may hold what is known of a patient."""
     who = principal.client_id if principal else "-"
     log.info("%s %s %s %d %.1f ms", who, request.method, request.url.path, status, (time.perf_counter() - begun) * 1000)

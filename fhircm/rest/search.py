@@ -51,10 +51,12 @@ async def _answer(
     exchange: Exchange, place: str, parameters: Parameters, types: list[str] | None, within: tuple[str, str] | None = None
 ) -> Response:
     lenient = preferences(exchange.request).get("handling") == "lenient"
+    exchange.touched.query = urlencode(parameters)
     pages = [value for name, value in parameters if name == "_page"]
     cursor = None
     if pages:
         parameters, state = exchange.links.read(place, pages[0])
+        exchange.touched.query = urlencode(parameters)
         cursor = Cursor.from_json(state)
     named = [(name, value) for name, value in parameters if name == "_type" and types is None]
     wanted = types or _types(exchange, named, within)
@@ -121,5 +123,6 @@ def _bundle(exchange: Exchange, place: str, used: Parameters, query: Query, page
 
 
 def _entry(exchange: Exchange, stored: Stored, mode: str, subset: Subset | None) -> Entry:
+    exchange.touched.add(stored)
     body = subset.of(stored.body) if subset else stored.body
     return Entry(f"{exchange.base_url}/{stored.type}/{stored.id}", body, {"search": {"mode": mode}})

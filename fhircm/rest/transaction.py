@@ -35,6 +35,7 @@ async def transaction(exchange: Exchange) -> Response:
     body = await read_body(exchange.request, exchange.settings.bundle_limit)
     async with exchange.turns:
         kind, entries = read_bundle(body, exchange.base_url)
+        exchange.touched.code = kind
         if kind == "batch":
             answers = [await _alone(exchange, entry) for entry in entries]
         else:
@@ -51,6 +52,8 @@ async def _together(exchange: Exchange, entries: Sequence[Entry]) -> list[bundle
             answers.append(await _alone(exchange, entry))
         else:
             status, stored = next(results)
+            if stored is not None:
+                exchange.touched.add(stored)
             answers.append(_written(exchange, status, stored))
     return answers
 

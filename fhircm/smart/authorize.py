@@ -160,7 +160,7 @@ class Authorizations:
             return await self.refuse(request_id, "access_denied")
         code = secrets.token_urlsafe(32)
         expires = now + self._life(kept)
-        grant = Grant(secrets.token_urlsafe(16), client.id, login.id, " ".join(kept), context, now, expires)
+        grant = Grant(secrets.token_hex(16), client.id, login.id, " ".join(kept), context, now, expires)
         payload = {
             "redirect_uri": pending.redirect_uri,
             "code_challenge": pending.code_challenge,

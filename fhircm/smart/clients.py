@@ -27,6 +27,8 @@ METHODS = (PUBLIC, *SECRET_METHODS, "private_key_jwt")
 _LOOPBACK = re.compile(r"(http://(?:127\.0\.0\.1|\[::1\]))(?::\d{1,5})?(/.*)?", re.ASCII)
 _URI = re.compile(r"[\x21\x23-\x3b\x3d\x3f-\x5b\x5d\x5f\x61-\x7a\x7e]{1,2000}")  # RFC 3986 without the unwise ones
 _SCHEME = re.compile(r"[a-z][a-z0-9+-]*(\.[a-z0-9+-]+)+")  # a name in reverse: RFC 8252 section 7.1
+_NAME = re.compile(r"[\x21-\x39\x3b-\x7e]{1,200}")  # no colon: HTTP Basic ends the name there
+_SCOPES = re.compile(r"[\x20-\x7e]{0,8000}")
 _PRINTED = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
 _LINE = re.compile(r"[^\x00-\x1f\x7f]{1,2000}")
 _TEXTS = ("client_name", "software_id", "software_version")
@@ -106,9 +108,14 @@ class Client:
         return isinstance(kept, str) and hmac.compare_digest(kept, hashed(secret))
 
 
+def is_name(text: str) -> bool:
+    """Whether a client may have this name (RFC 6749 appendix A.1)."""
+    return _NAME.fullmatch(text) is not None
+
+
 async def find(credentials: Credentials, client_id: str | None) -> Client | None:
     """The client of this name, if it may sign in."""
-    registration = await credentials.client(client_id) if client_id else None
+    registration = await credentials.client(client_id) if client_id and is_name(client_id) else None
     client = None if registration is None else Client(str(client_id), registration)
     return None if client is None or client.disabled else client
 
@@ -151,8 +158,8 @@ def checked(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def _scope(asked: Mapping[str, Any]) -> str:
     scope = asked.get("scope") or ""
-    if not isinstance(scope, str):
-        raise _wrong("scope is a text with spaces between the scopes")
+    if not isinstance(scope, str) or not _SCOPES.fullmatch(scope):
+        raise _wrong("scope is a text of ASCII characters, with spaces between the scopes")
     if unknown := [one for one in scope.split() if not is_known(one)]:
         raise _wrong(f"Scopes that are not known here: {' '.join(unknown)[:200]}")
     return " ".join(dict.fromkeys(scope.split()))

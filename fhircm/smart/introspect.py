@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fhircm.smart.client_auth import ClientAuthentication
+from fhircm.smart.context import TOLD
 from fhircm.smart.identity import Identities
-from fhircm.smart.launch import TOLD
 from fhircm.smart.refusal import TokenRefused
 from fhircm.smart.scopes import INTROSPECT
 from fhircm.smart.token import unique
@@ -38,7 +38,7 @@ class Introspection:
         token = form.get("token")
         if not token:
             raise TokenRefused("invalid_request", "token is needed")
-        holder = await self._good(token)
+        holder = await good(self.principals, token)
         if holder is None or only_of not in (None, holder.client_id):
             return dict(_INACTIVE)
         told: dict[str, Any] = {
@@ -54,19 +54,27 @@ class Introspection:
 
     async def _asker(self, form: Mapping[str, str], authorization: str | None) -> str | None:
         """Whose tokens the caller may ask about: None, anybody's; else those of this client. Raises TokenRefused."""
-        kind, _, token = (authorization or "").partition(" ")
-        if kind.lower() == "bearer":
-            holder = await self._good(token.strip())
-            if holder is None:
-                raise TokenRefused("invalid_token", "The bearer token is not good", scheme="Bearer")
-            if INTROSPECT not in holder.scope.split():
-                raise TokenRefused("insufficient_scope", f"The bearer token needs the scope {INTROSPECT}", scheme="Bearer")
+        if (authorization or "").lower().startswith("bearer "):
+            await with_scope(self.principals, authorization, INTROSPECT)
             return None
         client = await self.authentication.client(form, authorization)
         if client.is_public:
             raise TokenRefused("invalid_client", "A client that asks has to prove who it is")
         return None if INTROSPECT in client.scope.split() else client.id
 
-    async def _good(self, token: str) -> TokenHolder | None:
-        holder = await self.principals.holder(token)
-        return holder if holder and holder.why_not is None and holder.expires > time.time() else None
+
+async def good(principals: Principals, token: str) -> TokenHolder | None:
+    """Who holds an access token that is worth something now."""
+    holder = await principals.holder(token)
+    return holder if holder and holder.why_not is None and holder.expires > time.time() else None
+
+
+async def with_scope(principals: Principals, authorization: str | None, scope: str) -> TokenHolder:
+    """Who shows a bearer token with a scope of this server. Raises TokenRefused."""
+    kind, _, token = (authorization or "").partition(" ")
+    holder = await good(principals, token.strip()) if kind.lower() == "bearer" else None
+    if holder is None:
+        raise TokenRefused("invalid_token", "A good bearer token is needed", scheme="Bearer")
+    if scope not in holder.scope.split():
+        raise TokenRefused("insufficient_scope", f"The bearer token needs the scope {scope}", scheme="Bearer")
+    return holder

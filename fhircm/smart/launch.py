@@ -16,21 +16,16 @@ from urllib.parse import urlencode
 
 from fhircm.fhir.references import parse_reference
 from fhircm.smart.clients import Client, find
+from fhircm.smart.context import TOLD
+from fhircm.smart.introspect import with_scope
+from fhircm.smart.refusal import TokenRefused
+from fhircm.smart.scopes import LAUNCHER
 from fhircm.store.credentials import Credentials
 from fhircm.store.grants import Grants
+from fhircm.store.principals import Principals
 
 LIFETIME = 300  # seconds between the launch and the app's request
 CODES = "http://hl7.org/fhir/smart-app-launch/CodeSystem/smart-codes"
-TOLD = (  # what an app is told with its token
-    "patient",
-    "encounter",
-    "fhirContext",
-    "need_patient_banner",
-    "intent",
-    "smart_style_url",
-    "tenant",
-    "appContext",
-)
 _FLAGS = {"need_patient_banner": bool, "fhirContext": list}
 
 # https://hl7.org/fhir/smart-app-launch/scopes-and-launch-context.html#smart-app-styling-experimental: its address is its version
@@ -71,6 +66,23 @@ class Launches:
     fhir_base: str
     grants: Grants
     credentials: Credentials
+    principals: Principals
+
+    async def answer(self, authorization: str | None, body: bytes) -> dict[str, Any]:
+        """A launch for a registered launcher (an EHR or portal with the scope `launcher`): who signs in is who is launched for.
+
+        Raises TokenRefused.
+        """
+        await with_scope(self.principals, authorization, LAUNCHER)
+        try:
+            asked = json.loads(body)
+            client_id = asked.pop("client_id")
+            launch = await self.create(client_id if isinstance(client_id, str) else "", None, asked)
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            raise TokenRefused("invalid_request", "The body is a JSON object with client_id and a launch context") from None
+        except LaunchWrong as error:
+            raise TokenRefused("invalid_request", str(error)) from None
+        return {"launch": launch, "iss": self.fhir_base, "expires_in": LIFETIME}
 
     async def create(self, client_id: str, login_id: str | None, context: Mapping[str, Any]) -> str:
         """A launch of a client for a person (None: for whoever signs in), good once and for five minutes. Raises LaunchWrong."""

@@ -52,7 +52,7 @@ class Registrations:
         if record.context.get("organization"):
             registration["organization"] = record.context["organization"]
         secret = _secret_for(registration)
-        client_id = secrets.token_urlsafe(16)
+        client_id = secrets.token_hex(16)
         await self.credentials.create_client(client_id, registration)
         return self._told(client_id, registration, secret) | self._management(client_id, token)
 

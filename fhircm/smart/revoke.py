@@ -32,7 +32,8 @@ class Revocation:
         if refresh is not None:
             if refresh.grant.client_id != client.id:
                 raise TokenRefused("invalid_grant", "The token is of another client")
-            await self.grants.revoke(refresh.grant.id, int(time.time()))
+            ended = await self.grants.revoke(refresh.grant.id, int(time.time()))
         else:
-            await self.grants.revoke_access_token(token, client.id)
-        self.bearer.forget()
+            ended = await self.grants.revoke_access_token(token, client.id)
+        if ended:
+            self.bearer.forget()

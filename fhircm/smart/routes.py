@@ -24,7 +24,6 @@ _LIMIT = 64 * 1024  # bytes of a form or a registration
 _FIELDS = 100
 _NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 _OPEN_TO_ALL = {"Access-Control-Allow-Origin": "*"}
-_PUBLIC = _OPEN_TO_ALL | {"Cache-Control": "max-age=60"}
 
 Fields = list[tuple[str, str]]
 PartnerKeys = Callable[[], list[dict[str, Any]]]
@@ -48,7 +47,7 @@ def _discovery(app: FastAPI, base_url: str, partner_keys: PartnerKeys) -> None:
     @app.get("/fhir/.well-known/smart-configuration", summary="How to sign in", response_model=openapi.SmartConfiguration)
     async def configuration() -> JSONResponse:
         """What the authorization server can do."""
-        return JSONResponse(smart_configuration(base_url), headers=_OPEN_TO_ALL)
+        return JSONResponse(smart_configuration(base_url))
 
     @app.get("/.well-known/openid-configuration", summary="How to sign people in", response_model=openapi.OpenidConfiguration)
     @app.get(
@@ -56,13 +55,13 @@ def _discovery(app: FastAPI, base_url: str, partner_keys: PartnerKeys) -> None:
     )
     async def openid() -> JSONResponse:
         """What the authorization server can do, as OpenID Connect has it."""
-        return JSONResponse(openid_configuration(base_url), headers=_OPEN_TO_ALL)
+        return JSONResponse(openid_configuration(base_url))
 
     @app.get("/.well-known/jwks.json", summary="The keys of the hub", response_model=openapi.Jwks)
     async def keys() -> JSONResponse:
         """The public keys of identity tokens, and those with which the hub signs in at partners."""
         listed = [*await _server(app).keys.published(), *partner_keys()]
-        return JSONResponse({"keys": listed}, headers=_PUBLIC)
+        return JSONResponse({"keys": listed}, headers={"Cache-Control": "max-age=60"})
 
     @app.get(f"/oauth/style/{STYLE_VERSION}.json", summary="The look of the hub", response_model=openapi.Style)
     async def style() -> JSONResponse:
@@ -122,6 +121,21 @@ def _tokens(app: FastAPI) -> None:
             return {}
 
         return await _answered(request, end)
+
+    @app.post(
+        "/oauth/launch",
+        summary="Launch an app",
+        response_model=openapi.Launched,
+        responses=openapi.INTROSPECT_ANSWERS,
+        openapi_extra=openapi.LAUNCH_BODY,
+    )
+    async def launch(request: Request) -> JSONResponse:
+        """For EHRs and portals that are registered with the scope `launcher`: what the app is to be opened with."""
+        try:
+            answer = await _server(app).launches.answer(_authorization(request), await _body(request))
+            return JSONResponse(answer, headers=_NO_STORE)
+        except TokenRefused as error:
+            return _refusal(error)
 
 
 def _registration(app: FastAPI) -> None:
@@ -206,9 +220,12 @@ async def _form(request: Request) -> Fields:
 
 def _fields(text: str) -> Fields:
     try:
-        return parse_qsl(text, max_num_fields=_FIELDS, errors="strict")
+        fields = parse_qsl(text, max_num_fields=_FIELDS, errors="strict")
     except ValueError:
-        raise TokenRefused("invalid_request", "The parameters cannot be read") from None
+        fields = None
+    if fields is None or any("\0" in value for _, value in fields):
+        raise TokenRefused("invalid_request", "The parameters cannot be read")
+    return fields
 
 
 async def _body(request: Request) -> bytes:

@@ -14,7 +14,9 @@ LAUNCH = ("launch", "launch/patient", "launch/encounter")
 IDENTITY = ("openid", "fhirUser", "profile")
 REFRESH = ("offline_access", "online_access")
 INTROSPECT = "introspect"  # of this server: the client may look at the tokens of others
+LAUNCHER = "launcher"  # of this server: the client, an EHR or portal, may launch apps here
 FOR_PEOPLE = frozenset({*LAUNCH, *IDENTITY, *REFRESH})
+FOR_SYSTEMS = frozenset({INTROSPECT, LAUNCHER})
 
 SUPPORTED = [
     *IDENTITY,
@@ -26,7 +28,7 @@ SUPPORTED = [
 
 def is_known(text: str) -> bool:
     """Whether this server has such a scope."""
-    return text in FOR_PEOPLE or text == INTROSPECT or parse_scope(text) is not None
+    return text in FOR_PEOPLE or text in FOR_SYSTEMS or parse_scope(text) is not None
 
 
 def for_people(requested: str, allowed: str) -> list[str]:
@@ -36,7 +38,7 @@ def for_people(requested: str, allowed: str) -> list[str]:
 
 def for_systems(requested: str, allowed: str) -> list[str]:
     """What of the requested scopes a client may have by itself."""
-    return _granted(requested, allowed, frozenset({INTROSPECT}), ("system/",))
+    return _granted(requested, allowed, FOR_SYSTEMS, ("system/",))
 
 
 def narrowed(requested: str, allowed: str) -> list[str] | None:

@@ -58,7 +58,7 @@ def authorization_server(
 ) -> AuthorizationServer:
     """The authorization server at `base_url`, without a slash at its end."""
     fhir_base = f"{base_url}/fhir"
-    credentials, grants = Credentials(database), Grants(database)
+    credentials, grants, principals = Credentials(database), Grants(database), Principals(database)
     published = PublishedKeys(allow_private=settings.allow_private_jwks)
     authentication = ClientAuthentication(f"{base_url}/oauth/token", credentials, published)
     keys = SigningKeys(database, Seal.open(keys_dir))
@@ -66,11 +66,11 @@ def authorization_server(
     return AuthorizationServer(
         TokenEndpoint(authentication, bearer, grants, identities, settings.access_token_lifetime),
         Authorizations(base_url, fhir_base, grants, credentials, settings.refresh_lifetime, settings.access_token_lifetime),
-        Introspection(authentication, Principals(database), grants, identities),
+        Introspection(authentication, principals, grants, identities),
         Revocation(authentication, grants, bearer),
         Registrations(
             f"{base_url}/oauth/register", settings.registration_scopes, credentials, grants, settings.allow_private_jwks
         ),
-        Launches(base_url, fhir_base, grants, credentials),
+        Launches(base_url, fhir_base, grants, credentials, principals),
         keys,
     )

@@ -20,11 +20,11 @@ from typing import Any
 from fhircm.access.bearer import LIFETIME, Bearer
 from fhircm.smart.client_auth import ClientAuthentication
 from fhircm.smart.clients import Client
+from fhircm.smart.context import TOLD
 from fhircm.smart.identity import Identities
-from fhircm.smart.launch import TOLD
 from fhircm.smart.refusal import TokenRefused
 from fhircm.smart.scopes import for_people, for_systems, narrowed
-from fhircm.store.grants import Code, Grant, Grants
+from fhircm.store.grants import Code, Grant, Grants, UsedAgain
 
 _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 _NOT_GOOD = "The code or token is not known, was used, or is no longer good"
@@ -71,9 +71,12 @@ class TokenEndpoint:
             if name not in form:
                 raise TokenRefused("invalid_request", f"{name} is needed")
         now = int(time.time())
-        code = await self.grants.use_code(form["code"], now)
+        try:
+            code = await self.grants.use_code(form["code"], now)
+        except UsedAgain:
+            self.bearer.forget()
+            code = None
         if code is None:
-            self.bearer.forget()  # a code that was used before has ended its grant
             raise TokenRefused("invalid_grant", _NOT_GOOD)
         if wrong := _mismatch(code, client, form):
             # Whoever holds the code is not who asked for it: nobody gets anything for it any more.
@@ -110,9 +113,12 @@ class TokenEndpoint:
         if not scopes:
             raise TokenRefused("invalid_scope", "The client may have none of this any more")
         fresh = secrets.token_urlsafe(32)
-        grant = await self.grants.rotate(token, fresh, now)
-        if grant is None:
+        try:
+            grant = await self.grants.rotate(token, fresh, now)
+        except UsedAgain:
             self.bearer.forget()
+            grant = None
+        if grant is None:
             raise TokenRefused("invalid_grant", _NOT_GOOD)
         return await self._answer(client, grant, " ".join(scopes), now) | {"refresh_token": fresh}
 

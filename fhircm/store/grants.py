@@ -20,6 +20,10 @@ _USABLE = (  # the grant is alive, and so is the person who gave it
 _COLUMNS = "g.id, g.client_id, g.login_id, g.scope, g.context, g.created, g.expires, g.revoked"
 
 
+class UsedAgain(Exception):
+    """A code or refresh token was used before: its grant is ended now, with every token that came of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """What a person (or nobody: login_id None) let an app do, and in which launch context."""
@@ -122,7 +126,7 @@ class Grants:
     # --- codes ---
 
     async def use_code(self, code: str, now: int) -> Code | None:
-        """Use a code: of many that try, one succeeds. A second use ends the whole grant, with every token that came of it."""
+        """Use a code: of many that try, one succeeds; None for one that is not known, or no longer good. Raises UsedAgain."""
         async with self._database.writing() as connection:
             row = await connection.fetchrow(
                 "UPDATE authorization_code SET used = $2 WHERE digest = $1 AND used IS NULL RETURNING grant_id, payload, expires",
@@ -131,13 +135,13 @@ class Grants:
             )
             if row is None:
                 grant_id = await connection.fetchval("SELECT grant_id FROM authorization_code WHERE digest = $1", _digest(code))
-                if grant_id is not None:
-                    await _revoke(connection, grant_id, now)
-                return None
-            grant = await _usable(connection, row["grant_id"], now)
-            if grant is None or row["expires"] <= now:
-                return None
-            return Code(grant, json.loads(row["payload"]))
+                if grant_id is None:
+                    return None
+                await _revoke(connection, grant_id, now)
+            else:
+                grant = await _usable(connection, row["grant_id"], now)
+                return None if grant is None or row["expires"] <= now else Code(grant, json.loads(row["payload"]))
+        raise UsedAgain  # only here, for the revocation is kept
 
     # --- refresh tokens ---
 
@@ -157,7 +161,7 @@ class Grants:
         return None if row is None else Refresh(_grant(row), row["session"], row["used"] is not None)
 
     async def rotate(self, token: str, fresh: str, now: int) -> Grant | None:
-        """Exchange a refresh token for a fresh one: of many that try, one succeeds. A second use ends the whole grant."""
+        """Exchange a refresh token for a fresh one: of many that try, one succeeds; None for one that is no longer good. Raises UsedAgain."""
         async with self._database.writing() as connection:
             row = await connection.fetchrow(
                 "UPDATE refresh_token SET used = $2 WHERE digest = $1 AND used IS NULL AND expires > $2"
@@ -170,13 +174,15 @@ class Grants:
                 again = await connection.fetchval(
                     "SELECT grant_id FROM refresh_token WHERE digest = $1 AND used IS NOT NULL", _digest(token)
                 )
-                if again is not None:
-                    await _revoke(connection, again, now)
-                return None
-            grant = await _usable(connection, row["grant_id"], now)
-            if grant is not None:
-                await _add_refresh_token(connection, fresh, grant.id, row["session"], row["expires"])
-            return grant
+                if again is None:
+                    return None
+                await _revoke(connection, again, now)
+            else:
+                grant = await _usable(connection, row["grant_id"], now)
+                if grant is not None:
+                    await _add_refresh_token(connection, fresh, grant.id, row["session"], row["expires"])
+                return grant
+        raise UsedAgain
 
     # --- grants ---
 

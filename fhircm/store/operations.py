@@ -44,10 +44,14 @@ START = Position(0, 0)
 
 
 class WriteRule(NamedTuple):
-    """What every write of these types must obey: `check(previous, new, origin)` raises what is wrong. Without a previous version: None."""
+    """What every write of these types must obey: `check(previous, new, origin)` raises what is wrong. Without a previous version: None.
+
+    `deletes`: it is asked of a deletion, too, with nothing new.
+    """
 
     types: frozenset[str]
-    check: Callable[[dict[str, Any] | None, dict[str, Any], str], None]
+    check: Callable[[dict[str, Any] | None, Any, str], None]
+    deletes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

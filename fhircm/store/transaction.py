@@ -66,6 +66,11 @@ async def write_resources(
     puts = [write for write in writes if isinstance(write, Put)]
     deletes = [write for write in writes if isinstance(write, Delete) and not current[_identity(write)].deleted]
     await _check_rules(connection, puts, current, rules, origin)
+    for delete in deletes:
+        with _About(_identity(delete)):
+            for rule in rules:
+                if rule.deletes and delete.type in rule.types:
+                    rule.check({}, None, origin)
     if deletes and dialect == "postgresql":  # before anything of them is written: waits for those who are about to refer to them
         doomed = sorted(current[_identity(delete)].key for delete in deletes)
         await connection.execute("SELECT key FROM resource WHERE key = ANY($1::bigint[]) ORDER BY key FOR UPDATE", doomed)

@@ -19,7 +19,13 @@ PATIENT = {"resourceType": "Patient", "id": "good", "name": [{"family": "Marker-
 @pytest.fixture
 def fhircm(database_url, tmp_path):
     def run(*arguments, **settings):
-        environment = {**os.environ, "FHIRCM_DATABASE_URL": database_url, "FHIRCM_KEYS_DIR": str(tmp_path / "keys"), **settings}
+        environment = {
+            **os.environ,
+            "FHIRCM_DATABASE_URL": database_url,
+            "FHIRCM_KEYS_DIR": str(tmp_path / "keys"),
+            "FHIRCM_AUDIT_DIR": str(tmp_path / "audit"),
+            **settings,
+        }
         command = [sys.executable, "-m", "fhircm.cli", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60)
 
@@ -120,7 +126,12 @@ def test_several_processes_answer_on_one_port_and_end_together(database_url, tmp
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = {"FHIRCM_DATABASE_URL": database_url, "FHIRCM_PORT": str(port), "FHIRCM_PROCESSES": "2"}
+    settings = {
+        "FHIRCM_DATABASE_URL": database_url,
+        "FHIRCM_PORT": str(port),
+        "FHIRCM_PROCESSES": "2",
+        "FHIRCM_AUDIT_DIR": str(tmp_path / "audit"),
+    }
     command = [sys.executable, "-m", "fhircm.cli", "serve"]
     with subprocess.Popen(command, env={**os.environ, **settings}, cwd=tmp_path, stderr=subprocess.DEVNULL) as hub:
         try:

@@ -24,6 +24,7 @@ def settings(database_url, tmp_path):
     return {
         "FHIRCM_DATABASE_URL": database_url,
         "FHIRCM_KEYS_DIR": str(tmp_path / "keys"),
+        "FHIRCM_AUDIT_DIR": str(tmp_path / "audit"),
         "FHIRCM_PUBLIC_BASE_URL": BASE,
         "FHIRCM_PARTNERS": "[]",
         "FHIRCM_PORT": str(free_port()),

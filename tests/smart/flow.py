@@ -35,7 +35,7 @@ CLIENTS = {
     "basic": APP | {"token_endpoint_auth_method": "client_secret_basic", "client_secret": hashed(SECRET)},
     "post": APP | {"token_endpoint_auth_method": "client_secret_post", "client_secret": hashed(SECRET)},
     "signed": APP | {"token_endpoint_auth_method": "private_key_jwt", "jwks": JWKS, "scope": f"{SCOPES} introspect"},
-    "app": {"scope": "system/*.cruds introspect", "jwks": JWKS, "roles": ["custodian"]},
+    "app": {"scope": "system/*.cruds introspect launcher", "jwks": JWKS, "roles": ["custodian"]},
 }
 
 

@@ -320,6 +320,20 @@ async def test_a_launch_context_says_what_smart_knows(hub, wrong):
     assert await hub.server.launches.create("public", "anna", other)
 
 
+async def test_a_registered_launcher_launches_apps_for_whoever_signs_in(hub):
+    bearer = {"Authorization": f"Bearer {await hub.system_token('launcher')}"}
+    launched = await hub.http.post("/oauth/launch", json={"client_id": "public"} | CONTEXT, headers=bearer)
+    assert launched.json()["iss"] == FHIR
+    answer = await hub.tokens(scope=EHR, launch=launched.json()["launch"], person=BEN)
+    assert {name: answer[name] for name in CONTEXT} == CONTEXT
+    for body in ({}, [], {"client_id": "nobody"}, {"client_id": 7}, {"client_id": "public", "login": "anna"}):
+        wrong = await hub.http.post("/oauth/launch", json=body, headers=bearer)
+        assert (wrong.status_code, wrong.json()["error"]) == (400, "invalid_request")
+    reader = {"Authorization": f"Bearer {await hub.system_token('system/*.rs')}"}
+    for headers, status in (({}, 401), (reader, 403)):
+        assert (await hub.http.post("/oauth/launch", json={"client_id": "public"}, headers=headers)).status_code == status
+
+
 def task(code, application="https://app.example/launch"):
     coded = {"coding": [{"system": CODES, "code": code}]}
     return {

@@ -1,0 +1,120 @@
+"""Who was shown what of a patient's record. https://www.ecfr.gov/current/title-45/section-164.528 and https://profiles.ihe.net/ITI/BALP"""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+from urllib.parse import unquote_plus
+
+from fhircm.access.audit import TERMS
+from fhircm.fhir import json
+from fhircm.fhir.query import parse_query
+from fhircm.fhir.systems import CLIENT, OPERATION
+from fhircm.store.resources import Store
+from fhircm.store.stored import Stored, instant
+
+_ORGANIZATION = (f"{TERMS}/v3-RoleClass", "PROV")
+_PEOPLE = frozenset({"IRCP", "AUT"})
+_PAGE = "200"
+
+
+@dataclass(frozen=True, slots=True)
+class Disclosure:
+    """One access: `who` is a person if there was one, `app` the client; what they are called where it is known."""
+
+    at: str
+    who: str
+    app: str
+    organization: str
+    purpose: str
+    what: str
+    address: str
+    event: Stored
+
+
+async def disclosures(store: Store, patient: str, since: datetime | None, until: datetime | None) -> list[Disclosure]:
+    """All successful accesses to what belongs to a patient, and to the files of exports of everybody, the oldest first.
+
+    Names are those of now.
+    """
+    ways = ([("patient", f"Patient/{patient}")], [("patient:missing", "true"), ("subtype", f"{OPERATION}|export-file")])
+    found = [one for way in ways async for one in _found(store, [*way, ("outcome", "0"), ("type", "rest")], since, until)]
+    return sorted(found, key=lambda one: one.at)
+
+
+async def _found(
+    store: Store, asked: list[tuple[str, str]], since: datetime | None, until: datetime | None
+) -> AsyncIterator[Disclosure]:
+    asked += [("_sort", "date"), ("_count", _PAGE)]
+    asked += [("date", f"ge{instant(since)}")] if since else []
+    asked += [("date", f"lt{instant(until)}")] if until else []
+    query = parse_query("AuditEvent", asked)
+    while True:
+        page = await store.search(query)
+        found = [(one, json.loads(one.body)) for one in page.matches]
+        names = await _names(store, [reference for _, tree in found for reference in _references(tree)])
+        for stored, tree in found:
+            yield _disclosure(stored, tree, names)
+        if page.next is None:
+            return
+        query = replace(query, cursor=page.next)
+
+
+def bundle(listed: Sequence[Disclosure]) -> dict[str, Any]:
+    """The events themselves, as a Bundle."""
+    tree: dict[str, Any] = {"resourceType": "Bundle", "type": "collection"}
+    entries = [{"resource": json.loads(one.event.body)} for one in listed]
+    return tree | ({"entry": entries} if entries else {})
+
+
+def _references(tree: dict[str, Any]) -> list[str]:
+    return [who["reference"] for agent in tree["agent"] if "reference" in (who := agent.get("who", {}))]
+
+
+async def _names(store: Store, references: Sequence[str]) -> dict[str, str]:
+    """What people and organisations are called, by their references."""
+    wanted = {(type, id) for type, _, id in (one.partition("/") for one in set(references)) if "/" not in id}
+    return {f"{type}/{id}": _name(one.tree) for (type, id), one in (await store.read_many(wanted)).items()}
+
+
+def _name(tree: dict[str, Any]) -> str:
+    name = tree.get("name")
+    if isinstance(name, str):
+        return name
+    first = name[0] if name else {}
+    return str(
+        first.get("text") or " ".join([*first.get("prefix", []), *first.get("given", []), first.get("family", "")]).strip()
+    )
+
+
+def _disclosure(stored: Stored, tree: dict[str, Any], names: dict[str, str]) -> Disclosure:
+    who = app = organization = address = ""
+    for agent in tree["agent"]:
+        (coding,) = agent["type"]["coding"]
+        known = agent.get("who", {})
+        reference, identifier = known.get("reference", ""), known.get("identifier", {})
+        if (coding["system"], coding["code"]) == _ORGANIZATION:
+            organization = names.get(reference) or reference
+        elif coding["code"] in _PEOPLE:
+            who = names.get(reference) or reference or identifier.get("value", "")
+        elif identifier.get("system") == CLIENT:
+            app, address = identifier.get("value", ""), agent.get("network", {}).get("address", "")
+    purposes = [coding["code"] for one in tree.get("purposeOfEvent", []) for coding in one["coding"]]
+    return Disclosure(tree["recorded"], who, app, organization, ", ".join(purposes), _what(tree), address, stored)
+
+
+def _what(tree: dict[str, Any]) -> str:
+    """In words that a patient may read: what was done, to what."""
+    done = tree["subtype"][-1]["code"] if tree.get("subtype") else tree["action"]
+    about = []
+    for entity in tree.get("entity", []):
+        if "query" in entity:
+            about.append(unquote_plus(b64decode(entity["query"]).decode(errors="replace")))
+        elif entity.get("role", {}).get("code") in ("4", "20"):
+            about.append(entity["what"]["reference"].partition("/_history/")[0])
+    if done == "export-file" and not any(one.get("role", {}).get("code") == "1" for one in tree["entity"]):
+        about.append("of everybody")
+    return f"{done} {', '.join(dict.fromkeys(about))}".strip()
