@@ -32,6 +32,7 @@ from fhircm.store.database import open_database
 from fhircm.store.migrations import migrate
 from fhircm.store.principals import Principals
 from fhircm.store.resources import Clock, Store, WriteRule
+from fhircm.web import routes as web
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class AppConfig:
     edge: EdgeConfig = NO_LIMITS
     audit: AuditConfig | None = None
     smart: SmartSettings = field(default_factory=SmartSettings)
+    web: web.WebSettings = field(default_factory=web.WebSettings)
 
 
 def create_app(config: AppConfig) -> FastAPI:
@@ -69,11 +71,21 @@ def create_app(config: AppConfig) -> FastAPI:
         credentials = Credentials(database)
         bearer = Bearer(credentials, Principals(store.database))
         app.state.store = store
+        smart = replace(config.smart, allow_private_jwks=config.allow_private_jwks)
+        app.state.authorization = authorization_server(database, bearer, config.keys_dir, config.public_base_url, smart)
+        web.start(
+            app,
+            config.web,
+            config.public_base_url,
+            config.keys_dir,
+            store,
+            app.state.authorization.authorizations,
+            bearer,
+            config.rest.grace,
+        )
         base_url = f"{config.public_base_url}/fhir"
         journal = Journal(config.audit.folder, config.audit.limit) if config.audit else None
         app.state.journal = journal
-        smart = replace(config.smart, allow_private_jwks=config.allow_private_jwks)
-        app.state.authorization = authorization_server(database, bearer, config.keys_dir, config.public_base_url, smart)
         links, admit = await PageLinks.of(store), app.door.rates["fhir"].take
         app.state.fhir = Router(store, bearer, links, base_url, config.rest, admit=admit, journal=journal)
         async with drained(journal, store, base_url):
@@ -91,6 +103,7 @@ def create_app(config: AppConfig) -> FastAPI:
     )
     app.door = Door(app.inside, config.edge, lambda: client_addresses(app.state.store.database))
     _public_routes(app, config)
+    web.add_routes(app)
 
     return app
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AnyHttpUrl, Field, IPvAnyNetwork, ValidationError
+from pydantic import AnyHttpUrl, Field, IPvAnyNetwork, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 
@@ -216,6 +216,60 @@ class Settings(BaseSettings):
     registration_scopes: Annotated[
         str, Field(description="The scopes that clients may get which register themselves, with spaces between them.")
     ] = "openid fhirUser profile launch launch/patient launch/encounter offline_access online_access patient/*.rs user/*.rs"
+    session_idle: Annotated[
+        timedelta,
+        Field(
+            ge=timedelta(minutes=1), description="How long a person stays signed in while nobody is there (ISO 8601 duration)."
+        ),
+    ] = timedelta(minutes=30)
+    session_longest: Annotated[
+        timedelta,
+        Field(ge=timedelta(minutes=1), description="How long a person stays signed in in any case (ISO 8601 duration)."),
+    ] = timedelta(hours=12)
+    provider_issuer: Annotated[
+        str | None,
+        Field(
+            pattern=r"^https?://\S+$",
+            description="Issuer of the organisation's own OpenID Connect provider, at which its people sign in; the hub is registered there"
+            " with the redirect URI `/signin/callback` of its public address. None: people sign in with a password.",
+        ),
+    ] = None
+    provider_client_id: Annotated[str, Field(description="The name under which the hub is registered at the provider.")] = (
+        "fhircm"
+    )
+    provider_client_secret: Annotated[
+        SecretStr | None,
+        Field(
+            description="Its secret there. Without one, the hub signs with the key `provider.json` of `keys_dir`, which is made when it does"
+            " not exist and published at `/.well-known/jwks.json` (private_key_jwt)."
+        ),
+    ] = None
+    provider_scopes: Annotated[
+        str, Field(pattern=r"(^|\s)openid(\s|$)", description="The scopes that the provider is asked for.")
+    ] = "openid profile"
+    provider_button: Annotated[str, Field(min_length=1, description="What the button that leads to the provider says.")] = (
+        "Sign in with your organisation"
+    )
+    provider_user_claim: Annotated[
+        str, Field(description="The claim that names who somebody new is in FHIR: `Practitioner/1`, or the whole address of it.")
+    ] = "fhirUser"
+    provider_roles_claim: Annotated[str, Field(description="The claim whose values stand for roles.")] = "groups"
+    provider_roles: Annotated[
+        dict[str, str],
+        Field(
+            description='The role of the hub for each of those values, as JSON: `{"hub-physicians": "clinician"}`; they replace the roles'
+            " that are kept at each sign-in. Empty: the hub's own stay."
+        ),
+    ] = {}
+    provider_organization: Annotated[
+        str | None,
+        Field(
+            description="The Organization whose people the provider knows: `Organization/1`; without it, the one that coordinates."
+        ),
+    ] = None
+    provider_provision: Annotated[
+        bool, Field(description="Whether somebody whom the provider vouches for, and the hub does not know yet, is let in.")
+    ] = False
     clock_offset: Annotated[
         timedelta,
         Field(description="Moves the clock of deadlines and versions, for demonstrations and rehearsals (ISO 8601 duration)."),

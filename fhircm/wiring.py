@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 from fhircm.access import audit
 from fhircm.access.audit_drain import Drain
+from fhircm.access.roles import unknown
 from fhircm.coordination import build, task_states
 from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
@@ -36,7 +37,7 @@ from fhircm.jobs.job import Means
 from fhircm.jobs.reindex import start_indexing
 from fhircm.jobs.running import run_jobs
 from fhircm.reactions import REACTIONS, TIMERS, reactions, timer_handlers
-from fhircm.settings import Settings
+from fhircm.settings import Settings, SettingsWrong
 from fhircm.store.database import open_database
 from fhircm.store.migrations import migrate
 from fhircm.store.resources import Clock, Op, Put, SetState, Store
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from fhircm.edge.config import EdgeConfig
+    from fhircm.smart.provider import ProviderSettings
 
 log = logging.getLogger("fhircm.wiring")
 
@@ -86,6 +88,7 @@ def application(settings: Settings) -> FastAPI:
     from fhircm.app import AppConfig, AuditConfig, create_app
     from fhircm.rest.exchange import RestSettings
     from fhircm.smart.server import SmartSettings
+    from fhircm.web.routes import WebSettings
 
     config = AppConfig(
         database_url=settings.database_url,
@@ -110,8 +113,37 @@ def application(settings: Settings) -> FastAPI:
             int(settings.refresh_lifetime.total_seconds()),
             settings.registration_scopes,
         ),
+        web=WebSettings(
+            settings.organization_name, settings.time_zone, settings.session_idle, settings.session_longest, provider(settings)
+        ),
     )
     return create_app(config)
+
+
+def provider(settings: Settings) -> ProviderSettings | None:
+    """The organisation's own OpenID Connect provider. Raises KeyWrong, and SettingsWrong for a role that there is not."""
+    from fhircm.smart.provider import ProviderSettings
+
+    if settings.provider_issuer is None:
+        return None
+    if wrong := unknown(settings.provider_roles.values()):
+        raise SettingsWrong(f"FHIRCM_PROVIDER_ROLES names {', '.join(wrong)}, which is no role")
+    secret = settings.provider_client_secret
+    coordinating = build.coordinating_organization(settings.organization_name)
+    return ProviderSettings(
+        issuer=settings.provider_issuer,
+        client_id=settings.provider_client_id,
+        redirect_uri=f"{base_url(settings)}/signin/callback",
+        client_secret=secret.get_secret_value() if secret else None,
+        key=None if secret else signing_key(settings.keys_dir, "provider", "ES384"),
+        scopes=settings.provider_scopes,
+        button=settings.provider_button,
+        user_claim=settings.provider_user_claim,
+        roles_claim=settings.provider_roles_claim,
+        roles=settings.provider_roles,
+        provision=settings.provider_provision,
+        organization=settings.provider_organization or f"Organization/{coordinating.id}",
+    )
 
 
 def edge(settings: Settings) -> EdgeConfig:

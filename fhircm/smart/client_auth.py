@@ -41,12 +41,13 @@ class ClientAuthentication:
     published: PublishedKeys
 
     async def client(self, form: Mapping[str, str], authorization: str | None = None) -> Client:
-        """The client that sent this form. Raises TokenRefused."""
-        ways = [authorization is not None, "client_assertion" in form or "client_assertion_type" in form, "client_secret" in form]
+        """The client that sent this form; a header that is not HTTP Basic says nothing of clients. Raises TokenRefused."""
+        basic = authorization if authorization and authorization.partition(" ")[0].lower() == "basic" else None
+        ways = [basic is not None, "client_assertion" in form or "client_assertion_type" in form, "client_secret" in form]
         if sum(ways) > 1:
             raise TokenRefused("invalid_request", "A client proves who it is in one way, not in several")
-        if authorization is not None:
-            return await self._by_basic(form, authorization)
+        if basic is not None:
+            return await self._by_basic(form, basic)
         if ways[1]:
             return await self._by_assertion(form)
         client = await find(self.credentials, form.get("client_id"))
@@ -62,13 +63,11 @@ class ClientAuthentication:
         return client
 
     async def _by_basic(self, form: Mapping[str, str], authorization: str) -> Client:
-        kind, _, encoded = authorization.partition(" ")
+        encoded = authorization.partition(" ")[2]
         try:
-            if kind.lower() != "basic":
-                raise ValueError
             name, _, secret = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
         except (ValueError, binascii.Error):
-            raise invalid_client("The Authorization header is not HTTP Basic", scheme="Basic") from None
+            raise invalid_client("The Authorization header cannot be read", scheme="Basic") from None
         client_id = unquote_plus(name)
         if form.get("client_id", client_id) != client_id:
             raise TokenRefused("invalid_request", "client_id is another one than in the Authorization header")

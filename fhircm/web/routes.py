@@ -1,0 +1,82 @@
+"""Every page at its address, and the parts that pages work with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+
+from fhircm.access.bearer import Bearer
+from fhircm.access.logins import SignIn
+from fhircm.access.passwords import Passwords
+from fhircm.access.sealing import Seal
+from fhircm.access.sessions import Sessions
+from fhircm.smart.authorize import Authorizations
+from fhircm.smart.provider import Provider, ProviderSettings
+from fhircm.store.logins import Logins
+from fhircm.store.principals import Principals
+from fhircm.store.sessions import SessionRecords
+from fhircm.web import account, authorizing, signing_in
+from fhircm.web.pages import Pages, serve_files
+from fhircm.web.parts import Parts
+
+if TYPE_CHECKING:
+    from fhircm.store.resources import Store
+
+
+@dataclass(frozen=True)
+class WebSettings:
+    """What is set for the pages. `now` tells the seconds since the epoch."""
+
+    organization_name: str = "Care coordination"
+    time_zone: str = "UTC"
+    idle: timedelta = timedelta(minutes=30)
+    longest: timedelta = timedelta(hours=12)
+    provider: ProviderSettings | None = None
+    passwords: Callable[[], Passwords] = Passwords
+    now: Callable[[], float] = time.time
+
+
+def add_routes(app: Starlette) -> None:
+    """Put every page at its address."""
+    serve_files(app)
+    signing_in.add_routes(app)
+    authorizing.add_routes(app)
+    account.add_routes(app)
+
+
+def start(
+    app: Starlette,
+    settings: WebSettings,
+    base_url: str,
+    keys_dir: Path,
+    store: Store,
+    authorizations: Authorizations,
+    bearer: Bearer,
+    grace: timedelta,
+) -> None:
+    """Put the parts together, once the store is open."""
+    database, seal = store.database, Seal.open(keys_dir)
+    logins = Logins(database)
+    sessions = Sessions(SessionRecords(database), idle=settings.idle, longest=settings.longest, now=settings.now)
+    app.state.pages = Pages(base_url, settings.organization_name, settings.time_zone, sessions)
+    app.state.parts = Parts(
+        logins=logins,
+        sign_in=SignIn(logins, settings.passwords(), seal, settings.now),
+        sessions=sessions,
+        grants=authorizations.grants,
+        authorizations=authorizations,
+        credentials=authorizations.credentials,
+        bearer=bearer,
+        principals=Principals(database),
+        store=store,
+        seal=seal,
+        provider=Provider(settings.provider, settings.now) if settings.provider else None,
+        grace=grace,
+        now=settings.now,
+    )
