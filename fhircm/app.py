@@ -39,10 +39,11 @@ _NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """Where the audit journal is, and how large it may become, in bytes."""
+    """Where the audit journal is, how large it may become, in bytes, and after how many seconds it is on the disk."""
 
     folder: Path
     limit: int
+    sync: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def create_app(config: AppConfig) -> FastAPI:
             f"{config.public_base_url}/oauth/token", credentials, bearer, PublishedKeys(allow_private=config.allow_private_jwks)
         )
         base_url = f"{config.public_base_url}/fhir"
-        journal = Journal(config.audit.folder, config.audit.limit) if config.audit else None
+        journal = Journal(config.audit.folder, config.audit.limit, config.audit.sync) if config.audit else None
         app.state.journal = journal
         app.state.fhir = Router(store, bearer, await PageLinks.of(store), base_url, config.rest, journal=journal)
         async with drained(journal, store, base_url):

@@ -108,7 +108,9 @@ def application(settings: Settings) -> FastAPI:
         allow_private_jwks=settings.allow_private_jwks,
         clock=clock(settings),
         rules=RULES,
-        audit=AuditConfig(audit_folder(settings), settings.audit_limit) if settings.audit else None,
+        audit=AuditConfig(audit_folder(settings), settings.audit_limit, settings.audit_sync.total_seconds())
+        if settings.audit
+        else None,
     )
     return create_app(config)
 

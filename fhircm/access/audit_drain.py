@@ -52,9 +52,6 @@ class Drain:
         while True:
             await asyncio.sleep(pause)
             try:
-                if journal is not None:
-                    await asyncio.to_thread(journal.sync)
-                    journal.close_segment(older=EVERY)
                 await self.drain(journal)
                 pause = EVERY
             except Exception as error:
@@ -153,13 +150,27 @@ async def drained(journal: Journal | None, store: Store, base_url: str) -> Async
     if journal is None:
         yield
         return
-    task = asyncio.create_task(Drain(store, journal.folder, base_url).run(journal))
+    drain = Drain(store, journal.folder, base_url)
+    tasks = [asyncio.create_task(drain.run(journal)), asyncio.create_task(_tend(journal))]
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         journal.close_segment()
+        journal.sync()
+
+
+async def _tend(journal: Journal) -> None:
+    """Close segments that are old enough, and let the disk have them, however long a drain takes."""
+    while True:
+        await asyncio.sleep(min(EVERY, journal.sync_every or EVERY))
+        journal.close_segment(older=EVERY)
+        try:
+            await asyncio.to_thread(journal.sync)
+        except OSError as error:
+            log.error("the disk does not take the audit journal: %s", error.strerror)
 
 
 def _things(event: Event) -> Sequence[str]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -232,6 +233,21 @@ def test_a_segment_of_a_living_process_is_left_alone_and_read_once_it_is_dead(tm
         assert len(found.events) == 1
 
 
+def test_a_journal_keeps_no_file_open_but_the_one_it_writes(tmp_path):
+    def held():
+        return sum(one.resolve().is_relative_to(tmp_path) for one in Path("/proc/self/fd").iterdir())
+
+    journal = Journal(tmp_path, LIMIT)
+    for number in range(5000):
+        journal.record(event(number, request="x" * 100))
+    assert len(list(tmp_path.glob("*.closed"))) >= 3
+    journal.sync()
+    assert held() == 1
+    journal.close_segment()
+    journal.sync()
+    assert held() == 0
+
+
 def test_two_who_drain_never_read_the_same_segment_at_once(tmp_path):
     journal_of(tmp_path, range(2))
     journal_of(tmp_path, range(2))
@@ -264,6 +280,17 @@ async def test_while_the_database_is_down_everything_waits(store, tmp_path, monk
     assert backlog(tmp_path / "audit").files == 0
     assert await told(store) == [f"Patient/p{number}" for number in range(1, 301)]
     assert await broken(store) is None
+
+
+def test_the_drain_rests_beside_requests_and_the_less_the_more_waits(tmp_path):
+    journal = Journal(tmp_path, 80_000)
+    drain, rests = Drain(None, tmp_path, BASE), []
+    for _ in range(4):
+        rests.append(drain._rest(journal))
+        for number in range(60):
+            journal.record(event(number))
+    assert rests[0] == audit_drain.REST
+    assert rests == sorted(rests, reverse=True) and rests[-1] == 0
 
 
 # --- processes -------------------------------------------------------------------------------------------------------------------
