@@ -174,6 +174,10 @@ class Segment:
     path: Path
     events: list[tuple[str, Event]]
 
+    def set_aside(self, event: Event) -> None:
+        """Keep an event apart that cannot be written."""
+        _set_aside(self.path, [_encoder.encode(event)])
+
     def done(self) -> None:
         """All of it is in the database: remove it."""
         self.path.unlink()
@@ -236,6 +240,12 @@ def _events(path: Path) -> list[tuple[str, Event]]:
         except (msgspec.DecodeError, UnicodeDecodeError):
             broken.append(line)
     if broken:
-        log.error("%d lines of the audit journal cannot be read; they are kept in %s", len(broken), path.stem + _BROKEN)
-        path.with_suffix(_BROKEN).write_bytes(b"\n".join(broken) + b"\n")
+        _set_aside(path, broken)
     return found
+
+
+def _set_aside(path: Path, lines: list[bytes]) -> None:
+    """What can become no AuditEvent is kept, and told by `fhircm audit status`: it must not hold up the others."""
+    log.error("%d lines of the audit journal cannot be taken; they are kept in %s", len(lines), path.stem + _BROKEN)
+    with path.with_suffix(_BROKEN).open("ab") as file:
+        file.writelines(line + b"\n" for line in lines)

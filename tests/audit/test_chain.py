@@ -260,6 +260,22 @@ def test_two_who_drain_never_read_the_same_segment_at_once(tmp_path):
         assert none is None
 
 
+async def test_an_event_that_cannot_be_written_does_not_hold_up_the_others(store, tmp_path, monkeypatch):
+    journal_of(tmp_path, range(1, 6))
+    whole = Drain.entry
+
+    def entry(self, place, id, event, patients):
+        if event.target == "Patient/p3":
+            raise ValueError("a poison")
+        return whole(self, place, id, event, patients)
+
+    monkeypatch.setattr(Drain, "entry", entry)
+    assert await Drain(store, tmp_path, BASE).drain() == 4
+    (name,) = backlog(tmp_path).broken
+    assert b"Patient/p3" in (tmp_path / name).read_bytes()
+    assert (backlog(tmp_path).files, await broken(store)) == (0, None)
+
+
 async def test_while_the_database_is_down_everything_waits(store, tmp_path, monkeypatch):
     journal_of(tmp_path / "audit", range(1, 301))
     calls = []
