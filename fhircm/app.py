@@ -17,6 +17,8 @@ from fhircm import openapi
 from fhircm.access.audit_drain import drained
 from fhircm.access.audit_journal import Journal
 from fhircm.access.bearer import Bearer
+from fhircm.edge.config import NO_LIMITS, EdgeConfig
+from fhircm.edge.door import Door
 from fhircm.exchange.backend_auth import public_jwks
 from fhircm.fhir.outcome import FhirError
 from fhircm.rest.bodies import read_body
@@ -27,6 +29,7 @@ from fhircm.rest.router import Router
 from fhircm.smart.discovery import smart_configuration
 from fhircm.smart.jwks import PublishedKeys
 from fhircm.smart.token import TokenEndpoint, TokenRefused
+from fhircm.store.client_addresses import client_addresses
 from fhircm.store.credentials import Credentials
 from fhircm.store.database import open_database
 from fhircm.store.migrations import migrate
@@ -57,6 +60,7 @@ class AppConfig:
     allow_private_jwks: bool
     clock: Clock
     rules: Sequence[WriteRule]
+    edge: EdgeConfig = NO_LIMITS
     audit: AuditConfig | None = None
 
 
@@ -77,7 +81,8 @@ def create_app(config: AppConfig) -> FastAPI:
         base_url = f"{config.public_base_url}/fhir"
         journal = Journal(config.audit.folder, config.audit.limit, config.audit.sync) if config.audit else None
         app.state.journal = journal
-        app.state.fhir = Router(store, bearer, await PageLinks.of(store), base_url, config.rest, journal=journal)
+        links, admit = await PageLinks.of(store), app.door.rates["fhir"].take
+        app.state.fhir = Router(store, bearer, links, base_url, config.rest, admit=admit, journal=journal)
         async with drained(journal, store, base_url):
             yield
         await store.close()
@@ -91,15 +96,21 @@ def create_app(config: AppConfig) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
+    app.door = Door(app.inside, config.edge, lambda: client_addresses(app.state.store.database))
     _public_routes(app, config)
 
     return app
 
 
 class _Hub(FastAPI):
-    """FastAPI for everything but what is below /fhir: that goes straight to the FHIR router, past FastAPI's layers."""
+    """FastAPI for everything but what is below /fhir: that goes straight to the FHIR router, past FastAPI's layers. Both behind the door."""
+
+    door: Door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.door(scope, receive, send)
+
+    async def inside(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
         if scope["type"] == "http" and path.startswith("/fhir") and path[5:6] in ("", "/") and path[5:18] != "/.well-known/":
             await self.state.fhir({**scope, "root_path": scope.get("root_path", "") + "/fhir"}, receive, send)

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable, Coroutine
 from datetime import datetime
 from functools import partial
@@ -26,6 +25,7 @@ from fhircm.exchange.partners import PartnerWrong
 from fhircm.fhir.outcome import FhirError
 from fhircm.jobs import JOBS, job
 from fhircm.jobs.reindex import start_reindex
+from fhircm.log_lines import log_to_stderr
 from fhircm.settings import Settings, SettingsWrong
 from fhircm.settings import load as load_settings
 from fhircm.store.migrations import migrate as migrate_database
@@ -73,12 +73,7 @@ def _log(settings: Settings, *, running: bool) -> None:
     """Lines to stderr: a process that runs on logs as the settings say, a command that ends tells only what went wrong."""
     level = logging.getLevelNamesMapping()[settings.log_level]
     level = level if running else max(level, logging.WARNING)
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    # What a line does not show is not to be found out: https://docs.python.org/3/howto/logging.html#optimization
-    logging._srcfile = None  # type: ignore[attr-defined]
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines hold whole URLs, and those hold search values
+    log_to_stderr(level)
 
 
 def _run(work: Callable[[Settings], Coroutine[Any, Any, int | None]], *, running: bool = False) -> None:
@@ -103,7 +98,12 @@ def serve() -> None:
     """
     import uvicorn
 
+    from fhircm.edge import tls
+    from fhircm.edge.connection import Limits, connections
+
     settings = load_settings()
+    _log(settings, running=True)
+    limits = Limits(settings.slow_client.total_seconds(), settings.head_limit, settings.connection_limit)
     uvicorn.run(
         "fhircm.cli:application",
         factory=True,
@@ -112,7 +112,14 @@ def serve() -> None:
         workers=settings.processes,
         access_log=False,
         log_level="warning",
-        proxy_headers=False,
+        log_config=None,
+        proxy_headers=False,  # fhircm/edge/forwarded.py reads them
+        server_header=False,
+        http=connections(limits),
+        ws="none",
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        ssl_context_factory=tls.context if settings.tls_cert else None,
     )
 
 

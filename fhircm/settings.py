@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AnyHttpUrl, Field, ValidationError
+from pydantic import AnyHttpUrl, Field, IPvAnyNetwork, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 
@@ -37,6 +37,67 @@ class Settings(BaseSettings):
     processes: Annotated[
         int, Field(ge=1, le=64, description="How many processes `fhircm serve` answers with, on one port; about one a core.")
     ] = 1
+    tls_cert: Annotated[
+        Path | None,
+        Field(
+            description="Certificate chain (PEM) with which `fhircm serve` speaks TLS itself; without it, plain HTTP behind a proxy."
+        ),
+    ] = None
+    tls_key: Annotated[
+        Path | None, Field(description="The private key (PEM) of that certificate, if it is in a file of its own.")
+    ] = None
+    trusted_proxies: Annotated[
+        list[IPvAnyNetwork],
+        Field(
+            description='Proxies whose Forwarded or X-Forwarded-For and X-Forwarded-Proto are believed, as JSON: `["10.0.0.0/8"]`;'
+            " none by default."
+        ),
+    ] = []
+    cors_origins: Annotated[
+        list[str],
+        Field(
+            description='Origins whose pages may read tokens and records, beside those of the registered clients, as JSON: `["https://app.example"]`.'
+        ),
+    ] = []
+    sign_in_rate: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Requests a minute and address to the pages of sign-in, consent and the own account, for each process; 0: no limit.",
+        ),
+    ] = 120
+    token_rate: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Requests a minute and address to the token, introspection and revocation endpoints, for each process; 0: no limit.",
+        ),
+    ] = 1200
+    register_rate: Annotated[
+        int,
+        Field(ge=0, description="Requests a minute and address to the registration of clients, for each process; 0: no limit."),
+    ] = 30
+    refused_rate: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="FHIR requests without a good token, a minute and address, before it is made to wait, for each process; 0: no limit.",
+        ),
+    ] = 600
+    fhir_rate: Annotated[int, Field(ge=0, description="FHIR requests a minute and client, for each process; 0: no limit.")] = 0
+    connection_limit: Annotated[
+        int, Field(ge=1, description="How many connections each process of `fhircm serve` holds; more are answered 503.")
+    ] = 2000
+    head_limit: Annotated[
+        int, Field(ge=1024, description="The largest head of a request, in bytes: its line and all its headers.")
+    ] = 32 * 1024
+    slow_client: Annotated[
+        timedelta,
+        Field(
+            ge=timedelta(milliseconds=100),
+            description="How long a client may take for the head of a request, let its body stand still, or leave an answer unread (ISO 8601 duration).",
+        ),
+    ] = timedelta(seconds=20)
     keys_dir: Annotated[
         Path,
         Field(description="Folder of the private keys with which the hub signs in at partners; readable by its owner alone."),

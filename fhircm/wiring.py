@@ -49,6 +49,8 @@ from fhircm.worker import Worker, parked_at
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from fhircm.edge.config import EdgeConfig
+
 log = logging.getLogger("fhircm.wiring")
 
 RULES = (task_states.RULE, audit.RULE)
@@ -108,11 +110,29 @@ def application(settings: Settings) -> FastAPI:
         allow_private_jwks=settings.allow_private_jwks,
         clock=clock(settings),
         rules=RULES,
+        edge=edge(settings),
         audit=AuditConfig(audit_folder(settings), settings.audit_limit, settings.audit_sync.total_seconds())
         if settings.audit
         else None,
     )
     return create_app(config)
+
+
+def edge(settings: Settings) -> EdgeConfig:
+    """What the edge of the HTTP process needs."""
+    from fhircm.edge.config import EdgeConfig
+
+    return EdgeConfig(
+        https=settings.public_base_url.scheme == "https",
+        trusted_proxies=tuple(map(str, settings.trusted_proxies)),
+        cors_origins=tuple(settings.cors_origins),
+        sign_in_rate=settings.sign_in_rate,
+        token_rate=settings.token_rate,
+        register_rate=settings.register_rate,
+        refused_rate=settings.refused_rate,
+        fhir_rate=settings.fhir_rate,
+        slow_seconds=settings.slow_client.total_seconds(),
+    )
 
 
 def audit_folder(settings: Settings) -> Path:

@@ -5,6 +5,7 @@ https://hl7.org/fhir/smart-app-launch/scopes-and-launch-context.html#scopes-for-
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -12,7 +13,7 @@ from datetime import datetime, timedelta
 from fhircm.access.principal import Principal
 from fhircm.access.visibility import narrowing
 from fhircm.fhir.definitions import definitions
-from fhircm.fhir.query import Query
+from fhircm.fhir.query import Query, parse_query
 from fhircm.fhir.terminology.artefacts import TYPES, Artefact, Canonical
 from fhircm.fhir.terminology.expansion import Expansion
 from fhircm.fhir.terminology.library import Library, Versions, Wanted
@@ -98,6 +99,24 @@ class GuardedStore:
             self.principal.require(verb, type)
         await self.store.rehearse(operations, origin=self.principal.origin, guard=self._guard())
 
+    async def identified(self, system: str, value: str, born: str) -> list[str]:
+        """The ids of Patients with an identifier and a date of birth, seen or not; of several none, for nobody may be guessed."""
+        query = parse_query(
+            "Patient", [("identifier", f"{_escaped(system)}|{_escaped(value)}"), ("birthdate", f"eq{born}"), ("_count", "2")]
+        )
+        found = (await self.store.search(query)).matches
+        return [one.id for one in found] if len(found) == 1 else []
+
+    async def open_in_emergency(self, patients: Sequence[tuple[str, str]], task: Put) -> Stored | None:
+        """Write the Task that opens the record of one of these Patients to the caller; None: there is no such Patient.
+
+        Whether a care relationship exists is not asked: that there is none is why the glass is broken.
+        """
+        found = await self.store.read_many(patients)
+        if len(found) != 1:
+            return None
+        return (await self.store.transact([task], origin="hub"))[0]
+
     async def library(self, *roots: Wanted) -> Library:
         """The terminology that a computation needs: what is built in, and of the store what the caller may read. Raises TooCostly."""
         return await self.store.library(roots, self._readable_terms())
@@ -133,6 +152,10 @@ class GuardedStore:
         """What writes are held to; None: to nothing beyond the scopes."""
         by_verb = {verb: self._narrowing(verb) for verb in "crud"}
         return None if all(one is None for one in by_verb.values()) else WriteGuard(**by_verb)
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\,|$])", r"\\\1", text)
 
 
 _MICROSECOND = timedelta(microseconds=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from fhircm.access.roles import roles
@@ -50,6 +51,12 @@ class Principal:
     def is_custodian(self) -> bool:
         """Whether it is a system of the hub's own organisation: what consents and labels keep from others is in its keeping."""
         return "custodian" in self.roles
+
+    @property
+    def emergency(self) -> timedelta | None:
+        """For how long an emergency access of this person opens a record; None: it has none."""
+        known = [roles()[code].emergency for code in self.roles if code in roles()]
+        return max((one for one in known if one is not None), default=None) if self.user else None
 
     def may(self, verb: str, type: str) -> bool:
         """Whether it may do `verb` (c, r, u, d or s) with resources of a type: with which, guarded_store.py says."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 
 import yaml
+from pydantic import TypeAdapter
 
 from fhircm.access.scopes import Scope, parse_scope
 from fhircm.fhir.artefacts import folder
@@ -21,6 +23,7 @@ class Role:
     about: str
     may: tuple[Scope, ...]
     reach: str  # everything | relationship | own
+    emergency: timedelta | None = None  # for how long an emergency access opens a record; None: it may not be asked for
 
 
 @cache
@@ -32,7 +35,8 @@ def roles() -> dict[str, Role]:
         may = tuple(scope for text in tree["may"] if (scope := parse_scope(f"system/{text}")))
         if len(may) != len(tree["may"]) or tree["reach"] not in ("everything", "relationship", "own"):
             raise ValueError(f"{path.name} has a scope or a reach that is not known")
-        found[path.stem] = Role(path.stem, tree["title"], tree["about"], may, tree["reach"])
+        emergency = TypeAdapter(timedelta).validate_python(tree["emergency"]) if "emergency" in tree else None
+        found[path.stem] = Role(path.stem, tree["title"], tree["about"], may, tree["reach"], emergency)
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -25,6 +25,7 @@ from fhircm.exchange.patience import Patience, Waiting, words
 from fhircm.exchange.sending import Sender, TakenOver, sent
 from fhircm.exchange.ways import WAYS
 from fhircm.fhir.outcome import Gone, NotFound, VersionConflict
+from fhircm.fhir.query import parse_query
 from fhircm.fhir.validation import check_tree
 from fhircm.store.changes import CursorMoved
 from fhircm.store.database import DatabaseUnavailable
@@ -346,14 +347,39 @@ class _Round:
         return False
 
     async def _now_known(self, change: Change) -> list[Op]:
-        """A Person may tell which Patient of the partner was meant: what waits for that is in line again."""
+        """A Person may tell which Patient of the partner was meant: what waits for that is in line again, and news of before is told."""
         found = (await self.store.read_many([("Person", change.id)])).get(("Person", change.id))
         members = {link["target"].get("reference") for link in found.tree.get("link", [])} if found else set()
-        return [
+        waited = [
             SetState(self.parked, key, {**row, "replay": "known", "attempts": 0})
             for key, row in (await self.store.states(self.parked)).items()
             if row["why"] == "no-record" and row["patient"] in members
         ]
+        return [*waited, *await self._happened_elsewhere(sorted(members))]
+
+    async def _happened_elsewhere(self, members: list[str]) -> list[Op]:
+        """What happened elsewhere to patients who are now known here, as far as it goes on: when it began it concerned nobody here.
+
+        Which of the two is seen first is chance: the link between the records, or what happened.
+        """
+        operations: list[Op] = []
+        for occasion in (occasions()[name] for name in self.deliver):
+            for member in members if occasion.to == "elsewhere" else ():
+                for stored in await self._going_on(occasion, member):
+                    if not await self.store.states(self.parked, f"{occasion.key(stored.type, stored.id, stored.version)}/"):
+                        operations += await self._occasion(occasion, stored)
+        return operations
+
+    async def _going_on(self, occasion: Occasion, patient: str) -> list[Stored]:
+        """The resources of a patient that would make the occasion, were they new."""
+        query = parse_query(occasion.resource, [("patient", patient), ("code", ",".join(occasion.when["code"]))])
+        page = await self.store.search(query)
+        found = list(page.matches)
+        while page.next:
+            page = await self.store.search(replace(query, cursor=page.next))
+            found += page.matches
+        lasting = {**occasion.when, **occasion.still}
+        return [stored for stored in found if fulfils(stored.tree, lasting) and not stored.tree.get("meta", {}).get("source")]
 
     async def replay_due(self) -> None:
         """Try again what was put in line again."""

@@ -16,6 +16,8 @@ import msgspec
 
 from fhircm.fhir.outcome import Malformed
 
+DEPTH = 200  # objects and arrays in one another, so a hundred elements: what works on a tree may follow it by recursion
+
 _encoder = msgspec.json.Encoder(decimal_format="number")
 _sorted = msgspec.json.Encoder(decimal_format="number", order="sorted")
 _loose = msgspec.json.Decoder(float_hook=Decimal)
@@ -74,7 +76,24 @@ def parse_any(body: bytes) -> Any:
         raise _unreadable(body) from None
     if b"\\u0000" in body and _NUL.search(body):
         raise Malformed("A string holds the character U+0000, which no FHIR string may")
+    if body.count(b"{") + body.count(b"[") > DEPTH and _deeper(tree):
+        raise Malformed("The body is nested too deep")
     return tree
+
+
+def _deeper(tree: Any) -> bool:
+    """Whether more than DEPTH objects and arrays stand in one another."""
+    level = [tree]
+    for _ in range(DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) in (dict, list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _names(compact: bytes) -> int:

@@ -6,6 +6,7 @@ https://hl7.org/fhir/R4/operations.html
 
 from __future__ import annotations
 
+from fhircm.operations.break_glass import break_glass
 from fhircm.operations.bulk_import import bulk_import
 from fhircm.operations.definition import Operation, load
 from fhircm.operations.everything import everything
@@ -34,6 +35,7 @@ OPERATIONS: dict[str, Operation] = {
         "meta": meta,
         "meta-add": meta_add,
         "meta-delete": meta_delete,
+        "patient-break-glass": break_glass,
         "patient-everything": everything,
         "patient-export": export,
         "patient-match": match,

@@ -6,10 +6,10 @@ https://hl7.org/fhir/R4/operationoutcome.html
 from __future__ import annotations
 
 import logging
-from uuid import uuid4
 
 from starlette.responses import Response
 
+from fhircm import correlation
 from fhircm.fhir import json
 from fhircm.fhir.outcome import FhirError, Issue, outcome
 from fhircm.rest.headers import FHIR_JSON
@@ -21,7 +21,7 @@ def answer_to(error: Exception) -> Response:
     """The answer to an error. One that is unknown shows a correlation id and nothing else, and is logged by its kind."""
     if isinstance(error, FhirError):
         return Response(json.dumps(outcome(error.issues)), error.status, dict(error.headers), FHIR_JSON)
-    correlation = str(uuid4())
-    log.error("unexpected %s, correlation id %s", type(error).__name__, correlation, exc_info=log.isEnabledFor(logging.DEBUG))
-    issue = Issue("fatal", "exception", f"Something went wrong here; the operator finds it by {correlation}")
-    return Response(json.dumps(outcome([issue], correlation)), 500, media_type=FHIR_JSON)
+    id = correlation.current.get()
+    log.error("unexpected %s, correlation id %s", type(error).__name__, id, exc_info=log.isEnabledFor(logging.DEBUG))
+    issue = Issue("fatal", "exception", f"Something went wrong here; the operator finds it by {id}")
+    return Response(json.dumps(outcome([issue], id)), 500, media_type=FHIR_JSON)

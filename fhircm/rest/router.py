@@ -91,6 +91,7 @@ class Router:
     links: PageLinks
     base_url: str
     settings: RestSettings
+    admit: Callable[[str], None] = lambda client_id: None  # raises when a client has asked too often
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
     journal: Journal | None = None
 
@@ -110,6 +111,7 @@ class Router:
             else:
                 touched.code, function, arguments = _route(request.method, _path(request))
                 principal = await self.bearer.principal(request.headers.get("authorization"))
+                self.admit(principal.client_id)
                 response = await function(self._exchange(request, principal, touched), *arguments)
         except Exception as error:
             response = answer_to(error)

@@ -82,12 +82,12 @@ class Oracle:
                 people = [part["individual"] for part in tree.get("participant", [])]
                 if mine(tree.get("serviceProvider"), *people) and self.running(tree["period"], ended=status == "finished"):
                     yield True, "encounter", patient
-            if status in ("in-progress", "finished") and mine(tree.get("hospitalization", {}).get("destination")):
-                if self.running(tree["period"], after=timedelta(days=90)):
-                    yield True, "destination", patient
-        if type == "Patient" and mine(tree.get("managingOrganization"), *tree.get("generalPractitioner", [])):
-            if self.running(ended=not tree["active"]):
-                yield True, "patient-of", f"Patient/{tree['id']}"
+            lately = status in ("in-progress", "finished") and self.running(tree["period"], after=timedelta(days=90))
+            if lately and mine(tree.get("hospitalization", {}).get("destination")):
+                yield True, "destination", patient
+        of = type == "Patient" and mine(tree.get("managingOrganization"), *tree.get("generalPractitioner", []))
+        if of and self.running(ended=not tree["active"]):
+            yield True, "patient-of", f"Patient/{tree['id']}"
         if type == "Coverage" and mine(*tree["payor"]) and self.running(tree.get("period"), ended=status == "cancelled"):
             yield True, "coverage", patient
         if type == "Group" and mine(tree.get("managingEntity")):
@@ -100,9 +100,9 @@ class Oracle:
             and self.running(tree["period"], ended=not tree["active"])
         ):
             yield True, "kin", patient
-        if type == "ServiceRequest" and status in ("active", "completed") and mine(tree["requester"], *tree["performer"]):
-            if self.running(ended=status == "completed"):
-                yield from self._named(tree)
+        sent = type == "ServiceRequest" and status in ("active", "completed") and mine(tree["requester"], *tree["performer"])
+        if sent and self.running(ended=status == "completed"):
+            yield from self._named(tree)
         if type == "Task" and status in ("requested", "accepted", "completed"):
             if mine(tree["owner"], tree["requester"]) and self.running(ended=status == "completed"):
                 yield from self._named(tree)
@@ -130,10 +130,7 @@ class Oracle:
         reason = name in shared or (
             type != "Patient" and any(one in shared for one in named if one.startswith(("Task/", "ServiceRequest/")))
         )
-        if patients:
-            reason = reason or patients <= record
-        else:
-            reason = reason or bool(named & someone.known_as)
+        reason = reason or patients <= record if patients else reason or bool(named & someone.known_as)
         if not reason:
             return False
         if any(self.denied(someone, tree, patient) for patient in patients - own):

@@ -44,7 +44,7 @@ class World:
     def add(self, kind, id=None, /, *, plain=False, **members):
         self.count += 1
         tree = {"resourceType": kind, "id": id or f"{kind.lower()}-{self.count}", **members}
-        if not plain and self.random.random() < 0.12:
+        if not plain and not members.get("meta") and self.random.random() < 0.12:
             tree["meta"] = {"security": [{"system": ACT, "code": self.random.choice(SENSITIVE)}]}
         self.resources.append(tree)
         return f"{kind}/{tree['id']}"

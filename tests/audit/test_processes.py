@@ -50,6 +50,7 @@ def fhircm(environment):
 @pytest.fixture
 async def authorization(database_url):
     text, database = secrets.token_urlsafe(32), await open_database(database_url)
+    await Credentials(database).add_client("app", {"scope": "system/*.cruds", "roles": ["custodian"]})
     await Credentials(database).save_token(text, TokenRecord("app", "system/*.cruds", int(time.time()) + 3600), int(time.time()))
     await database.close()
     return {"Authorization": f"Bearer {text}"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from random import Random
+from time import monotonic
 
 import httpx
 
@@ -16,6 +17,9 @@ from fhircm.store.database import open_database
 
 # A worker that was killed leaves its lease behind: short ones keep the tests short.
 ENVIRONMENT = {"FHIRCM_LEASE": "PT1S", "FHIRCM_PULL_INTERVAL": "PT1S"}
+PATIENCE = (
+    240  # seconds. Nothing waits so long for its own sake: a loaded machine starts a process in ten seconds instead of one.
+)
 
 
 class Stubborn(Story):
@@ -24,6 +28,9 @@ class Stubborn(Story):
     async def command(self, *arguments, quiet=False):
         return 0 if arguments[0] == "pull" else await super().command(*arguments, quiet=quiet)
 
+    async def until(self, what, look, seconds=PATIENCE):
+        return await super().until(what, look, seconds)
+
     async def token(self, client):
         return await self.answered(lambda: super(Stubborn, self).token(client))
 
@@ -31,8 +38,9 @@ class Stubborn(Story):
         return await self.answered(lambda: super(Stubborn, self).read(path, client))
 
     async def answered(self, ask):
-        """What somebody gets who asks for up to a minute."""
-        for _ in range(600):
+        """What somebody gets who asks until there is an answer."""
+        end = monotonic() + PATIENCE
+        while monotonic() < end:
             try:
                 return await ask()
             except (httpx.TransportError, FhirError):

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
@@ -15,6 +16,7 @@ from fhircm.jobs import exported
 from fhircm.jobs.bulk_import import Input, start_import
 from fhircm.jobs.job import timer_key
 from tests.exchange.files import File, served
+from tests.faults.stubborn import PATIENCE
 
 LINES = 1200
 PHOTO = 30_000  # bytes, once they are text
@@ -61,7 +63,8 @@ def large_file():
 
 async def gone_on(store, id, done):
     """Wait until more than `done` lines are in."""
-    for _ in range(6000):
+    end = monotonic() + PATIENCE
+    while monotonic() < end:
         timer = await store.timer(timer_key(id))
         assert timer is not None, "it was done before anybody was killed"
         if timer.payload["done"] > done:

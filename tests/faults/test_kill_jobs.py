@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import zlib
+from time import monotonic
 
 import pytest
 
@@ -18,6 +19,7 @@ from fhircm.jobs.job import timer_key
 from fhircm.jobs.reindex import start_reindex
 from fhircm.store.resources import Put
 from fhircm.store.search_rows import SEARCH_TABLES
+from tests.faults.stubborn import PATIENCE
 
 KILLS = 1  # more show no more, and each start of a worker takes a second
 EACH = 150
@@ -58,7 +60,8 @@ async def rows(store):
 
 async def gone_on(store, key, before):
     """Wait until a job has gone on, and is not done."""
-    for _ in range(12_000):
+    end = monotonic() + PATIENCE
+    while monotonic() < end:
         timer = await store.timer(key)
         assert timer is not None, "the job was done before anybody was killed"
         if timer.payload != before:
@@ -68,7 +71,8 @@ async def gone_on(store, key, before):
 
 
 async def finished(store, *ids):
-    for _ in range(12_000):
+    end = monotonic() + PATIENCE
+    while monotonic() < end:
         tasks = await store.read_many([("Task", id) for id in ids])
         if {task.tree["status"] for task in tasks.values()} == {"completed"}:
             return

@@ -1,12 +1,15 @@
 """An EHR that is down, slow, throttling or broken delays nobody but itself, and misses nothing once it is well again."""
 
 import re
+from datetime import UTC, datetime
 
 import httpx
 import pytest
 
 from fhircm.demo import steps
 from fhircm.demo.story import CLINIC, HOSPITAL
+from fhircm.store.database import open_database
+from fhircm.store.resources import Store
 from tests.faults.stubborn import ENVIRONMENT, Stubborn
 from tests.flows.outcome import assert_nothing_is_doubled
 
@@ -23,12 +26,17 @@ TROUBLES = {
 
 
 @pytest.fixture
-async def story(tmp_path, database_url):
+async def unattended(tmp_path, database_url):
     telling = Stubborn(tmp_path, database_url, humans=30, environment=ENVIRONMENT)
     await telling.open()
-    telling.start_worker()
     yield telling
     telling.close()
+
+
+@pytest.fixture
+def story(unattended):
+    unattended.start_worker()
+    return unattended
 
 
 async def trouble(story, party, **fault):
@@ -82,6 +90,28 @@ async def test_it_delays_only_itself(story):
 
     await assert_nothing_is_doubled(story)
     assert await story.find("Task?code=undelivered") == [], "nothing was given up on"
+
+
+async def test_who_turns_out_to_know_a_patient_hears_of_the_discharge_that_was_noticed_before(unattended):
+    story = unattended
+    await trouble(story, CLINIC, method="GET", path="/Patient", action="500")
+    story.start_worker()  # it comes to know what the clinic can take, and not yet whom it knows
+    await steps.discharge(story)
+    await story.until("the clinic's turn", lambda: passed(story, f"push:{CLINIC}"))
+    assert await story.received(CLINIC) == []
+    await trouble(story, CLINIC)
+    await story.news(CLINIC, 1)
+
+
+async def passed(story, cursor):
+    """Whether a cursor stands behind all that has been opened for a discharge."""
+    database = await open_database(story.database_url)
+    try:
+        async with database.reading() as connection:
+            opened = await connection.fetchval("SELECT MAX(number) FROM change WHERE type = 'Task'") or 0
+        return (await Store(database, clock=lambda: datetime.now(UTC)).cursor(cursor)).number >= opened > 0
+    finally:
+        await database.close()
 
 
 async def test_a_pull_that_was_cut_off_goes_on_where_it_was(tmp_path, database_url):

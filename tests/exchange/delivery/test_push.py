@@ -337,7 +337,8 @@ async def test_a_message_goes_to_whom_it_is_addressed(world, act):
     assert world.clinic.posts() == {}
 
 
-async def test_a_discharge_is_told_where_else_the_patient_is_known(world, act):
+async def discharged(world, act, patient):
+    """A stay at the hospital that ended, and the transition of care that was opened for it."""
     await world.pulled(
         world.hospital,
         {
@@ -345,7 +346,7 @@ async def test_a_discharge_is_told_where_else_the_patient_is_known(world, act):
             "id": "stay",
             "status": "finished",
             "class": {"code": "IMP"},
-            "subject": act.ref(act.at(world.hospital, "Patient/p1")),
+            "subject": act.ref(act.at(world.hospital, f"Patient/{patient}")),
             "period": {"start": "2026-02-25T10:00:00Z", "end": "2026-03-02T21:30:00Z"},
             "serviceProvider": act.ref(act.at(world.hospital, "Organization/lakeside")),
         },
@@ -358,10 +359,14 @@ async def test_a_discharge_is_told_where_else_the_patient_is_known(world, act):
             "intent": "plan",
             "code": {"coding": [{"system": "https://fhircm.example/CodeSystem/coordination", "code": "transition-of-care"}]},
             "focus": act.ref(act.at(world.hospital, "Encounter/stay")),
-            "for": act.ref(act.at(world.hospital, "Patient/p1")),
+            "for": act.ref(act.at(world.hospital, f"Patient/{patient}")),
             "requester": act.ref("Organization/hub"),
         }
     )
+
+
+async def test_a_discharge_is_told_where_else_the_patient_is_known(world, act):
+    await discharged(world, act, "p1")
     await world.push(world.hospital)
     await world.push(world.clinic)
     assert world.hospital.posts() == {}
@@ -369,6 +374,26 @@ async def test_a_discharge_is_told_where_else_the_patient_is_known(world, act):
     text = message["payload"][0]["contentString"]
     assert "discharged from Lakeside Hospital on 2026-03-02 at 15:30 (America/Chicago)" in text
     assert "Care coordination follows the transition" in text
+
+
+@pytest.mark.parametrize("status", ["in-progress", "on-hold", "completed"])
+async def test_a_discharge_is_told_to_who_is_known_to_have_the_patient_only_later_while_it_matters(world, act, status):
+    await discharged(world, act, "p2")
+    await world.push(world.clinic)
+    assert world.clinic.posts() == {}
+    for step in ("accepted", "in-progress", *({status} - {"in-progress"})):
+        await world.change("Task", "toc", origin="hub", status=step)
+    await world.push(world.clinic)
+    await world.pulled(world.clinic, {"resourceType": "Patient", "id": "c2", "name": [{"family": "Lund"}]})
+    await world.write(act.person(world, "p2", "c2"))
+    await world.push(world.hospital)
+    await world.push(world.clinic)
+    told = [one["subject"]["reference"] for one in world.clinic.all("Communication")]
+    assert told == ([] if status == "completed" else ["Patient/c2"])
+    await world.write({**act.person(world, "p2", "c2"), "gender": "male"})
+    await world.push(world.clinic)
+    assert len(world.clinic.all("Communication")) == len(told), "once"
+    assert world.hospital.posts() == {}
 
 
 async def test_a_confidential_note_is_not_handed_on(world, act):
