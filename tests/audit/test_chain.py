@@ -15,7 +15,7 @@ from fhircm.access import audit_drain
 from fhircm.access.audit import audit_event
 from fhircm.access.audit_drain import Drain
 from fhircm.access.audit_journal import Event, Journal, backlog
-from fhircm.access.disclosures import disclosures
+from fhircm.access.disclosures import bundle, disclosures
 from fhircm.fhir import json
 from fhircm.fhir.systems import SERVER
 from fhircm.fhir.validation import check
@@ -201,6 +201,19 @@ async def test_a_disclosure_names_people_and_organisations(store, tmp_path):
     (one,) = await disclosures(store, "p1", None, None)
     assert (one.who, one.app, one.organization, one.purpose) == ("Dr. Ann Ober", "app", "Lakeside Hospital", "TREAT")
     assert (one.what, one.address) == ("read Patient/p1", "192.0.2.1")
+
+
+async def test_a_disclosure_tells_nobody_of_other_patients(store, tmp_path):
+    journal = Journal(tmp_path, LIMIT)
+    seen = ("Patient/p1/1", "Patient/p2/1")
+    journal.record(event(1, code="search-type", target="Patient", query="_id=p1,p2&name=Other", touched=seen))
+    journal.record(event(1, code="transaction", target=None, touched=(*seen, "Organization/o/1")))
+    journal.close_segment()
+    await Drain(store, tmp_path, BASE).drain()
+    listed = await disclosures(store, "p1", None, None)
+    assert [one.what for one in listed] == ["search-type Patient?_id&name", "transaction"]
+    told_to_them = json.dumps(bundle(listed)).decode()
+    assert "Patient/p1" in told_to_them and "p2" not in told_to_them and "Other" not in told_to_them
 
 
 # --- the journal -----------------------------------------------------------------------------------------------------------------
