@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from urllib.parse import parse_qsl
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
@@ -21,23 +20,18 @@ from fhircm.edge.config import NO_LIMITS, EdgeConfig
 from fhircm.edge.door import Door
 from fhircm.exchange.backend_auth import public_jwks
 from fhircm.fhir.outcome import FhirError
-from fhircm.rest.bodies import read_body
 from fhircm.rest.errors import answer_to
 from fhircm.rest.exchange import RestSettings
 from fhircm.rest.links import PageLinks
 from fhircm.rest.router import Router
-from fhircm.smart.discovery import smart_configuration
-from fhircm.smart.jwks import PublishedKeys
-from fhircm.smart.token import TokenEndpoint, TokenRefused
+from fhircm.smart.routes import add_routes
+from fhircm.smart.server import SmartSettings, authorization_server
 from fhircm.store.client_addresses import client_addresses
 from fhircm.store.credentials import Credentials
 from fhircm.store.database import open_database
 from fhircm.store.migrations import migrate
 from fhircm.store.principals import Principals
 from fhircm.store.resources import Clock, Store, WriteRule
-
-_FORM_LIMIT = 64 * 1024
-_NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +56,7 @@ class AppConfig:
     rules: Sequence[WriteRule]
     edge: EdgeConfig = NO_LIMITS
     audit: AuditConfig | None = None
+    smart: SmartSettings = field(default_factory=SmartSettings)
 
 
 def create_app(config: AppConfig) -> FastAPI:
@@ -75,12 +70,11 @@ def create_app(config: AppConfig) -> FastAPI:
         credentials = Credentials(database)
         bearer = Bearer(credentials, Principals(store.database))
         app.state.store = store
-        app.state.tokens = TokenEndpoint(
-            f"{config.public_base_url}/oauth/token", credentials, bearer, PublishedKeys(allow_private=config.allow_private_jwks)
-        )
         base_url = f"{config.public_base_url}/fhir"
         journal = Journal(config.audit.folder, config.audit.limit, config.audit.sync) if config.audit else None
         app.state.journal = journal
+        smart = replace(config.smart, allow_private_jwks=config.allow_private_jwks)
+        app.state.authorization = authorization_server(database, bearer, config.keys_dir, config.public_base_url, smart)
         links, admit = await PageLinks.of(store), app.door.rates["fhir"].take
         app.state.fhir = Router(store, bearer, links, base_url, config.rest, admit=admit, journal=journal)
         async with drained(journal, store, base_url):
@@ -119,37 +113,7 @@ class _Hub(FastAPI):
 
 
 def _public_routes(app: FastAPI, config: AppConfig) -> None:
-    open_to_all = {"Access-Control-Allow-Origin": "*"}
-
-    @app.post(
-        "/oauth/token",
-        summary="Get an access token",
-        response_model=openapi.Token,
-        responses=openapi.TOKEN_ANSWERS,
-        openapi_extra=openapi.TOKEN_FORM,
-    )
-    async def token(request: Request) -> JSONResponse:
-        """SMART backend services: https://hl7.org/fhir/smart-app-launch/backend-services.html"""
-        try:
-            form = parse_qsl((await read_body(request, _FORM_LIMIT)).decode())
-            return JSONResponse(await app.state.tokens.grant(dict(form)), headers=_NO_STORE)
-        except TokenRefused as error:
-            refusal = {"error": error.error, "error_description": error.description}
-            return JSONResponse(refusal, error.status, headers=_NO_STORE)
-        except (FhirError, ValueError):
-            refusal = {"error": "invalid_request", "error_description": "The form cannot be read"}
-            return JSONResponse(refusal, 400, headers=_NO_STORE)
-
-    @app.get("/.well-known/smart-configuration", summary="How to sign in", response_model=openapi.SmartConfiguration)
-    @app.get("/fhir/.well-known/smart-configuration", summary="How to sign in", response_model=openapi.SmartConfiguration)
-    async def configuration() -> JSONResponse:
-        """What the authorization server can do."""
-        return JSONResponse(smart_configuration(config.public_base_url), headers=open_to_all)
-
-    @app.get("/.well-known/jwks.json", summary="The keys of the hub", response_model=openapi.Jwks)
-    async def keys() -> JSONResponse:
-        """The public keys with which the hub signs in at partners."""
-        return JSONResponse(public_jwks(config.keys_dir), headers=open_to_all | {"Cache-Control": "max-age=60"})
+    add_routes(app, config.public_base_url, lambda: public_jwks(config.keys_dir)["keys"])
 
     @app.get("/health/live", summary="Does the process run?", response_model=openapi.Health)
     async def live() -> JSONResponse:

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from fhircm import cli_audit, wiring
+from fhircm import cli_audit, cli_smart, wiring
 from fhircm.exchange.client import connect
 from fhircm.exchange.partners import PartnerWrong
 from fhircm.fhir.outcome import FhirError
@@ -42,10 +42,9 @@ app = typer.Typer(
     epilog="Every setting can be given as an environment variable FHIRCM_…; docs/reference/settings.md lists them.",
 )
 partner_app = typer.Typer(no_args_is_help=True, help="The EHRs and other systems that the hub exchanges with.")
-client_app = typer.Typer(no_args_is_help=True, help="The SMART backend clients that may use the hub's FHIR API.")
 app.add_typer(partner_app, name="partner")
-app.add_typer(client_app, name="client")
 app.add_typer(cli_audit.app, name="audit")
+cli_smart.add_commands(app)
 guide_app = typer.Typer(no_args_is_help=True, help="Implementation guides: profiles and search parameters beside FHIR R4 itself.")
 app.add_typer(guide_app, name="ig")
 
@@ -64,7 +63,7 @@ def main() -> None:
         for issue in error.issues:
             err.print(f"{issue.expression + ': ' if issue.expression else ''}{issue.text}", style="red", highlight=False)
         raise SystemExit(1) from None
-    except (OSError, PartnerWrong, wiring.ScopeWrong) as error:
+    except (OSError, PartnerWrong) as error:
         err.print(str(error), style="red", highlight=False)
         raise SystemExit(1) from None
 
@@ -417,50 +416,6 @@ def guide_remove(name: Annotated[str, typer.Argument(help="The guide's name, or 
             out.print(f"{one.guide}: out of force, {one.deleted} definitions deleted", highlight=False)
             for kept in one.kept:
                 out.print(f"  kept, for others refer to it: {kept}", highlight=False)
-
-    _run(go)
-
-
-@client_app.command("add")
-def client_add(
-    client_id: Annotated[str, typer.Argument(help="The name that the client signs in with.")],
-    scope: Annotated[list[str], typer.Option(help="A SMART scope, for example system/Task.rus; may be given again.")],
-    jwks_url: Annotated[str | None, typer.Option(help="Where the client publishes its keys.")] = None,
-    jwks_file: Annotated[Path | None, typer.Option(help="Or a file with its JWKS.", exists=True)] = None,
-    organization: Annotated[
-        str | None, typer.Option(help="The Organization it belongs to, for example Organization/123.")
-    ] = None,
-    role: Annotated[
-        list[str] | None,
-        typer.Option(help="What it is: system (the default: sees by care relationship), or custodian (sees everything)."),
-    ] = None,
-) -> None:
-    """Register a SMART backend client (or register it anew with other keys and scopes)."""
-    if (jwks_url is None) == (jwks_file is None):
-        raise typer.BadParameter("give either --jwks-url or --jwks-file")
-
-    async def go(settings: Settings) -> None:
-        async with wiring.open_store(settings) as store:
-            await wiring.add_client(
-                store, client_id, scope, jwks_url, jwks_file.read_bytes() if jwks_file else None, organization, role or ["system"]
-            )
-        out.print(f"{client_id} may sign in at {str(settings.public_base_url).rstrip('/')}/oauth/token")
-
-    _run(go)
-
-
-@client_app.command("token")
-def client_token(
-    client_id: Annotated[str, typer.Argument(help="The client's name.")],
-    key: Annotated[Path, typer.Option(help="Its private key, a JWK file; made when it does not exist.")],
-    scope: Annotated[str, typer.Option(help="Scopes to ask for, separated by spaces.")] = "system/*.rs",
-    url: Annotated[str | None, typer.Option(help="Base URL of the hub.")] = None,
-) -> None:
-    """Sign in as a backend client and print an access token, for use with curl."""
-
-    async def go(settings: Settings) -> None:
-        base = (url or str(settings.public_base_url)).rstrip("/")
-        out.print(await wiring.client_token(base, client_id, key, scope), soft_wrap=True, highlight=False)
 
     _run(go)
 

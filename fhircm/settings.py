@@ -206,6 +206,24 @@ class Settings(BaseSettings):
             " (files only from this machine): for tests, demos and closed networks."
         ),
     ] = False
+    access_token_lifetime: Annotated[
+        timedelta,
+        Field(
+            ge=timedelta(minutes=1),
+            le=timedelta(hours=1),
+            description="How long an access token of an app is good; those of backend systems are for 5 minutes (ISO 8601 duration).",
+        ),
+    ] = timedelta(minutes=15)
+    refresh_lifetime: Annotated[
+        timedelta,
+        Field(
+            ge=timedelta(hours=1),
+            description="How long an app with `offline_access` gets new tokens before its person is asked again (ISO 8601 duration).",
+        ),
+    ] = timedelta(days=90)
+    registration_scopes: Annotated[
+        str, Field(description="The scopes that clients may get which register themselves, with spaces between them.")
+    ] = "openid fhirUser profile launch launch/patient launch/encounter offline_access online_access patient/*.rs user/*.rs"
     clock_offset: Annotated[
         timedelta,
         Field(description="Moves the clock of deadlines and versions, for demonstrations and rehearsals (ISO 8601 duration)."),

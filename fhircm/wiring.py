@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -16,8 +15,6 @@ from zoneinfo import ZoneInfo
 
 from fhircm.access import audit
 from fhircm.access.audit_drain import Drain
-from fhircm.access.roles import roles, unknown
-from fhircm.access.scopes import parse_scope
 from fhircm.coordination import build, task_states
 from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
@@ -40,7 +37,6 @@ from fhircm.jobs.reindex import start_indexing
 from fhircm.jobs.running import run_jobs
 from fhircm.reactions import REACTIONS, TIMERS, reactions, timer_handlers
 from fhircm.settings import Settings
-from fhircm.store.credentials import Credentials
 from fhircm.store.database import open_database
 from fhircm.store.migrations import migrate
 from fhircm.store.resources import Clock, Op, Put, SetState, Store
@@ -56,10 +52,6 @@ log = logging.getLogger("fhircm.wiring")
 RULES = (task_states.RULE, audit.RULE)
 _SKEW = timedelta(seconds=1)  # by how much the clocks of machines that share a database may differ
 _PULLED = "pulled"  # namespace of when each partner was last pulled
-
-
-class ScopeWrong(Exception):
-    """A scope cannot be given to a client; the message says what can."""
 
 
 def clock(settings: Settings) -> Clock:
@@ -93,6 +85,7 @@ def application(settings: Settings) -> FastAPI:
     """What `fhircm serve` serves. Its packages are imported here, for no other process needs them."""
     from fhircm.app import AppConfig, AuditConfig, create_app
     from fhircm.rest.exchange import RestSettings
+    from fhircm.smart.server import SmartSettings
 
     config = AppConfig(
         database_url=settings.database_url,
@@ -114,6 +107,11 @@ def application(settings: Settings) -> FastAPI:
         audit=AuditConfig(audit_folder(settings), settings.audit_limit, settings.audit_sync.total_seconds())
         if settings.audit
         else None,
+        smart=SmartSettings(
+            int(settings.access_token_lifetime.total_seconds()),
+            int(settings.refresh_lifetime.total_seconds()),
+            settings.registration_scopes,
+        ),
     )
     return create_app(config)
 
@@ -320,34 +318,6 @@ async def remove_guide(store: Store, name: str) -> list[guides.Removed]:
     """Take a guide out of force: the version that is named (`name#version`), or every one. Raises NotFound, GuidesBusy."""
     keys = await guides.versions(store, name) or [name]
     return [await guides.remove(store, key, partial(start_indexing, store)) for key in keys]
-
-
-async def add_client(
-    store: Store,
-    client_id: str,
-    scopes: list[str],
-    jwks_url: str | None,
-    jwks: bytes | None,
-    organization: str | None,
-    codes: list[str],
-) -> None:
-    """Register a backend client. Raises ScopeWrong, ValueError for a JWKS that is none."""
-    wrong = [scope for scope in scopes if parse_scope(scope) is None]
-    if wrong:
-        raise ScopeWrong(f"{', '.join(wrong)} cannot be given: scopes are written system/Type.cruds or system/Type.read")
-    if nowhere := unknown(codes):
-        raise ScopeWrong(f"{', '.join(nowhere)} is no role; there are: {', '.join(roles())}")
-    if not organization and "custodian" not in codes:
-        raise ScopeWrong("A client belongs to an organisation: give --organization Organization/ID")
-    registration: dict[str, object] = {"scope": " ".join(scopes), "organization": organization, "roles": codes}
-    if jwks_url:
-        registration["jwks_url"] = jwks_url
-    else:
-        keys = json.loads(jwks or b"{}").get("keys")
-        if not keys or any("d" in key for key in keys):
-            raise ScopeWrong("The JWKS file must hold public keys, and no private one, under 'keys'")
-        registration["jwks"] = {"keys": keys}
-    await Credentials(store.database).add_client(client_id, registration)
 
 
 async def client_token(url: str, client_id: str, key: Path, scope: str) -> str:

@@ -5,14 +5,14 @@ https://hl7.org/fhir/smart-app-launch/client-confidential-asymmetric.html#regist
 
 from __future__ import annotations
 
-import ipaddress
 import re
-import socket
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
+
+from fhircm.exchange.source_address import Allowed, SourceUnavailable
+from fhircm.fhir.outcome import Forbidden
 
 _SIZE = 256 * 1024  # bytes
 _AGAIN = 10.0  # seconds between two fetches for the sake of an unknown key
@@ -42,9 +42,12 @@ class PublishedKeys:
         return keys
 
     async def _fetch(self, url: str) -> tuple[float, list[dict[str, Any]]]:
-        self._check_address(url)
         try:
-            async with httpx.AsyncClient(timeout=5, follow_redirects=False) as http, http.stream("GET", url) as answer:
+            there, headers, extensions = await self._direct(httpx.URL(url))
+            async with (
+                httpx.AsyncClient(timeout=5, follow_redirects=False, trust_env=False) as http,
+                http.stream("GET", there, headers=headers, extensions=extensions) as answer,
+            ):
                 body = b""
                 async for part in answer.aiter_bytes():
                     body += part
@@ -53,22 +56,28 @@ class PublishedKeys:
                 if answer.status_code != 200:
                     raise JwksUnavailable(f"The client's JWKS URL answers {answer.status_code}")
                 keys = httpx.Response(200, content=body).json()["keys"]
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+                keys = [key for key in list(keys) if isinstance(key, dict)]
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
             raise JwksUnavailable("The client's JWKS URL does not answer with a key set") from None
         control = answer.headers.get("Cache-Control", "")
         found = _AGE.search(control)
         age = 0.0 if "no-store" in control or "no-cache" in control else min(float(found[1]), 3600.0) if found else 300.0
-        return age, [key for key in keys if isinstance(key, dict)]
+        return age, keys
 
-    def _check_address(self, url: str) -> None:
-        parts = urlsplit(url)
+    async def _direct(self, url: httpx.URL) -> tuple[httpx.URL, dict[str, str], dict[str, str]]:
+        """Where to connect to: the very address that was checked, so that the name cannot come to mean another one meanwhile."""
         if self._allow_private:
-            return
-        if parts.scheme != "https":
+            return url, {}, {}
+        if url.scheme != "https":
             raise JwksUnavailable("A JWKS URL must be https")
         try:
-            addresses = {row[4][0] for row in socket.getaddrinfo(parts.hostname, parts.port or 443)}
-        except OSError:
+            address = await Allowed().address(url)
+        except SourceUnavailable:
             raise JwksUnavailable("The host of the JWKS URL is not known") from None
-        if not all(ipaddress.ip_address(address).is_global for address in addresses):
-            raise JwksUnavailable("The JWKS URL leads to a private address")
+        except Forbidden:
+            raise JwksUnavailable("The JWKS URL leads to a private address") from None
+        return (
+            url.copy_with(host=address),
+            {"Host": url.netloc.decode(), "Accept-Encoding": "identity"},
+            {"sni_hostname": url.host},
+        )

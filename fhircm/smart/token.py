@@ -1,131 +1,159 @@
-"""The token endpoint: client credentials by a signed assertion.
+"""The token endpoint: authorization code with PKCE, refresh tokens, and client credentials by a signed assertion.
 
-https://hl7.org/fhir/smart-app-launch/backend-services.html and https://www.rfc-editor.org/rfc/rfc7523. One grant of a few checks, written on joserfc:
+https://hl7.org/fhir/smart-app-launch/app-launch.html#obtain-access-token, https://hl7.org/fhir/smart-app-launch/backend-services.html,
+https://www.rfc-editor.org/rfc/rfc7636 and https://www.rfc-editor.org/rfc/rfc9700. Why no library does the grants:
 docs/decisions/smart-token-endpoint.md.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
+import re
+import secrets
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from joserfc import jwt
-from joserfc.errors import JoseError
-from joserfc.jwk import KeySet
-from joserfc.jws import CompactSignature, extract_compact
-
 from fhircm.access.bearer import LIFETIME, Bearer
-from fhircm.access.scopes import granted
-from fhircm.smart.jwks import JwksUnavailable, PublishedKeys
-from fhircm.store.credentials import Credentials
+from fhircm.smart.client_auth import ClientAuthentication
+from fhircm.smart.clients import Client
+from fhircm.smart.context import TOLD
+from fhircm.smart.identity import Identities
+from fhircm.smart.refusal import TokenRefused
+from fhircm.smart.scopes import for_people, for_systems, narrowed
+from fhircm.store.grants import Code, Grant, Grants, UsedAgain
 
-ALGORITHMS = ["RS384", "ES384"]
-ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-_LONGEST = 300  # seconds that an assertion may be good for
-_SKEW = 30  # seconds that two clocks may differ
-
-
-class TokenRefused(Exception):
-    """The request gets no token; `error` is one of RFC 6749 section 5.2."""
-
-    def __init__(self, error: str, description: str) -> None:
-        super().__init__(description)
-        self.error, self.description = error, description
-
-    @property
-    def status(self) -> int:
-        return 401 if self.error == "invalid_client" else 400
+_VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
+_NOT_GOOD = "The code or token is not known, was used, or is no longer good"
 
 
 @dataclass(frozen=True)
 class TokenEndpoint:
-    """Checks assertions and gives out tokens. `url` is the address that an assertion must be made for."""
+    """Gives out tokens. Access tokens of apps are good for `lifetime` seconds, those of systems for five minutes."""
 
-    url: str
-    credentials: Credentials
+    authentication: ClientAuthentication
     bearer: Bearer
-    published: PublishedKeys
+    grants: Grants
+    identities: Identities
+    lifetime: int = 900
 
-    async def grant(self, form: dict[str, str]) -> dict[str, Any]:
+    async def grant(self, fields: Sequence[tuple[str, str]], authorization: str | None = None) -> dict[str, Any]:
         """The answer to a token request. Raises TokenRefused."""
-        if form.get("grant_type") != "client_credentials":
-            raise TokenRefused("unsupported_grant_type", "Only client_credentials is supported")
-        if form.get("client_assertion_type") != ASSERTION_TYPE or not form.get("client_assertion"):
-            raise TokenRefused("invalid_client", "A signed client_assertion is needed")
-        client_id, registration = await self._client(form["client_assertion"])
-        asked = form.get("scope", "")
-        scopes = granted(asked, registration["scope"])
+        form = unique(fields)
+        kinds = {
+            "authorization_code": self._by_code,
+            "refresh_token": self._by_refresh_token,
+            "client_credentials": self._by_credentials,
+        }
+        kind = form.get("grant_type", "")
+        if kind not in kinds:
+            raise TokenRefused("unsupported_grant_type", f"grant_type is one of {', '.join(kinds)}")
+        client = await self.authentication.client(form, authorization)
+        if kind not in client.grant_types:
+            raise TokenRefused("unauthorized_client", f"The client is not registered for {kind}")
+        return await kinds[kind](client, form)
+
+    async def _by_credentials(self, client: Client, form: Mapping[str, str]) -> dict[str, Any]:
+        if client.method != "private_key_jwt":
+            raise TokenRefused("unauthorized_client", "client_credentials needs a signed client_assertion")
+        scopes = for_systems(form.get("scope", ""), client.scope)
         if not scopes:
             raise TokenRefused("invalid_scope", "None of the requested scopes is granted to this client")
         scope = " ".join(scopes)
-        token = await self.bearer.issue(client_id, scope)
+        token = await self.bearer.issue(client.id, scope, lifetime=LIFETIME)
         return {"access_token": token, "token_type": "Bearer", "expires_in": LIFETIME, "scope": scope}
 
-    async def _client(self, assertion: str) -> tuple[str, dict[str, Any]]:
+    async def _by_code(self, client: Client, form: Mapping[str, str]) -> dict[str, Any]:
+        for name in ("code", "code_verifier", "redirect_uri"):
+            if name not in form:
+                raise TokenRefused("invalid_request", f"{name} is needed")
+        now = int(time.time())
         try:
-            unverified = extract_compact(assertion.encode())
-            claimed = _claims(unverified)
-        except (JoseError, ValueError):
-            raise _refused("The assertion is not a signed JWT") from None
-        client_id = claimed.get("iss")
-        registration = await self.credentials.client(client_id) if isinstance(client_id, str) else None
-        if registration is None:
-            raise _refused("The client is not registered")
-        await self._verify(assertion, unverified.headers(), registration)
-        await self._check_claims(claimed, str(client_id))
-        return str(client_id), registration
+            code = await self.grants.use_code(form["code"], now)
+        except UsedAgain:
+            self.bearer.forget()
+            code = None
+        if code is None:
+            raise TokenRefused("invalid_grant", _NOT_GOOD)
+        if wrong := _mismatch(code, client, form):
+            # Whoever holds the code is not who asked for it: nobody gets anything for it any more.
+            await self.grants.revoke(code.grant.id, now)
+            raise TokenRefused("invalid_grant", wrong)
+        grant = code.grant
+        answer = await self._answer(client, grant, grant.scope, now)
+        if refresh := self._refreshes(client, grant):
+            token = secrets.token_urlsafe(32)
+            session = bytes.fromhex(code.payload["session"]) if refresh == "online_access" else None
+            await self.grants.add_refresh_token(token, grant, session)
+            answer["refresh_token"] = token
+        if id_token := await self.identities.token(client, grant, code.payload, answer["access_token"]):
+            answer["id_token"] = id_token
+        return answer
 
-    async def _verify(self, assertion: str, header: dict[str, Any], registration: dict[str, Any]) -> None:
-        if header.get("alg") not in ALGORITHMS:
-            raise _refused(f"The assertion must be signed with {' or '.join(ALGORITHMS)}")
-        if not isinstance(header.get("kid"), str):
-            raise _refused("The assertion must name its key (kid)")
-        wanted = "RSA" if header["alg"] == "RS384" else "EC"
-        keys = await self._keys(registration, header["kid"], wanted)
-        if len(keys) != 1:
-            raise _refused(f"{len(keys)} {wanted} keys of the client have the kid of the assertion; exactly one must")
+    async def _by_refresh_token(self, client: Client, form: Mapping[str, str]) -> dict[str, Any]:
+        token = form.get("refresh_token")
+        if not token:
+            raise TokenRefused("invalid_request", "refresh_token is needed")
+        now = int(time.time())
+        known = await self.grants.refresh_token(token)
+        if known is None:
+            raise TokenRefused("invalid_grant", _NOT_GOOD)
+        if known.grant.client_id != client.id:
+            await self.grants.revoke(known.grant.id, now)
+            self.bearer.forget()
+            raise TokenRefused("invalid_grant", "The refresh token is of another client")
+        asked = form.get("scope")
+        scopes = known.grant.scope.split() if asked is None else narrowed(asked, known.grant.scope)
+        if scopes is None:
+            raise TokenRefused("invalid_scope", "A refresh token gives what was granted, or a part of it")
+        scopes = for_people(" ".join(scopes), client.scope)  # the client may have been registered anew with less
+        if not scopes:
+            raise TokenRefused("invalid_scope", "The client may have none of this any more")
+        fresh = secrets.token_urlsafe(32)
         try:
-            jwt.decode(assertion, KeySet.import_key_set({"keys": keys}), algorithms=ALGORITHMS)
-        except (JoseError, ValueError):
-            raise _refused("The signature is not good") from None
+            grant = await self.grants.rotate(token, fresh, now)
+        except UsedAgain:
+            self.bearer.forget()
+            grant = None
+        if grant is None:
+            raise TokenRefused("invalid_grant", _NOT_GOOD)
+        return await self._answer(client, grant, " ".join(scopes), now) | {"refresh_token": fresh}
 
-    async def _keys(self, registration: dict[str, Any], kid: str, kty: str) -> list[dict[str, Any]]:
-        if "jwks" in registration:
-            listed = registration["jwks"].get("keys", [])
-        else:
-            try:
-                listed = await self.published.keys(registration["jwks_url"], kid)
-            except JwksUnavailable as error:
-                raise _refused(str(error)) from None
-        return [key for key in listed if key.get("kid") == kid and key.get("kty") == kty]
+    async def _answer(self, client: Client, grant: Grant, scope: str, now: int) -> dict[str, Any]:
+        """An access token with what the app is told of the launch."""
+        lifetime = min(self.lifetime, grant.expires - now)
+        token = await self.bearer.issue(client.id, scope, lifetime=lifetime, grant_id=grant.id, context=grant.context)
+        told = {name: grant.context[name] for name in TOLD if name in grant.context}
+        return {"access_token": token, "token_type": "Bearer", "expires_in": lifetime, "scope": scope} | told
 
-    async def _check_claims(self, claims: dict[str, Any], client_id: str) -> None:
-        now = time.time()
-        audience = claims.get("aud")
-        if claims.get("sub") != client_id:
-            raise _refused("iss and sub must both be the client_id")
-        if self.url not in (audience if isinstance(audience, list) else [audience]):
-            raise _refused(f"aud must be {self.url}")
-        expires, jti = claims.get("exp"), claims.get("jti")
-        if not isinstance(expires, int | float) or expires < now - _SKEW:
-            raise _refused("The assertion has expired")
-        if expires > now + _LONGEST + _SKEW:
-            raise _refused("The assertion may be good for 5 minutes at most")
-        if not isinstance(jti, str) or not 1 <= len(jti) <= 256:
-            raise _refused("The assertion needs a jti of at most 256 characters")
-        if not await self.credentials.use_assertion(client_id, jti, int(expires) + _SKEW + 1, int(now)):
-            raise _refused("The assertion was used before")
+    def _refreshes(self, client: Client, grant: Grant) -> str | None:
+        """Which of the scopes for refresh tokens was granted, the longer one first."""
+        if "refresh_token" not in client.grant_types:
+            return None
+        scopes = grant.scope.split()
+        return next((one for one in ("offline_access", "online_access") if one in scopes), None)
 
 
-def _claims(signature: CompactSignature) -> dict[str, Any]:
-    import json
+def unique(fields: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The fields of a form, each of which may come once (RFC 6749 section 3.2). Raises TokenRefused."""
+    form = dict(fields)
+    if len(form) != len(fields):
+        raise TokenRefused("invalid_request", "A parameter is given more than once")
+    return form
 
-    claims = json.loads(signature.payload or b"")
-    if not isinstance(claims, dict):
-        raise ValueError("claims are not an object")
-    return claims
 
-
-def _refused(description: str) -> TokenRefused:
-    return TokenRefused("invalid_client", description)
+def _mismatch(code: Code, client: Client, form: Mapping[str, str]) -> str | None:
+    """What is wrong with who shows a code, or None."""
+    if code.grant.client_id != client.id:
+        return "The code is of another client"
+    if not hmac.compare_digest(form["redirect_uri"].encode(), code.payload["redirect_uri"].encode()):
+        return "redirect_uri is another one than in the authorization request"
+    verifier = form["code_verifier"]
+    if not _VERIFIER.fullmatch(verifier):
+        return "code_verifier has 43 to 128 letters, digits and -._~"
+    digest = hashlib.sha256(verifier.encode()).digest()
+    challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+    return None if hmac.compare_digest(challenge, code.payload["code_challenge"]) else "code_verifier is not the right one"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,45 @@ class Credentials:
                 json.dumps(registration),
             )
 
+    async def create_client(self, client_id: str, registration: dict[str, Any]) -> bool:
+        """Register a client under a name that is free; False when it is taken."""
+        async with self._database.writing() as connection:
+            made = await connection.fetchval(
+                "INSERT INTO client (client_id, registration) VALUES ($1, $2) ON CONFLICT (client_id) DO NOTHING RETURNING client_id",
+                client_id,
+                json.dumps(registration),
+            )
+        return made is not None
+
+    async def change_client(self, client_id: str, changes: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Change members of a registration (None takes one away) and keep what others change meanwhile; None: there is no such client."""
+        async with self._database.writing() as connection:
+            while True:
+                text = await connection.fetchval("SELECT registration FROM client WHERE client_id = $1", client_id)
+                if text is None:
+                    return None
+                changed = {name: value for name, value in {**json.loads(text), **changes}.items() if value is not None}
+                done = await connection.fetchval(
+                    "UPDATE client SET registration = $2 WHERE client_id = $1 AND registration = $3 RETURNING client_id",
+                    client_id,
+                    json.dumps(changed),
+                    text,
+                )
+                if done is not None:
+                    return changed
+
+    async def remove_client(self, client_id: str) -> bool:
+        """Forget a client; False when there was none."""
+        async with self._database.writing() as connection:
+            gone = await connection.fetchval("DELETE FROM client WHERE client_id = $1 RETURNING client_id", client_id)
+        return gone is not None
+
+    async def clients(self) -> dict[str, dict[str, Any]]:
+        """Every registration by its client_id."""
+        async with self._database.reading() as connection:
+            rows = await connection.fetch("SELECT client_id, registration FROM client ORDER BY client_id")
+        return {row["client_id"]: json.loads(row["registration"]) for row in rows}
+
     async def client(self, client_id: str) -> dict[str, Any] | None:
         """The registration of a client, or None."""
         async with self._database.reading() as connection:
@@ -56,6 +96,16 @@ class Credentials:
                 record.grant_id,
                 json.dumps(record.context),
             )
+
+    async def token(self, token: str) -> TokenRecord | None:
+        """What is kept of a token, expired or not; None when it was never given out or is forgotten."""
+        async with self._database.reading() as connection:
+            row = await connection.fetchrow(
+                "SELECT client_id, scope, expires, grant_id, context FROM access_token WHERE digest = $1", _digest(token)
+            )
+        if row is None:
+            return None
+        return TokenRecord(row["client_id"], row["scope"], row["expires"], row["grant_id"], json.loads(row["context"]))
 
     async def use_assertion(self, client_id: str, jti: str, expires: int, now: int) -> bool:
         """Mark an assertion as used; False when it was used before, by any process."""

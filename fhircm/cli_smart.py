@@ -1,0 +1,325 @@
+"""The command line of the authorization server: clients, their grants, and the keys with which identity tokens are signed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fhircm import wiring
+from fhircm.access.roles import roles, unknown
+from fhircm.access.sealing import Seal, SealBroken
+from fhircm.settings import Settings
+from fhircm.settings import load as load_settings
+from fhircm.smart.clients import (
+    METHODS,
+    PUBLIC,
+    SECRET_METHODS,
+    Client,
+    RegistrationWrong,
+    checked,
+    hashed,
+    is_name,
+    new_secret,
+)
+from fhircm.smart.keys import SigningKeys
+from fhircm.smart.register import Registrations
+from fhircm.store.credentials import Credentials
+from fhircm.store.grants import Grants
+from fhircm.store.resources import Store
+
+client_app = typer.Typer(no_args_is_help=True, help="The SMART apps and backend systems that may use the hub's FHIR API.")
+keys_app = typer.Typer(no_args_is_help=True, help="The keys with which the hub signs identity tokens.")
+grant_app = typer.Typer(no_args_is_help=True, help="What people let apps do.")
+out = Console()
+err = Console(stderr=True)
+
+_NOT_TOLD = ("client_secret", "registration_token")
+_ClientId = Annotated[str, typer.Argument(help="The client's name.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Hang the commands into the command line."""
+    app.add_typer(client_app, name="client")
+    app.add_typer(keys_app, name="keys")
+    app.add_typer(grant_app, name="grant")
+
+
+def _run(work: Callable[[Settings, Store], Coroutine[Any, Any, int | None]]) -> None:
+    async def go(settings: Settings) -> int:
+        async with wiring.open_store(settings) as store:
+            return await work(settings, store) or 0
+
+    try:
+        status = asyncio.run(go(load_settings()))
+    except (RegistrationWrong, SealBroken) as error:
+        err.print(str(error), style="red", highlight=False)
+        status = 1
+    raise SystemExit(status)
+
+
+def _tell(line: str) -> None:
+    out.print(line, highlight=False, soft_wrap=True)
+
+
+def _nobody(what: str) -> int:
+    err.print(f"{what} is not known", style="red", highlight=False)
+    return 1
+
+
+def _when(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+# --- clients -----------------------------------------------------------------------------------------------------------------
+
+
+@client_app.command("add")
+def client_add(
+    client_id: Annotated[str, typer.Argument(help="The name that the client signs in with.")],
+    scope: Annotated[list[str], typer.Option(help="A SMART scope, for example system/Task.rus; may be given again.")],
+    jwks_url: Annotated[str | None, typer.Option(help="Where the client publishes its keys.")] = None,
+    jwks_file: Annotated[Path | None, typer.Option(help="Or a file with its JWKS.", exists=True)] = None,
+    organization: Annotated[
+        str | None, typer.Option(help="The Organization it belongs to, for example Organization/123.")
+    ] = None,
+    role: Annotated[
+        list[str] | None,
+        typer.Option(help="What it is: system (the default: sees by care relationship), or custodian (sees everything)."),
+    ] = None,
+    redirect_uri: Annotated[
+        list[str] | None, typer.Option(help="For an app that signs people in: where codes are sent; may be given again.")
+    ] = None,
+    launch_uri: Annotated[str | None, typer.Option(help="For such an app: where it is opened from a work list.")] = None,
+    auth: Annotated[
+        str, typer.Option(help=f"How it proves who it is: {', '.join(METHODS)} ({PUBLIC}: an app that can keep no secret).")
+    ] = "private_key_jwt",
+    name: Annotated[str | None, typer.Option(help="What people read when they are asked to let it in.")] = None,
+    id_token_alg: Annotated[str | None, typer.Option(help="How identity tokens are signed: RS256, RS384 or ES384.")] = None,
+) -> None:
+    """Register a SMART app or backend system (or register it anew; one with a secret gets a new secret, printed once)."""
+    if (jwks_url is None) == (jwks_file is None) if auth == "private_key_jwt" else jwks_url or jwks_file:
+        raise typer.BadParameter("give either --jwks-url or --jwks-file (and neither with another --auth than private_key_jwt)")
+    if not is_name(client_id):
+        raise typer.BadParameter("a client's name is of ASCII characters, without spaces and colons")
+    codes = role or ["system"]
+    asked: dict[str, Any] = {
+        "scope": " ".join(scope),
+        "token_endpoint_auth_method": auth,
+        "grant_types": _grant_types(scope, redirect_uri or [], auth),
+        "redirect_uris": redirect_uri,
+        "launch_uri": launch_uri,
+        "client_name": name,
+        "jwks_uri": jwks_url,
+        "jwks": _jwks(jwks_file) if jwks_file else None,
+    } | ({"id_token_signed_response_alg": id_token_alg} if id_token_alg else {})
+
+    async def go(settings: Settings, store: Store) -> None:
+        try:
+            registration = checked(asked)
+        except RegistrationWrong as error:
+            hint = " (scopes are written system/Type.cruds, user/Type.rs or patient/Type.read)" if "Scopes" in str(error) else ""
+            raise RegistrationWrong(error.error, f"{error.description}{hint}") from None
+        _check_place(registration, codes, organization)
+        registration |= {"roles": codes, "created": int(time.time()), "registered_by": "operator"}
+        registration |= {"organization": organization} if organization else {}
+        secret = new_secret() if auth in SECRET_METHODS else None
+        registration |= {"client_secret": hashed(secret)} if secret else {}
+        await Credentials(store.database).add_client(client_id, registration)
+        _tell(f"{client_id} may sign in at {wiring.base_url(settings)}/oauth/token")
+        if secret:
+            _tell(f"Its secret, which is not told again: {secret}")
+
+    _run(go)
+
+
+def _grant_types(scopes: list[str], redirect_uris: list[str], auth: str) -> list[str]:
+    """An app signs people in; who has scopes of systems and a key signs in by itself."""
+    people = ["authorization_code", "refresh_token"] if redirect_uris else []
+    alone = not people or (auth == "private_key_jwt" and any(one.startswith("system/") for one in scopes))
+    return [*people, *(["client_credentials"] if alone else [])]
+
+
+def _jwks(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError:
+        raise typer.BadParameter(f"{file} is not JSON") from None
+
+
+def _check_place(registration: dict[str, Any], codes: list[str], organization: str | None) -> None:
+    if nowhere := unknown(codes):
+        raise RegistrationWrong("", f"{', '.join(nowhere)} is no role; there are: {', '.join(roles())}")
+    if not organization and "custodian" not in codes and "client_credentials" in registration["grant_types"]:
+        raise RegistrationWrong("", "A backend system belongs to an organisation: give --organization Organization/ID")
+
+
+@client_app.command("token")
+def client_token(
+    client_id: _ClientId,
+    key: Annotated[Path, typer.Option(help="Its private key, a JWK file; made when it does not exist.")],
+    scope: Annotated[str, typer.Option(help="Scopes to ask for, separated by spaces.")] = "system/*.rs",
+    url: Annotated[str | None, typer.Option(help="Base URL of the hub.")] = None,
+) -> None:
+    """Sign in as a backend client and print an access token, for use with curl."""
+    base = (url or wiring.base_url(load_settings())).rstrip("/")
+    _tell(asyncio.run(wiring.client_token(base, client_id, key, scope)))
+
+
+@client_app.command("list")
+def client_list() -> None:
+    """Name the clients: how each proves who it is, what it may do, and whether it is disabled."""
+
+    async def go(settings: Settings, store: Store) -> None:
+        for client_id, registration in (await Credentials(store.database).clients()).items():
+            client = Client(client_id, registration)
+            state = "disabled" if client.disabled else "enabled"
+            _tell("\t".join((client_id, state, client.method, ",".join(client.grant_types), client.scope)))
+
+    _run(go)
+
+
+@client_app.command("show")
+def client_show(client_id: _ClientId) -> None:
+    """Print the registration of a client as JSON, without secrets."""
+
+    async def go(settings: Settings, store: Store) -> int:
+        registration = await Credentials(store.database).client(client_id)
+        if registration is None:
+            return _nobody(client_id)
+        told = {name: value for name, value in registration.items() if name not in _NOT_TOLD}
+        _tell(json.dumps({"client_id": client_id, **told}, indent=2))
+        return 0
+
+    _run(go)
+
+
+def _change(client_id: str, changes: dict[str, Any], line: str) -> None:
+    async def go(settings: Settings, store: Store) -> int:
+        if await Credentials(store.database).change_client(client_id, changes) is None:
+            return _nobody(client_id)
+        _tell(line)
+        return 0
+
+    _run(go)
+
+
+@client_app.command("disable")
+def client_disable(client_id: _ClientId) -> None:
+    """Shut a client out: its tokens are worth nothing from now on."""
+    _change(client_id, {"disabled": True}, f"{client_id} may no longer sign in, and its tokens are worth nothing")
+
+
+@client_app.command("enable")
+def client_enable(client_id: _ClientId) -> None:
+    """Let a client in again that was shut out."""
+    _change(client_id, {"disabled": None}, f"{client_id} may sign in")
+
+
+@client_app.command("rotate-secret")
+def client_rotate_secret(client_id: _ClientId) -> None:
+    """Give a client a new secret, printed once; the one before is worth nothing from now on."""
+
+    async def go(settings: Settings, store: Store) -> int:
+        credentials = Credentials(store.database)
+        registration = await credentials.client(client_id)
+        if registration is None:
+            return _nobody(client_id)
+        if Client(client_id, registration).method not in SECRET_METHODS:
+            err.print(f"{client_id} has no secret: it is registered with another --auth", style="red", highlight=False)
+            return 1
+        secret = new_secret()
+        await credentials.change_client(client_id, {"client_secret": hashed(secret)})
+        _tell(secret)
+        return 0
+
+    _run(go)
+
+
+@client_app.command("initial-token")
+def client_initial_token(
+    hours: Annotated[int, typer.Option(min=1, max=24 * 90, help="How long it is good.")] = 24,
+    organization: Annotated[str | None, typer.Option(help="The Organization of the clients that register with it.")] = None,
+) -> None:
+    """Print a token with which clients register themselves (at /oauth/register)."""
+
+    async def go(settings: Settings, store: Store) -> None:
+        url = f"{wiring.base_url(settings)}/oauth/register"
+        grants, credentials = Grants(store.database), Credentials(store.database)
+        registrations = Registrations(url, settings.registration_scopes, credentials, grants)
+        _tell(await registrations.initial_token(int(timedelta(hours=hours).total_seconds()), organization))
+
+    _run(go)
+
+
+# --- keys --------------------------------------------------------------------------------------------------------------------
+
+
+@keys_app.command("list")
+def keys_list() -> None:
+    """Name the signing keys, and since when each is in use or retired."""
+
+    async def go(settings: Settings, store: Store) -> None:
+        for key in await SigningKeys(store.database, Seal.open(settings.keys_dir)).listed():
+            state = f"retired {_when(key.retired)}" if key.retired is not None else "signs"
+            _tell("\t".join((key.kid, key.algorithm, f"made {_when(key.created)}", state)))
+
+    _run(go)
+
+
+@keys_app.command("rotate")
+def keys_rotate(
+    algorithm: Annotated[str | None, typer.Option(help="Only the key for RS256, RS384 or ES384; without it, every one.")] = None,
+) -> None:
+    """Sign with new keys from now on; those before stay published as long as tokens signed with them live."""
+
+    async def go(settings: Settings, store: Store) -> int:
+        try:
+            kids = await SigningKeys(store.database, Seal.open(settings.keys_dir)).rotate(algorithm)
+        except ValueError as error:
+            err.print(str(error), style="red", highlight=False)
+            return 1
+        for kid in kids:
+            _tell(kid)
+        if not kids:
+            _tell("No key is in use yet: the first is made when an app first asks who a person is")
+        return 0
+
+    _run(go)
+
+
+# --- grants ------------------------------------------------------------------------------------------------------------------
+
+
+@grant_app.command("list")
+def grant_list(
+    client: Annotated[str | None, typer.Option(help="Only those to this client.")] = None,
+    login: Annotated[str | None, typer.Option(help="Only those of this login, by its id.")] = None,
+) -> None:
+    """Name what people let apps do: grant, app, login, until when, and the scopes."""
+
+    async def go(settings: Settings, store: Store) -> None:
+        for one in await Grants(store.database).grants(int(time.time()), client_id=client, login_id=login):
+            _tell("\t".join((one.id, one.client_id, one.login_id or "-", _when(one.expires), one.scope)))
+
+    _run(go)
+
+
+@grant_app.command("revoke")
+def grant_revoke(grant: Annotated[str, typer.Argument(help="The grant, as `fhircm grant list` names it.")]) -> None:
+    """End a grant with all its tokens; the person is asked again when the app comes again."""
+
+    async def go(settings: Settings, store: Store) -> int:
+        if not await Grants(store.database).revoke(grant, int(time.time())):
+            return _nobody(f"A living grant {grant}")
+        _tell("It is ended, with all its tokens")
+        return 0
+
+    _run(go)
