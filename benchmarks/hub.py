@@ -69,12 +69,10 @@ def _answers(url: str) -> bool:
         return False
 
 
-def hub(
-    database_url: str, folder: Path, port: int, processes: int = 1, settings: dict[str, str] | None = None
-) -> AbstractContextManager[Server]:
+def hub(database_url: str, folder: Path, port: int, processes: int = 1) -> AbstractContextManager[Server]:
     """The hub over a database."""
     address = f"http://127.0.0.1:{port}"
-    environment = {
+    settings = {
         "FHIRCM_DATABASE_URL": database_url,
         "FHIRCM_PORT": str(port),
         "FHIRCM_PROCESSES": str(processes),
@@ -85,7 +83,7 @@ def hub(
         "FHIRCM_UPDATE_CREATE": "true",
     }
     command = ["-c", "from fhircm.cli import main; main()", "serve"]
-    return server(command, f"{address}/fhir", f"{address}/health/ready", folder / "hub.log", environment | (settings or {}))
+    return server(command, f"{address}/fhir", f"{address}/health/ready", folder / "hub.log", settings)
 
 
 def token(database_url: str) -> str:

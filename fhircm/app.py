@@ -37,10 +37,11 @@ from fhircm.web import routes as web
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """Where the audit journal is, and how large it may become, in bytes."""
+    """Where the audit journal is, how large it may become, in bytes, and after how many seconds it is on the disk."""
 
     folder: Path
     limit: int
+    sync: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def create_app(config: AppConfig) -> FastAPI:
             config.rest.grace,
         )
         base_url = f"{config.public_base_url}/fhir"
-        journal = Journal(config.audit.folder, config.audit.limit) if config.audit else None
+        journal = Journal(config.audit.folder, config.audit.limit, config.audit.sync) if config.audit else None
         app.state.journal = journal
         links, admit = await PageLinks.of(store), app.door.rates["fhir"].take
         app.state.fhir = Router(store, bearer, links, base_url, config.rest, admit=admit, journal=journal)

@@ -142,6 +142,7 @@ def work(
     async def go(settings: Settings) -> int:
         async with wiring.worker(settings) as worker:
             if until_idle:
+                await wiring.audit_drain(settings, worker.store).drain()
                 out.print(f"{await worker.run_until_idle()} done, nothing left")
                 return 0
             task = asyncio.create_task(worker.run())

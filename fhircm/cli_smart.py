@@ -213,8 +213,12 @@ def _change(client_id: str, changes: dict[str, Any], line: str) -> None:
 
 @client_app.command("disable")
 def client_disable(client_id: _ClientId) -> None:
-    """Shut a client out: its tokens are worth nothing from now on."""
-    _change(client_id, {"disabled": True}, f"{client_id} may no longer sign in, and its tokens are worth nothing")
+    """Shut a client out: it gets no token any more, and those it has are worth nothing within seconds."""
+    _change(
+        client_id,
+        {"disabled": True},
+        f"{client_id} may no longer sign in, and its tokens are worth nothing (every process knows within seconds)",
+    )
 
 
 @client_app.command("enable")

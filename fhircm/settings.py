@@ -191,6 +191,14 @@ class Settings(BaseSettings):
             description="The most that the audit journal holds, in bytes, while the database does not take it; then requests are refused (503).",
         ),
     ] = 1024 * 1024 * 1024
+    audit_sync: Annotated[
+        timedelta,
+        Field(
+            ge=timedelta(),
+            description="How much of the audit journal a loss of power may take (ISO 8601 duration); with PT0S each line is on the disk"
+            " before its request is answered. A process that is killed loses nothing either way.",
+        ),
+    ] = timedelta(seconds=1)
     allow_private_jwks: Annotated[
         bool,
         Field(

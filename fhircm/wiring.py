@@ -107,7 +107,9 @@ def application(settings: Settings) -> FastAPI:
         clock=clock(settings),
         rules=RULES,
         edge=edge(settings),
-        audit=AuditConfig(audit_folder(settings), settings.audit_limit) if settings.audit else None,
+        audit=AuditConfig(audit_folder(settings), settings.audit_limit, settings.audit_sync.total_seconds())
+        if settings.audit
+        else None,
         smart=SmartSettings(
             int(settings.access_token_lifetime.total_seconds()),
             int(settings.refresh_lifetime.total_seconds()),

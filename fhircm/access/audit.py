@@ -146,9 +146,13 @@ def record_security(
 def _who(principal: Principal | None) -> tuple[Any, ...]:
     if principal is None:
         return None, None, None, None, (), None
-    login, user = getattr(principal, "login", None), getattr(principal, "user", None)
-    organization, roles = getattr(principal, "organization", None), getattr(principal, "roles", ())
-    return principal.client_id, user, login, organization, tuple(sorted(roles)), getattr(principal, "purpose", None)
+    roles = _in_order(principal.roles)
+    return principal.client_id, principal.user, principal.login, principal.organization, roles, principal.purpose
+
+
+@lru_cache(maxsize=256)
+def _in_order(roles: frozenset[str]) -> tuple[str, ...]:
+    return tuple(sorted(roles))
 
 
 # --- which patients ------------------------------------------------------------------------------------------------------------

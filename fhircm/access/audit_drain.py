@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import Any
 
 from fhircm.access.audit import PATIENTS, asked_of, audit_event, entities, framed
-from fhircm.access.audit_journal import Event, Journal, adopt, backlog, next_segment
+from fhircm.access.audit_journal import Event, Journal, Segment, adopt, backlog, next_segment
 from fhircm.fhir import guides, json
 from fhircm.fhir.outcome import FhirError
 from fhircm.store.audit import Entry, chain, patients_of, patients_of_job
@@ -52,9 +52,6 @@ class Drain:
         while True:
             await asyncio.sleep(pause)
             try:
-                if journal is not None:
-                    await asyncio.to_thread(journal.sync)
-                    journal.close_segment(older=EVERY)
                 await self.drain(journal)
                 pause = EVERY
             except Exception as error:
@@ -71,7 +68,7 @@ class Drain:
                     return total
                 for start in range(0, len(segment.events), BATCH):
                     served, begun = journal.written if journal else 0, perf_counter()
-                    total += await self._write(segment.events[start : start + BATCH])
+                    total += await self._write(segment, segment.events[start : start + BATCH])
                     if journal is not None and journal.written > served:
                         await asyncio.sleep((perf_counter() - begun) * self._rest(journal))
                 segment.done()
@@ -80,8 +77,9 @@ class Drain:
         """How many times as long as it worked it rests: the less, the more waits."""
         return REST * max(0.0, 1 - backlog(self.folder).size / (journal.limit * FULL))
 
-    async def _write(self, events: Sequence[tuple[str, Event]]) -> int:
+    async def _write(self, segment: Segment, events: Sequence[tuple[str, Event]]) -> int:
         about = await self._about([event for _, event in events])
+        unwritable: dict[str, Event] = {}
         for _ in range(6):
             await self.store.guides.follow()
             entries: list[Entry] = []
@@ -89,12 +87,18 @@ class Drain:
                 if len(entries) % SLICE == 0:
                     await asyncio.sleep(0)
                 parts = [patients[at : at + PATIENTS] for at in range(0, len(patients), PATIENTS)] or [()]
-                for number, part in enumerate(parts):
-                    entries.append(self.entry(len(entries) + 1, id if number == 0 else f"{id}-{number}", event, part))
+                try:
+                    for number, part in enumerate(parts):
+                        entries.append(self.entry(len(entries) + 1, id if number == 0 else f"{id}-{number}", event, part))
+                except (ValueError, TypeError, KeyError, FhirError):
+                    unwritable[id] = event
             try:
-                return await chain(self.store, entries, instant(self.store.clock()))
+                written = await chain(self.store, entries, instant(self.store.clock()))
             except GuidesMoved:
                 continue
+            for event in unwritable.values():
+                segment.set_aside(event)
+            return written
         raise FhirError("The guides in force change all the time")
 
     async def _about(self, events: Sequence[Event]) -> list[Sequence[str]]:
@@ -153,13 +157,27 @@ async def drained(journal: Journal | None, store: Store, base_url: str) -> Async
     if journal is None:
         yield
         return
-    task = asyncio.create_task(Drain(store, journal.folder, base_url).run(journal))
+    drain = Drain(store, journal.folder, base_url)
+    tasks = [asyncio.create_task(drain.run(journal)), asyncio.create_task(_tend(journal))]
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         journal.close_segment()
+        journal.sync()
+
+
+async def _tend(journal: Journal) -> None:
+    """Close segments that are old enough, and let the disk have them, however long a drain takes."""
+    while True:
+        await asyncio.sleep(min(EVERY, journal.sync_every or EVERY))
+        journal.close_segment(older=EVERY)
+        try:
+            await asyncio.to_thread(journal.sync)
+        except OSError as error:
+            log.error("the disk does not take the audit journal: %s", error.strerror)
 
 
 def _things(event: Event) -> Sequence[str]:

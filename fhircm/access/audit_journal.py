@@ -64,14 +64,23 @@ _encoder, _decoder = msgspec.json.Encoder(), msgspec.json.Decoder(Event)
 
 
 class Journal:
-    """The journal of this process in a folder that the processes of one machine share. `limit`: of all of the folder, in bytes."""
+    """The journal of this process in a folder that the processes of one machine share. `limit`: of all of the folder, in bytes.
 
-    def __init__(self, folder: Path, limit: int) -> None:
-        self.folder, self.limit = folder, limit
+    `sync`: how many seconds a loss of power may take; 0: each line is on the disk before its request is answered.
+    """
+
+    def __init__(self, folder: Path, limit: int, sync: float = 1.0) -> None:
+        self.folder, self.limit, self.sync_every = folder, limit, sync
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.written = 0  # events, by this process
         self._others = backlog(folder).size
-        self._file, self._segment, self._size, self._begun, self._synced = -1, "", 0, 0.0, 0
+        self._file, self._segment, self._size, self._begun = -1, "", 0, 0.0
+        self._unsynced: list[int] = []  # descriptors of what was closed since the disk was last asked
+
+    @property
+    def size(self) -> int:
+        """The bytes of the segment that is open."""
+        return self._size
 
     def record(self, event: Event) -> None:
         """Append an event. Raises AuditUnavailable: then nobody may be told of what was done."""
@@ -86,6 +95,8 @@ class Journal:
                 raise OSError(errno.ENOSPC, "the disk is full")
         except OSError as error:
             raise self._unavailable(f"cannot be written: {error.strerror}") from None
+        if not self.sync_every:
+            os.fsync(self._file)
         self._size += len(line)
         self.written += 1
         if self._size >= SEGMENT:
@@ -109,15 +120,16 @@ class Journal:
         file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         fcntl.flock(file, fcntl.LOCK_EX)
         new.rename(self.folder / f"{segment}{_OPEN}")
-        self._file, self._segment, self._size, self._begun, self._synced = file, segment, 0, time.monotonic(), 0
+        self._file, self._segment, self._size, self._begun = file, segment, 0, time.monotonic()
 
     def sync(self) -> None:
-        """Let the disk have what was written: for a loss of power. May run in a thread."""
-        file, size = self._file, self._size
-        if file >= 0 and size > self._synced:
-            with suppress(OSError):  # closed meanwhile, which syncs too
-                os.fsync(file)
-                self._synced = size
+        """Let the disk have what was written: for a loss of power. May run in a thread, one at a time."""
+        closed, self._unsynced = self._unsynced, []
+        if self._file >= 0:
+            closed.append(os.dup(self._file))  # it may be closed meanwhile
+        for file in closed:
+            os.fsync(file)
+            os.close(file)
 
     def close_segment(self, older: float = 0.0) -> None:
         """Close the open segment, if it is so many seconds old, so that its events can be written to the database."""
@@ -125,7 +137,8 @@ class Journal:
             path = self.folder / f"{self._segment}{_OPEN}"
             with suppress(FileNotFoundError):
                 path.rename(path.with_suffix(_CLOSED))
-            os.close(self._file)
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._unsynced.append(self._file)
             self._others += self._size
             self._file, self._size = -1, 0
 
@@ -160,6 +173,10 @@ class Segment:
 
     path: Path
     events: list[tuple[str, Event]]
+
+    def set_aside(self, event: Event) -> None:
+        """Keep an event apart that cannot be written."""
+        _set_aside(self.path, [_encoder.encode(event)])
 
     def done(self) -> None:
         """All of it is in the database: remove it."""
@@ -223,6 +240,12 @@ def _events(path: Path) -> list[tuple[str, Event]]:
         except (msgspec.DecodeError, UnicodeDecodeError):
             broken.append(line)
     if broken:
-        log.error("%d lines of the audit journal cannot be read; they are kept in %s", len(broken), path.stem + _BROKEN)
-        path.with_suffix(_BROKEN).write_bytes(b"\n".join(broken) + b"\n")
+        _set_aside(path, broken)
     return found
+
+
+def _set_aside(path: Path, lines: list[bytes]) -> None:
+    """What can become no AuditEvent is kept, and told by `fhircm audit status`: it must not hold up the others."""
+    log.error("%d lines of the audit journal cannot be taken; they are kept in %s", len(lines), path.stem + _BROKEN)
+    with path.with_suffix(_BROKEN).open("ab") as file:
+        file.writelines(line + b"\n" for line in lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -14,7 +14,7 @@ from fhircm.fhir import json
 from fhircm.fhir.query import parse_query
 from fhircm.fhir.systems import CLIENT, OPERATION
 from fhircm.store.resources import Store
-from fhircm.store.stored import Stored, instant
+from fhircm.store.stored import instant
 
 _ORGANIZATION = (f"{TERMS}/v3-RoleClass", "PROV")
 _PEOPLE = frozenset({"IRCP", "AUT"})
@@ -32,7 +32,7 @@ class Disclosure:
     purpose: str
     what: str
     address: str
-    event: Stored
+    tree: dict[str, Any]  # the AuditEvent, without what it says of other patients
 
 
 async def disclosures(store: Store, patient: str, since: datetime | None, until: datetime | None) -> list[Disclosure]:
@@ -41,12 +41,14 @@ async def disclosures(store: Store, patient: str, since: datetime | None, until:
     Names are those of now.
     """
     ways = ([("patient", f"Patient/{patient}")], [("patient:missing", "true"), ("subtype", f"{OPERATION}|export-file")])
-    found = [one for way in ways async for one in _found(store, [*way, ("outcome", "0"), ("type", "rest")], since, until)]
+    found = [
+        one for way in ways async for one in _found(store, patient, [*way, ("outcome", "0"), ("type", "rest")], since, until)
+    ]
     return sorted(found, key=lambda one: one.at)
 
 
 async def _found(
-    store: Store, asked: list[tuple[str, str]], since: datetime | None, until: datetime | None
+    store: Store, patient: str, asked: list[tuple[str, str]], since: datetime | None, until: datetime | None
 ) -> AsyncIterator[Disclosure]:
     asked += [("_sort", "date"), ("_count", _PAGE)]
     asked += [("date", f"ge{instant(since)}")] if since else []
@@ -54,20 +56,43 @@ async def _found(
     query = parse_query("AuditEvent", asked)
     while True:
         page = await store.search(query)
-        found = [(one, json.loads(one.body)) for one in page.matches]
-        names = await _names(store, [reference for _, tree in found for reference in _references(tree)])
-        for stored, tree in found:
-            yield _disclosure(stored, tree, names)
+        found = [_alone(patient, json.loads(one.body)) for one in page.matches]
+        names = await _names(store, [reference for tree in found for reference in _references(tree)])
+        for tree in found:
+            yield _disclosure(tree, names)
         if page.next is None:
             return
         query = replace(query, cursor=page.next)
 
 
 def bundle(listed: Sequence[Disclosure]) -> dict[str, Any]:
-    """The events themselves, as a Bundle."""
+    """The events themselves, as a Bundle, without what they say of other patients."""
     tree: dict[str, Any] = {"resourceType": "Bundle", "type": "collection"}
-    entries = [{"resource": json.loads(one.event.body)} for one in listed]
+    entries = [{"resource": one.tree} for one in listed]
     return tree | ({"entry": entries} if entries else {})
+
+
+def _alone(patient: str, tree: dict[str, Any]) -> dict[str, Any]:
+    """An event as this patient may see it: of a request that touched others, too, neither who they are, nor what was asked of them."""
+    mine, others = [], False
+    for entity in tree.get("entity", []):
+        of = entity.get("what", {}).get("reference", "") if entity.get("role", {}).get("code") == "1" else None
+        others |= of is not None and of != f"Patient/{patient}"
+        if of in (None, f"Patient/{patient}"):
+            mine.append(entity)
+    if others:
+        kept = [_names_only(one) if "query" in one else one for one in mine]
+        mine = [one for one in kept if one.get("role", {}).get("code") != "4"]
+    return tree | ({"entity": mine} if mine else {})
+
+
+def _names_only(entity: dict[str, Any]) -> dict[str, Any]:
+    """A query without its values, which may name others."""
+    place, asked, query = b64decode(entity["query"]).decode(errors="replace").partition("?")
+    if not asked:  # which file of an export it was
+        return entity
+    names = "&".join(dict.fromkeys(part.partition("=")[0] for part in query.split("&") if part))
+    return entity | {"query": b64encode(f"{place}?{names}".encode()).decode()}
 
 
 def _references(tree: dict[str, Any]) -> list[str]:
@@ -90,7 +115,7 @@ def _name(tree: dict[str, Any]) -> str:
     )
 
 
-def _disclosure(stored: Stored, tree: dict[str, Any], names: dict[str, str]) -> Disclosure:
+def _disclosure(tree: dict[str, Any], names: dict[str, str]) -> Disclosure:
     who = app = organization = address = ""
     for agent in tree["agent"]:
         (coding,) = agent["type"]["coding"]
@@ -103,7 +128,7 @@ def _disclosure(stored: Stored, tree: dict[str, Any], names: dict[str, str]) -> 
         elif identifier.get("system") == CLIENT:
             app, address = identifier.get("value", ""), agent.get("network", {}).get("address", "")
     purposes = [coding["code"] for one in tree.get("purposeOfEvent", []) for coding in one["coding"]]
-    return Disclosure(tree["recorded"], who, app, organization, ", ".join(purposes), _what(tree), address, stored)
+    return Disclosure(tree["recorded"], who, app, organization, ", ".join(purposes), _what(tree), address, tree)
 
 
 def _what(tree: dict[str, Any]) -> str:

@@ -131,16 +131,18 @@ class Router:
         """Write a request down, before anybody is told of it."""
         if self.journal is None:
             return
+        scope = request.scope  # of which Starlette would make objects, for each look
+        client = scope.get("client")
         record(
             self.journal,
             touched,
             principal,
             status=status,
-            method=request.method,
-            address=request.client.host if request.client else None,
-            request=request.headers.get("x-request-id"),
+            method=scope["method"],
+            address=client[0] if client else None,
+            request=next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), None),
             target=_target(_path(request)),
-            query=request.url.query,
+            query=scope["query_string"].decode("latin-1"),
         )
 
     def _exchange(self, request: Request, principal: Principal, touched: Touched) -> Exchange:

@@ -114,7 +114,7 @@ class Authorizations:
         back = {"redirect_uri": redirect_uri, "state": asked.get("state")}
         try:
             if twice:
-                raise _Wrong("invalid_request", f"{', '.join(sorted(twice))}: given more than once")
+                raise _Wrong("invalid_request", "A parameter is given more than once")
             return await self._accepted(client, asked)
         except _Wrong as error:
             return self._error(back, error.error, error.description)

@@ -101,10 +101,10 @@ class TokenEndpoint:
         known = await self.grants.refresh_token(token)
         if known is None:
             raise TokenRefused("invalid_grant", _NOT_GOOD)
-        if known.grant.client_id != client.id:
+        if known.used or known.grant.client_id != client.id:  # two hold it, whatever else they ask for
             await self.grants.revoke(known.grant.id, now)
             self.bearer.forget()
-            raise TokenRefused("invalid_grant", "The refresh token is of another client")
+            raise TokenRefused("invalid_grant", _NOT_GOOD)
         asked = form.get("scope")
         scopes = known.grant.scope.split() if asked is None else narrowed(asked, known.grant.scope)
         if scopes is None:

@@ -229,3 +229,41 @@ async def test_a_journal_that_is_full_refuses_before_anything_is_done(database_u
         assert sum(subtype(one) == "create" for one in events) == made
         answer = await hub.http.get("/fhir/Patient?_summary=count")
         assert answer.json()["total"] == made
+
+
+async def test_the_audit_records_who_reads_it_but_not_its_own_writing(hub):
+    await hub.asked("GET", "Patient/nobody")
+    assert await hub.events() == []
+    _, (event,) = await hub.asked("GET", "AuditEvent?outcome=4")
+    assert (subtype(event), queries(event)) == ("search-type", ["AuditEvent?outcome=4"])
+
+
+async def test_who_looked_at_a_record_is_no_part_of_it_unless_it_is_asked_for(hub):
+    one = await patient(hub)
+    await hub.asked("GET", f"Patient/{one}")
+    whole = (await hub.http.get(f"/fhir/Patient/{one}/$everything")).json()
+    assert {entry["resource"]["resourceType"] for entry in whole["entry"]} == {"Patient"}
+    named = (await hub.http.get(f"/fhir/Patient/{one}/$everything?_type=AuditEvent")).json()
+    assert {subtype(entry["resource"]) for entry in named["entry"]} >= {"create", "read"}
+
+
+async def test_pages_say_the_query_that_they_continue(hub):
+    for _ in range(3):
+        await patient(hub, "Paged")
+    first = (await hub.http.get("/fhir/Patient?family=Paged&_count=2")).json()
+    following = next(link["url"] for link in first["link"] if link["relation"] == "next")
+    _, (event,) = await hub.asked("GET", following.removeprefix(f"{BASE}/fhir/"))
+    assert queries(event)[0].startswith("Patient?family=Paged")
+    assert len(patients(event)) == 1
+
+
+async def test_a_request_that_cannot_be_recorded_is_not_answered(hub, monkeypatch):
+    one = await patient(hub)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fhircm.access.audit_journal.os.write", full)
+    answer = await hub.http.get(f"/fhir/Patient/{one}")
+    assert answer.status_code == 503
+    assert one not in answer.text

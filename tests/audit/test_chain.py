@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ from fhircm.access import audit_drain
 from fhircm.access.audit import audit_event
 from fhircm.access.audit_drain import Drain
 from fhircm.access.audit_journal import Event, Journal, backlog
-from fhircm.access.disclosures import disclosures
+from fhircm.access.disclosures import bundle, disclosures
 from fhircm.fhir import json
 from fhircm.fhir.systems import SERVER
 from fhircm.fhir.validation import check
@@ -202,6 +203,19 @@ async def test_a_disclosure_names_people_and_organisations(store, tmp_path):
     assert (one.what, one.address) == ("read Patient/p1", "192.0.2.1")
 
 
+async def test_a_disclosure_tells_nobody_of_other_patients(store, tmp_path):
+    journal = Journal(tmp_path, LIMIT)
+    seen = ("Patient/p1/1", "Patient/p2/1")
+    journal.record(event(1, code="search-type", target="Patient", query="_id=p1,p2&name=Other", touched=seen))
+    journal.record(event(1, code="transaction", target=None, touched=(*seen, "Organization/o/1")))
+    journal.close_segment()
+    await Drain(store, tmp_path, BASE).drain()
+    listed = await disclosures(store, "p1", None, None)
+    assert [one.what for one in listed] == ["search-type Patient?_id&name", "transaction"]
+    told_to_them = json.dumps(bundle(listed)).decode()
+    assert "Patient/p1" in told_to_them and "p2" not in told_to_them and "Other" not in told_to_them
+
+
 # --- the journal -----------------------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +246,21 @@ def test_a_segment_of_a_living_process_is_left_alone_and_read_once_it_is_dead(tm
         assert len(found.events) == 1
 
 
+def test_a_journal_keeps_no_file_open_but_the_one_it_writes(tmp_path):
+    def held():
+        return sum(one.resolve().is_relative_to(tmp_path) for one in Path("/proc/self/fd").iterdir())
+
+    journal = Journal(tmp_path, LIMIT)
+    for number in range(5000):
+        journal.record(event(number, request="x" * 100))
+    assert len(list(tmp_path.glob("*.closed"))) >= 3
+    journal.sync()
+    assert held() == 1
+    journal.close_segment()
+    journal.sync()
+    assert held() == 0
+
+
 def test_two_who_drain_never_read_the_same_segment_at_once(tmp_path):
     journal_of(tmp_path, range(2))
     journal_of(tmp_path, range(2))
@@ -242,6 +271,22 @@ def test_two_who_drain_never_read_the_same_segment_at_once(tmp_path):
     ):
         assert one.path != other.path
         assert none is None
+
+
+async def test_an_event_that_cannot_be_written_does_not_hold_up_the_others(store, tmp_path, monkeypatch):
+    journal_of(tmp_path, range(1, 6))
+    whole = Drain.entry
+
+    def entry(self, place, id, event, patients):
+        if event.target == "Patient/p3":
+            raise ValueError("a poison")
+        return whole(self, place, id, event, patients)
+
+    monkeypatch.setattr(Drain, "entry", entry)
+    assert await Drain(store, tmp_path, BASE).drain() == 4
+    (name,) = backlog(tmp_path).broken
+    assert b"Patient/p3" in (tmp_path / name).read_bytes()
+    assert (backlog(tmp_path).files, await broken(store)) == (0, None)
 
 
 async def test_while_the_database_is_down_everything_waits(store, tmp_path, monkeypatch):
@@ -264,6 +309,17 @@ async def test_while_the_database_is_down_everything_waits(store, tmp_path, monk
     assert backlog(tmp_path / "audit").files == 0
     assert await told(store) == [f"Patient/p{number}" for number in range(1, 301)]
     assert await broken(store) is None
+
+
+def test_the_drain_rests_beside_requests_and_the_less_the_more_waits(tmp_path):
+    journal = Journal(tmp_path, 80_000)
+    drain, rests = Drain(None, tmp_path, BASE), []
+    for _ in range(4):
+        rests.append(drain._rest(journal))
+        for number in range(60):
+            journal.record(event(number))
+    assert rests[0] == audit_drain.REST
+    assert rests == sorted(rests, reverse=True) and rests[-1] == 0
 
 
 # --- processes -------------------------------------------------------------------------------------------------------------------

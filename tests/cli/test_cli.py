@@ -161,6 +161,8 @@ def test_help_names_every_command(fhircm):
         "demo",
         "partner",
         "client",
+        "grant",
+        "keys",
     ):
         assert f" {name} " in told
     assert "Start with: fhircm demo" in told

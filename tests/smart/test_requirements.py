@@ -11,14 +11,17 @@ import respx
 from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet
 
+from fhircm.app import AppConfig, create_app
 from fhircm.smart.authorize import RequestGone
 from fhircm.smart.discovery import CAPABILITIES
 from fhircm.smart.jwks import PublishedKeys
 from fhircm.smart.launch import CODES, LaunchWrong
 from fhircm.smart.scopes import SUPPORTED
+from fhircm.smart.server import SmartSettings
+from tests.rest.conftest import REST
 from tests.rest.signing import BASE, KEYS, assertion, form
 
-from .flow import ANNA, BACK, BEN, CHALLENGE, CLIENTS, FHIR, PAT, request, told
+from .flow import ANNA, BACK, BEN, CHALLENGE, CLIENTS, FHIR, PAT, Hub, request, settle, told
 
 CONFIGURATION = "/fhir/.well-known/smart-configuration"
 
@@ -560,9 +563,25 @@ async def test_client_credentials_take_an_assertion_and_nothing_less(hub):
         assert (await hub.post("/oauth/token", client, asked)).json()["error"] == "unauthorized_client"
 
 
-async def test_keys_are_taken_from_a_jwks_url_as_long_as_its_headers_allow(hub, monkeypatch):
+async def test_lifetimes_are_settings(database_url, clock, tmp_path):
+    settings = SmartSettings(access_token_lifetime=120, refresh_lifetime=7200, registration_scopes="openid user/Task.r")
+    app = create_app(AppConfig(database_url, BASE, tmp_path / "keys", REST, False, clock, [], smart=settings))
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE) as http:
+        await settle(app.state.store.database)
+        hub = Hub(app, http)
+        assert (await hub.tokens(scope="offline_access user/Task.rs"))["expires_in"] == 120
+        (grant,) = await hub.server.tokens.grants.grants(int(time.time()))
+        assert grant.expires - grant.created == 7200
+        token = await hub.server.registrations.initial_token(60, None)
+        asked = {"redirect_uris": [BACK], "token_endpoint_auth_method": "none"}
+        made = await http.post("/oauth/register", json=asked, headers={"Authorization": f"Bearer {token}"})
+        assert made.json()["scope"] == "openid user/Task.r"
+
+
+@pytest.mark.parametrize("member", ["jwks_uri", "jwks_url"])  # the latter is how the command line once wrote it
+async def test_keys_are_taken_from_a_jwks_url_as_long_as_its_headers_allow(hub, monkeypatch, member):
     url = "https://keys.example/jwks"
-    registration = {"scope": "system/*.rs", "jwks_uri": url, "roles": ["custodian"]}
+    registration = {"scope": "system/*.rs", member: url, "roles": ["custodian"]}
     await hub.server.registrations.credentials.add_client("app", registration)
     published = hub.server.tokens.authentication.published
     monkeypatch.setattr(published, "_allow_private", True)  # there is no name service here
