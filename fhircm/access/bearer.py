@@ -92,5 +92,5 @@ class Bearer:
             encounter=holder.context.get("encounter"),
             purpose=holder.context.get("purpose") or holder.purpose or purpose_of(codes),
             known_as=known_as,
-            few_patients=await self._principals.has_few_patients(known_as),
+            relationships=await self._principals.count_relationships(known_as),
         )

@@ -23,5 +23,5 @@ async def principal_of(login: Login, principals: Principals) -> Principal:
         login=login.id,
         patient=id if kind == "Patient" else None,
         known_as=known_as,
-        few_patients=await principals.has_few_patients(known_as),
+        relationships=await principals.count_relationships(known_as),
     )

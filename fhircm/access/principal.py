@@ -10,6 +10,7 @@ from typing import Any
 from fhircm.access.roles import roles
 from fhircm.access.scopes import Scope, allows, limited
 from fhircm.fhir.outcome import Forbidden
+from fhircm.store.visibility import MANY
 
 _VERBS = {"c": "create", "r": "read", "u": "update", "d": "delete", "s": "search"}
 TREATMENT = "TREAT"  # http://terminology.hl7.org/CodeSystem/v3-ActReason
@@ -21,7 +22,7 @@ class Principal:
 
     `user` is who that is in FHIR (fhirUser), None for a backend system; `known_as` are all references by which resources name the
     principal: its organisation, its Practitioner and roles, with the copies of them that came from elsewhere. `patient` and `encounter`
-    are ids of the launch context. `few_patients`: it has a care relationship with so few that a search may begin with them.
+    are ids of the launch context. `relationships`: how many name it with a patient; counted up to a limit.
     """
 
     client_id: str
@@ -35,7 +36,7 @@ class Principal:
     encounter: str | None = None
     purpose: str = TREATMENT
     known_as: frozenset[str] = field(default=frozenset())
-    few_patients: bool = field(default=False, compare=False)
+    relationships: int = field(default=MANY, compare=False)
 
     @property
     def origin(self) -> str:

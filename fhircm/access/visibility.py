@@ -68,7 +68,7 @@ def _viewer(principal: Principal, grace: int) -> Viewer:
         purpose=principal.purpose,
         closed=Listed(closed_labels(principal.roles)),
         grace=grace,
-        few=principal.few_patients,
+        relationships=principal.relationships,
     )
 
 

@@ -12,9 +12,9 @@ from fhircm.fhir.definitions import param_key
 from fhircm.store.database import Connection, Database
 from fhircm.store.search_sql import Builder
 from fhircm.store.search_tests import Listed
+from fhircm.store.visibility import MANY
 
 _NPI = "http://hl7.org/fhir/sid/us-npi"
-_FEW = 1000  # relationships
 _ROUNDS = 5  # how deep departments of departments are followed
 
 
@@ -61,16 +61,16 @@ class Principals:
         async with self._database.reading() as connection:
             return await known_as(connection, self._database.dialect, references)
 
-    async def has_few_patients(self, known_as: Iterable[str]) -> bool:
-        """Whether relationships name so few patients for these that a search may begin with them."""
+    async def count_relationships(self, known_as: Iterable[str]) -> int:
+        """How many relationships these have with patients, at most MANY."""
         builder = Builder(self._database.dialect)
         listed = builder.argument(Listed(sorted(known_as)))
         async with self._database.reading() as connection:
             count = await connection.fetchval(
-                f"SELECT COUNT(*) FROM (SELECT 1 FROM care_relationship WHERE grantee {listed} AND type = 'Patient' LIMIT {_FEW + 1}) g",
+                f"SELECT COUNT(*) FROM (SELECT 1 FROM care_relationship WHERE grantee {listed} AND type = 'Patient' LIMIT {MANY}) g",
                 *builder.arguments,
             )
-        return int(count) <= _FEW
+        return int(count)
 
 
 def _holder(row: Mapping[str, Any]) -> TokenHolder:

@@ -147,6 +147,7 @@ def narrowed_types(
         return ""
     only = None if wanted is None else dict(wanted)
     whole, tests = [], []
+    column = "+r.type" if builder.dialect == "sqlite" else "r.type"  # SQLite would begin with every resource of each type
     for type in sorted(types):
         if only is not None and type not in only:
             continue
@@ -157,7 +158,7 @@ def narrowed_types(
             whole.append(type)
             continue
         holds = " AND ".join(builder.holds(condition, "r.key", "r") for condition in conditions)
-        tests.append(f"(r.type = {builder.argument(type)} AND {holds})")
+        tests.append(f"({column} = {builder.argument(type)} AND {holds})")
     if whole:
-        tests.append(one_of("r.type", whole, builder.argument))
+        tests.append(one_of(column, whole, builder.argument))
     return f" AND ({' OR '.join(tests) or '1 = 0'})"

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from fhircm.store.search_sql import Builder
 
 NONE = Listed()
+MANY = 1001  # relationships: more are not counted
+_FEW = 1000
 _CODED_BY = ("code", "category", "type")  # parameters by which Consent.provision.code recognises what is in a resource
 
 
@@ -35,7 +37,7 @@ class Viewer:
     """Who looks. `known_as`: the references by which relationships name it; `own`: ids of Patients that are itself, or for whom it acts.
 
     `closed`: security labels that it does not see without a consent. `grace`: how long a relationship is still good after its end, in
-    microseconds. `few`: it has a relationship with so few patients that a search may begin with them.
+    microseconds. `relationships`: how many it has with patients, at most MANY.
     """
 
     known_as: Listed
@@ -43,7 +45,12 @@ class Viewer:
     purpose: str = "TREAT"
     closed: Listed = NONE
     grace: int = 0
-    few: bool = field(default=False, compare=False)
+    relationships: int = field(default=MANY, compare=False)
+
+    @property
+    def few(self) -> bool:
+        """Whether a search may begin with its patients."""
+        return self.relationships <= _FEW
 
 
 @cache
