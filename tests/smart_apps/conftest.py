@@ -20,6 +20,7 @@ from fhircm.store.database import open_database
 from fhircm.store.grants import Grants
 from fhircm.store.principals import Principals
 from tests.conftest import _named, _statement
+from tests.edge.test_tls import certificate  # noqa: F401 a fixture
 from tests.rest.signing import KEYS
 
 from .app_server import AppServer
@@ -111,13 +112,12 @@ def hub_database(request, tmp_path_factory):
     return _named(server, "smart_apps")
 
 
-@pytest.fixture(scope="session")
-async def hub(hub_database, tmp_path_factory, apps):
+@asynccontextmanager
+async def running(folder, database_url, apps, tls=None):
     """`fhircm serve`, with people, patients, and apps to be."""
-    folder, database_url = tmp_path_factory.mktemp("hub"), hub_database
     logins = await populate(database_url)
     port = free_port()
-    base = f"http://127.0.0.1:{port}"
+    base = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
     environment = {
         "FHIRCM_DATABASE_URL": database_url,
         "FHIRCM_PUBLIC_BASE_URL": base,
@@ -127,6 +127,8 @@ async def hub(hub_database, tmp_path_factory, apps):
         "FHIRCM_ORGANIZATION_NAME": "Riverbend Care",
         "FHIRCM_SIGN_IN_RATE": "0",
     }
+    if tls:
+        environment |= {"FHIRCM_TLS_CERT": str(tls[0]), "FHIRCM_TLS_KEY": str(tls[1])}
     database = await open_database(database_url)
     processes = Processes(folder / "logs", environment)
     try:
@@ -136,11 +138,38 @@ async def hub(hub_database, tmp_path_factory, apps):
         first = {"scope": "openid", "redirect_uris": [f"{apps.origin}/first/"], "token_endpoint_auth_method": "none"}
         await Credentials(database).add_client("first", first)
         processes.start("hub", "fhircm.cli", "serve")
-        await processes.answering("hub", f"{base}/fhir/metadata")
+        await _listening(port, processes.running["hub"])
         yield Hub(base, database, apps, logins, folder / "logs" / "hub.log")
     finally:
         await asyncio.to_thread(processes.stop_all)
         await database.close()
+
+
+async def _listening(port, process):
+    while process.poll() is None:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            await asyncio.sleep(0.05)
+        else:
+            writer.close()
+            await writer.wait_closed()
+            return
+    raise AssertionError("the hub ended before it listened")
+
+
+@pytest.fixture(scope="session")
+async def hub(hub_database, tmp_path_factory, apps):
+    """The hub that all these tests share."""
+    async with running(tmp_path_factory.mktemp("hub"), hub_database, apps) as one:
+        yield one
+
+
+@pytest.fixture
+async def encrypted_hub(sqlite_url, tmp_path, apps, certificate):  # noqa: F811 the fixture
+    """One that speaks TLS."""
+    async with running(tmp_path, sqlite_url, apps, certificate) as one:
+        yield one
 
 
 @pytest.fixture
@@ -151,12 +180,12 @@ async def http(hub):
 
 
 @pytest.fixture
-def open_window(chromium, hub):
+def open_window(chromium):
     """Opens browsers of people, each with cookies of its own."""
 
     @asynccontextmanager
-    async def opened():
-        context = await chromium.new_context(reduced_motion="reduce")
+    async def opened(hub):
+        context = await chromium.new_context(reduced_motion="reduce", ignore_https_errors=True)
         try:
             yield await Window.open(context, hub)
         finally:
@@ -166,8 +195,8 @@ def open_window(chromium, hub):
 
 
 @pytest.fixture
-async def window(open_window):
-    async with open_window() as one:
+async def window(open_window, hub):
+    async with open_window(hub) as one:
         yield one
 
 

@@ -142,7 +142,7 @@ async def test_an_app_sees_no_patient_of_another_organisation(hub, window, open_
     hidden, missing = [(await window.run(f"() => client.request('Patient/{id}')"))["error"] for id in ("cy", "no-one")]
     assert "404" in hidden
     assert hidden.replace("cy", "no-one") == missing
-    async with open_window() as other:
+    async with open_window(hub) as other:
         await let_in(other, address, "Cy Carver", "dora")
         assert await other.shown() == ("Cy Carver", ["Migraine"])
 
@@ -195,6 +195,16 @@ async def test_the_cookie_of_the_session_is_for_the_hub_alone(hub, window):
     await page.goto(f"{hub.base}/account")
     assert await page.get_by_role("heading", name="Cleo Clinician").is_visible()
     assert await page.evaluate("document.cookie") == ""
+
+
+async def test_over_tls_the_cookie_belongs_to_the_host(encrypted_hub, open_window):
+    async with open_window(encrypted_hub) as window:
+        await let_in(window, await encrypted_hub.app("encrypted", STANDALONE))
+        assert await window.shown() == ("Ada Abbott", CONDITIONS)
+        (cookie,) = await window.context.cookies(encrypted_hub.base)
+        assert cookie["name"].startswith("__Host-")
+        assert (cookie["secure"], cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (True, True, "Lax", "/")
+        assert window.faults == []
 
 
 async def test_a_page_of_another_site_takes_no_access_back(hub, window):
