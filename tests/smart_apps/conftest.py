@@ -138,14 +138,15 @@ async def running(folder, database_url, apps, tls=None):
         first = {"scope": "openid", "redirect_uris": [f"{apps.origin}/first/"], "token_endpoint_auth_method": "none"}
         await Credentials(database).add_client("first", first)
         processes.start("hub", "fhircm.cli", "serve")
-        await _listening(port, processes.running["hub"])
+        await listening(port, processes.running["hub"])
         yield Hub(base, database, apps, logins, folder / "logs" / "hub.log")
     finally:
         await asyncio.to_thread(processes.stop_all)
         await database.close()
 
 
-async def _listening(port, process):
+async def listening(port, process):
+    """Wait until a process listens on a port of this machine."""
     while process.poll() is None:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -155,7 +156,7 @@ async def _listening(port, process):
             writer.close()
             await writer.wait_closed()
             return
-    raise AssertionError("the hub ended before it listened")
+    raise AssertionError("the process ended before it listened")
 
 
 @pytest.fixture(scope="session")
