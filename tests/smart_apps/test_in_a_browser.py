@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.rest.signing import KEYS
+from fhircm.smart.clients import hashed
+from tests.rest.signing import KEYS, assertion, form
 
 from .app_server import AppServer
 from .population import LABORATORY
@@ -31,8 +32,13 @@ async def test_a_standalone_launch_shows_the_patient_that_was_chosen(hub, window
     assert window.faults == []
 
 
-async def test_an_app_in_a_browser_refreshes_its_tokens(hub, window):
-    await let_in(window, await hub.app("refreshing", STANDALONE))
+@pytest.mark.parametrize("secret", [None, "correct-horse"])
+async def test_an_app_in_a_browser_refreshes_its_tokens(hub, window, secret):
+    proof = {"token_endpoint_auth_method": "client_secret_basic", "client_secret": hashed(secret)} if secret else {}
+    name = "refreshing-with-a-secret" if secret else "refreshing"
+    address = await hub.app(name, STANDALONE, **proof)
+    hub.apps.configs[name]["clientSecret"] = secret
+    await let_in(window, address)
     await window.shown()
     first = await window.tokens()
     again = await window.run("() => client.refresh().then(state => state.tokenResponse)")
@@ -41,6 +47,17 @@ async def test_an_app_in_a_browser_refreshes_its_tokens(hub, window):
     assert again["refresh_token"] != first["refresh_token"]
     assert (again["patient"], again["scope"]) == ("ada", first["scope"])
     assert (await window.run("() => client.patient.read()"))["id"] == "ada"
+
+
+async def test_an_app_with_a_key_proves_who_it_is_also_when_it_refreshes(hub, http, window):
+    await let_in(window, await hub.app("refreshing-with-a-key", STANDALONE, secret_key=KEYS["ES384"]))
+    await window.shown()
+    kept = (await window.tokens())["refresh_token"]
+    assert "invalid_client" in (await window.run("() => client.refresh()"))["error"]  # the library does not sign this
+    fields = {"grant_type": "refresh_token", "refresh_token": kept}
+    signed = form(assertion("ES384", client="refreshing-with-a-key", aud=f"{hub.base}/oauth/token")) | fields
+    del signed["scope"]
+    assert (await http.post("/oauth/token", data=signed)).json()["patient"] == "ada"
 
 
 @pytest.mark.parametrize("alg", ["ES384", "RS384"])
@@ -148,11 +165,22 @@ async def test_an_app_sees_no_patient_of_another_organisation(hub, window, open_
 
 
 async def test_an_app_is_not_opened_with_a_patient_of_another_organisation(hub, window):
-    await hub.app("at-another-patient", LAUNCHED)
-    await window.page.goto(await hub.launch("at-another-patient", "cleo", patient="cy"))
+    async def launched(patient):
+        await window.page.goto(await hub.launch("at-another-patient", "cleo", patient=patient))
+
+    async def is_refused():
+        await window.page.get_by_role("heading", name="This choice is not there any more").wait_for()
+        assert "Carver" not in await window.page.content()
+
+    await hub.app("at-another-patient", LAUNCHED, secret_key=KEYS["ES384"])
+    await launched("cy")
     await window.sign_in("cleo")
-    await window.page.get_by_role("heading", name="This choice is not there any more").wait_for()
-    assert "Carver" not in await window.page.content()
+    await is_refused()
+    await launched("ada")
+    await window.press("Allow access")
+    await window.shown()
+    await launched("cy")
+    await is_refused()  # also when nobody is asked any more
 
 
 async def test_codes_and_tokens_are_in_no_address_and_in_no_referer(hub, window, told):
