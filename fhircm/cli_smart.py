@@ -101,6 +101,9 @@ def client_add(
         str, typer.Option(help=f"How it proves who it is: {', '.join(METHODS)} ({PUBLIC}: an app that can keep no secret).")
     ] = "private_key_jwt",
     name: Annotated[str | None, typer.Option(help="What people read when they are asked to let it in.")] = None,
+    purpose: Annotated[
+        str | None, typer.Option(help="For what a backend system asks: a v3 PurposeOfUse code such as HPAYMT; else TREAT.")
+    ] = None,
     id_token_alg: Annotated[str | None, typer.Option(help="How identity tokens are signed: RS256, RS384 or ES384.")] = None,
 ) -> None:
     """Register a SMART app or backend system (or register it anew; one with a secret gets a new secret, printed once)."""
@@ -108,6 +111,8 @@ def client_add(
         raise typer.BadParameter("give either --jwks-url or --jwks-file (and neither with another --auth than private_key_jwt)")
     if not is_name(client_id):
         raise typer.BadParameter("a client's name is of ASCII characters, without spaces and colons")
+    if purpose and not (purpose.isascii() and purpose.isupper()):
+        raise typer.BadParameter("a purpose is a code of capital letters, such as TREAT, HPAYMT or HOPERAT")
     codes = role or ["system"]
     asked: dict[str, Any] = {
         "scope": " ".join(scope),
@@ -129,6 +134,7 @@ def client_add(
         _check_place(registration, codes, organization)
         registration |= {"roles": codes, "created": int(time.time()), "registered_by": "operator"}
         registration |= {"organization": organization} if organization else {}
+        registration |= {"purpose": purpose} if purpose else {}
         secret = new_secret() if auth in SECRET_METHODS else None
         registration |= {"client_secret": hashed(secret)} if secret else {}
         await Credentials(store.database).add_client(client_id, registration)
