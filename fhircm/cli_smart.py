@@ -38,7 +38,6 @@ from fhircm.store.resources import Store
 client_app = typer.Typer(no_args_is_help=True, help="The SMART apps and backend systems that may use the hub's FHIR API.")
 keys_app = typer.Typer(no_args_is_help=True, help="The keys with which the hub signs identity tokens.")
 grant_app = typer.Typer(no_args_is_help=True, help="What people let apps do.")
-out = Console()
 err = Console(stderr=True)
 
 _NOT_TOLD = ("client_secret", "registration_token")
@@ -66,7 +65,7 @@ def _run(work: Callable[[Settings, Store], Coroutine[Any, Any, int | None]]) -> 
 
 
 def _tell(line: str) -> None:
-    out.print(line, highlight=False, soft_wrap=True)
+    typer.echo(line)  # as it is: other programs split it at its tabs
 
 
 def _nobody(what: str) -> int:

@@ -13,6 +13,7 @@ from fhircm.operations.definition import Operation
 from fhircm.rest.exchange import RestSettings
 from fhircm.rest.patch import FORMATS
 
+OAUTH = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris"
 BULK_DATA = "http://hl7.org/fhir/uv/bulkdata/CapabilityStatement/bulk-data"
 RELEASED = "2026-11-25"  # of this version of the software
 
@@ -41,6 +42,7 @@ def capability_statement(
             {
                 "mode": "server",
                 "security": {
+                    "extension": [_oauth(base_url.removesuffix("/fhir"))],
                     "service": [
                         {
                             "coding": [
@@ -50,7 +52,7 @@ def capability_statement(
                                 }
                             ]
                         }
-                    ]
+                    ],
                 },
                 "resource": [
                     _type(type, interactions, operations, supported.get(type), settings)
@@ -61,6 +63,15 @@ def capability_statement(
             }
         ],
     }
+
+
+def _oauth(issuer: str) -> dict[str, Any]:
+    """Where to sign in, for apps that do not know .well-known/smart-configuration yet.
+
+    https://hl7.org/fhir/smart-app-launch/1.0.0/conformance/index.html#declaring-support-for-oauth2-endpoints
+    """
+    names = ("authorize", "token", "register", "introspect", "revoke")
+    return {"url": OAUTH, "extension": [{"url": name, "valueUri": f"{issuer}/oauth/{name}"} for name in names]}
 
 
 def _type(

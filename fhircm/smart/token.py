@@ -51,10 +51,18 @@ class TokenEndpoint:
         kind = form.get("grant_type", "")
         if kind not in kinds:
             raise TokenRefused("unsupported_grant_type", f"grant_type is one of {', '.join(kinds)}")
-        client = await self.authentication.client(form, authorization)
+        client = await self._client(form, authorization)
         if kind not in client.grant_types:
             raise TokenRefused("unauthorized_client", f"The client is not registered for {kind}")
         return await kinds[kind](client, form)
+
+    async def _client(self, form: Mapping[str, str], authorization: str | None) -> Client:
+        """Who asks. SMART has a public app send its refresh token alone, and apps do so: whose it is says who they are. Raises TokenRefused."""
+        if form["grant_type"] == "refresh_token" and authorization is None and "client_id" not in form:
+            known = await self.grants.refresh_token(form.get("refresh_token", ""))
+            if known is not None:
+                form = {**form, "client_id": known.grant.client_id}
+        return await self.authentication.client(form, authorization)
 
     async def _by_credentials(self, client: Client, form: Mapping[str, str]) -> dict[str, Any]:
         if client.method != "private_key_jwt":

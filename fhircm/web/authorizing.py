@@ -208,15 +208,15 @@ def _is_certain(step: Step) -> bool:
 
 async def _complete(visit: Visit, step: Step, scopes: list[str] | tuple[str, ...]) -> Response:
     assert visit.session is not None
-    patient = step.chosen.get("patient")
-    if patient:
-        await _readable(visit, "Patient", patient)  # also when it was chosen a while ago
+    chosen, patient = step.chosen.get("patient"), _patient(visit, step)
+    if patient and (chosen or "patient" in step.pending.context):
+        await _readable(visit, "Patient", patient)  # also when it was chosen a while ago, or nobody is asked
     try:
         return visit.go(
             await parts(visit).authorizations.complete(
                 step.pending.id,
                 visit.login,
-                patient=patient,
+                patient=chosen,
                 encounter=step.chosen.get("encounter") or None,
                 scopes=scopes,
                 session_digest=visit.session.digest,

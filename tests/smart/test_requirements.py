@@ -80,6 +80,17 @@ async def test_openid_discovery_tells_the_same_server(hub):
     }
 
 
+async def test_the_capability_statement_tells_the_same_server_to_older_apps(hub):
+    security = (await hub.http.get("/fhir/metadata")).json()["rest"][0]["security"]
+    (told,) = [one for one in security["extension"] if one["url"].endswith("/oauth-uris")]
+    smart = (await hub.http.get(CONFIGURATION)).json()
+    names = {"authorize": "authorization", "token": "token", "register": "registration"}
+    names |= {"introspect": "introspection", "revoke": "revocation"}
+    assert {one["url"]: one["valueUri"] for one in told["extension"]} == {
+        name: smart[f"{known}_endpoint"] for name, known in names.items()
+    }
+
+
 # --- the authorization endpoint: https://hl7.org/fhir/smart-app-launch/app-launch.html#obtain-authorization-code ---
 
 
@@ -475,6 +486,22 @@ async def test_a_refresh_may_narrow_the_scope_and_later_ask_for_all_again(hub):
     narrow = (await hub.refresh(answer["refresh_token"], scope="user/Task.r")).json()
     assert narrow["scope"] == "user/Task.r"
     assert (await hub.refresh(narrow["refresh_token"])).json()["scope"] == answer["scope"]
+
+
+async def test_the_refresh_token_of_a_public_app_says_whose_it_is(hub):
+    async def alone(token):
+        return await hub.http.post("/oauth/token", data={"grant_type": "refresh_token", "refresh_token": token})
+
+    answer = await hub.tokens(scope="offline_access user/Task.rs")
+    again = await alone(answer["refresh_token"])
+    assert again.status_code == 200, again.text
+    assert again.json()["scope"] == answer["scope"]
+    signed = await hub.tokens("signed", scope="offline_access user/Task.rs")
+    refused = [await alone(token) for token in (signed["refresh_token"], "not-a-token", "")]
+    assert [(one.status_code, one.json()["error"]) for one in refused] == [(401, "invalid_client")] * 3
+    assert (await hub.refresh(signed["refresh_token"], "signed")).status_code == 200
+    assert (await alone(answer["refresh_token"])).json()["error"] == "invalid_grant"  # the second time
+    assert not await hub.is_good(again.json()["access_token"])
 
 
 # --- introspection and revocation: https://hl7.org/fhir/smart-app-launch/token-introspection.html ---
