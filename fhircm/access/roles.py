@@ -16,7 +16,10 @@ from fhircm.fhir.artefacts import folder
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """`may`: scopes, of any context. `reach`: everything, or by care relationship, or only the own record."""
+    """`may`: scopes, of any context. `reach`: everything, or by care relationship, or only the own record.
+
+    `pages`: the rooms among the hub's own pages that are open to the role: fhircm/web/rooms.py.
+    """
 
     code: str
     title: str
@@ -24,6 +27,7 @@ class Role:
     may: tuple[Scope, ...]
     reach: str  # everything | relationship | own
     emergency: timedelta | None = None  # for how long an emergency access opens a record; None: it may not be asked for
+    pages: tuple[str, ...] = ()
 
 
 @cache
@@ -36,7 +40,9 @@ def roles() -> dict[str, Role]:
         if len(may) != len(tree["may"]) or tree["reach"] not in ("everything", "relationship", "own"):
             raise ValueError(f"{path.name} has a scope or a reach that is not known")
         emergency = TypeAdapter(timedelta).validate_python(tree["emergency"]) if "emergency" in tree else None
-        found[path.stem] = Role(path.stem, tree["title"], tree["about"], may, tree["reach"], emergency)
+        found[path.stem] = Role(
+            path.stem, tree["title"], tree["about"], may, tree["reach"], emergency, tuple(tree.get("pages", ()))
+        )
     return found
 
 
