@@ -13,7 +13,7 @@ import secrets
 import time
 from dataclasses import dataclass
 
-from fhircm.access.logins import Now, PasswordUnfit, SignIn, SignInRefused, normal
+from fhircm.access.logins import Now, SignIn, SignInRefused, normal
 from fhircm.store.logins import Login, Logins
 from fhircm.store.sessions import SessionRecords
 
@@ -75,6 +75,3 @@ def _place(login_id: str) -> bytes:
 def _digest(code: str) -> str:
     plain = "".join(character for character in code.upper() if character.isalnum())
     return hashlib.sha256(plain.encode()).hexdigest()
-
-
-__all__ = ["LIFETIME", "OneTimeCodes", "PasswordUnfit", "SignInRefused"]

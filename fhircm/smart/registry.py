@@ -141,7 +141,7 @@ def _checked(asked: Mapping[str, Any], codes: Sequence[str], organization: str |
     if nowhere := unknown(codes):
         raise RegistrationWrong("", f"{', '.join(nowhere)} is no role; there are: {', '.join(roles())}")
     if not organization and "custodian" not in codes and "client_credentials" in registration["grant_types"]:
-        raise RegistrationWrong("", "A backend system belongs to an organisation: Organization/ID")
+        raise RegistrationWrong("", "A backend system belongs to an organisation: give one, such as Organization/123")
     if organization:
         found = parse_reference(organization)
         if found.kind != "local" or found.type != "Organization":
