@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from fhircm import wiring
 from fhircm.access.audit_head import ALGORITHM, HeadWrong, read, signed
 from fhircm.access.audit_journal import backlog
-from fhircm.access.disclosures import Disclosure, as_csv, bundle, disclosures, row
+from fhircm.access.disclosures import Disclosure, as_csv, bundle, disclosures, row, trail
 from fhircm.exchange.backend_auth import signing_key
 from fhircm.fhir.systems import SERVER
 from fhircm.settings import Settings
@@ -164,6 +164,34 @@ def told(
         else:
             print(text, end="")
         return 0
+
+    _run(go)
+
+
+@app.command("trail")
+def trail_(
+    who: Annotated[str, typer.Argument(help="Patient/ID: who looked at that record. Practitioner/ID …: what that person did.")],
+    since: Annotated[datetime | None, typer.Option(help="Only from this time on (UTC).", formats=_DAY)] = None,
+    until: Annotated[datetime | None, typer.Option(help="Only before this time (UTC).", formats=_DAY)] = None,
+) -> None:
+    """Tell everything that was recorded of a patient or a person, refusals too, the newest first."""
+    kind, _, id = who.partition("/")
+    if not id:
+        raise typer.BadParameter("a reference such as Patient/123 or Practitioner/123")
+
+    async def go(settings: Settings) -> int:
+        low, high = (at.replace(tzinfo=UTC) if at else None for at in (since, until))
+        asked = [("patient" if kind == "Patient" else "agent", who)]
+        async with wiring.open_store(settings) as store:
+            await _written(settings, store)
+            print(f"{who}: what was recorded, the newest first\n")
+            cursor = None
+            while True:
+                listed, cursor = await trail(store, asked, low, high, cursor)
+                for one in listed:
+                    print("\t".join((*row(one), "" if one.tree.get("outcome") == "0" else "refused or failed")).rstrip())
+                if cursor is None:
+                    return 0
 
     _run(go)
 

@@ -10,7 +10,7 @@ from fhircm.access.logins import Now, PasswordUnfit, SignIn, new_id, normal
 from fhircm.access.one_time_codes import OneTimeCodes
 from fhircm.access.roles import roles, unknown
 from fhircm.access.sessions import Sessions
-from fhircm.fhir.outcome import Conflict, Invalid, Issue, NotFound
+from fhircm.fhir.outcome import Conflict, Invalid, NotFound
 from fhircm.fhir.references import parse_reference
 from fhircm.store.logins import Login, Logins
 
@@ -137,4 +137,4 @@ def _reference(text: str, types: tuple[str, ...], field: str) -> None:
 
 
 def _invalid(text: str, field: str) -> Invalid:
-    return Invalid([Issue("error", "value", text, field)])
+    return Invalid(text, field)

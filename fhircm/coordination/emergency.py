@@ -112,7 +112,7 @@ async def review(store: GuardedStore, id: str, officer: str, found: str) -> Stor
         raise InvalidValue(f"A review says in {SHORTEST} characters or more what was found")
     task = await emergency(store, id)
     machine, at = task_states.machine("Task"), task.tree["status"]
-    if not machine.reaches(at, "completed"):
+    if not task_states.is_open(task.tree) or not machine.reaches(at, "completed"):
         raise machine.refuse(at)
     who = {"reference": store.principal.user, "display": officer}
     for status in [one for one in machine.path(at, "completed") or [] if one != "completed"]:

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from fhircm.coordination import build
 from fhircm.coordination.codes import NPI
-from fhircm.fhir.outcome import Invalid, Issue
+from fhircm.fhir.outcome import Invalid
 from fhircm.store.resources import Put, Stored
 
 _LUHN_OF_80840 = 24  # what the prefix of American health identifiers adds to the sum
@@ -38,7 +38,7 @@ def edited(organization: Stored, *, name: str | None = None, npi: str | None = N
 def _name(name: str) -> str:
     name = " ".join(name.split())
     if not name or len(name) > 200:
-        raise Invalid([Issue("error", "value", "A name has 1 to 200 characters", "name")])
+        raise Invalid("A name has 1 to 200 characters", "name")
     return name
 
 
@@ -46,7 +46,7 @@ def _npi(text: str) -> str:
     """The number, if its check digit is right."""
     digits = [int(one) for one in text] if text.isascii() and text.isdigit() and len(text) == 10 else None
     if digits is None or (_LUHN_OF_80840 + sum(_doubled(one) for one in digits[-2::-2]) + sum(digits[-1::-2])) % 10:
-        raise Invalid([Issue("error", "value", "An NPI has ten digits, the last of which checks the others", "npi")])
+        raise Invalid("An NPI has ten digits, the last of which checks the others", "npi")
     return text
 
 

@@ -85,7 +85,9 @@ async def test_the_console_is_for_administrators(hub, browser, admin, officer):
         shown = await admin.get(path)
         assert shown.status_code == 200, path
         assert "<script" not in shown.text
-    refused = await browser.send_form("/console/clients/disable", {"client": "growth", "sure": "yes"}, await browser.get("/account"))
+    refused = await browser.send_form(
+        "/console/clients/disable", {"client": "growth", "sure": "yes"}, await browser.get("/account")
+    )
     assert refused.status_code == 403
     assert not Client("growth", await hub.state.parts.credentials.client("growth")).disabled
 
@@ -171,7 +173,7 @@ async def test_a_client_is_edited_and_what_is_taken_away_is_asked_again(admin, c
     assert after["client_secret"] == before["client_secret"]
     less = {**more, "scope": "openid patient/*.rs", "redirect_uris": "https://web.example/back"}
     asked = await send(admin, page, "/console/clients/edit", less)
-    assert all(gone in asked.text for gone in ("user/Task.rus", "https://web.example/back2", "<li class=\"wrap\">launch</li>"))
+    assert all(gone in asked.text for gone in ("user/Task.rus", "https://web.example/back2", '<li class="wrap">launch</li>'))
     assert await clients.client("web") == after
     done = await surely(admin, page, "/console/clients/edit", less)
     assert done.headers["location"].endswith("done=edited")
@@ -215,7 +217,11 @@ async def test_clients_are_found_and_come_in_pages(admin, clients):
 async def test_an_initial_access_token_registers_clients_of_its_organisation(hub, admin, clients):
     fields = {"organization": "Organization/clinic", "hours": "24"}
     answer = await send(admin, "/console/clients/initial-token", "/console/clients/initial-token", fields)
-    registration = {"redirect_uris": ["https://self.example/back"], "token_endpoint_auth_method": "none", "scope": "openid launch patient/*.rs"}
+    registration = {
+        "redirect_uris": ["https://self.example/back"],
+        "token_endpoint_auth_method": "none",
+        "scope": "openid launch patient/*.rs",
+    }
     made = await admin.post("/oauth/register", json=registration, headers={"Authorization": f"Bearer {secret_of(answer)}"})
     assert made.status_code == 201, made.text
     assert (await clients.client(made.json()["client_id"]))["organization"] == "Organization/clinic"
@@ -226,7 +232,13 @@ async def test_an_initial_access_token_registers_clients_of_its_organisation(hub
 
 # --- people ---
 
-NEW = {"username": "Nia", "name": "Nia New", "user": "Practitioner/nia", "organization": "Organization/clinic", "roles": ["nurse"]}
+NEW = {
+    "username": "Nia",
+    "name": "Nia New",
+    "user": "Practitioner/nia",
+    "organization": "Organization/clinic",
+    "roles": ["nurse"],
+}
 
 
 async def chosen(one, username, code, password="four quiet otters"):
@@ -238,7 +250,11 @@ async def test_somebody_new_chooses_a_password_with_a_one_time_code(hub, admin, 
     answer = await send(admin, "/console/people/add", "/console/people/add", NEW)
     code = secret_of(answer)
     nia = await parts.logins.by_username("nia")
-    assert (nia.roles, nia.has_password, code in (await admin.get(f"/console/people/show?login={nia.id}")).text) == ({"nurse"}, False, False)
+    assert (nia.roles, nia.has_password, code in (await admin.get(f"/console/people/show?login={nia.id}")).text) == (
+        {"nurse"},
+        False,
+        False,
+    )
     for wrong in ("AAAAA-AAAAA-AAAAA-AAAAA", ""):
         assert (await chosen(browser, "nia", wrong)).status_code in (401, 422)
     assert (await chosen(browser, "nia", code, "short")).status_code == 422
@@ -264,7 +280,9 @@ async def test_a_one_time_code_ends_what_was_before_and_the_next_one_ends_it(hub
 
 async def test_codes_are_not_guessed(admin, parts, browser):
     cleo = await parts.logins.by_username("cleo")
-    code = secret_of(await surely(admin, f"/console/people/show?login={cleo.id}", "/console/people/one-time-code", {"login": cleo.id}))
+    code = secret_of(
+        await surely(admin, f"/console/people/show?login={cleo.id}", "/console/people/one-time-code", {"login": cleo.id})
+    )
     for _ in range(5):
         assert (await chosen(browser, "cleo", "AAAAA-AAAAA-AAAAA-AAAAA")).status_code == 401
     assert (await chosen(browser, "cleo", code)).status_code == 401  # paused
@@ -296,10 +314,17 @@ async def test_people_are_edited_disabled_enabled_and_recovered(hub, admin, part
     await browser.sign_in("cleo")
     cleo = await parts.logins.by_username("cleo")
     page = f"/console/people/show?login={cleo.id}"
-    await send(admin, page, "/console/people/edit", {"login": cleo.id, "name": "Cleo Other", "user": "Practitioner/2", "organization": "Organization/2"})
+    await send(
+        admin,
+        page,
+        "/console/people/edit",
+        {"login": cleo.id, "name": "Cleo Other", "user": "Practitioner/2", "organization": "Organization/2"},
+    )
     after = await parts.logins.get(cleo.id)
     assert (after.name, after.fhir_user, after.organization) == ("Cleo Other", "Practitioner/2", "Organization/2")
-    wrong = await send(admin, page, "/console/people/edit", {"login": cleo.id, "name": "", "user": "x", "organization": "Organization/2"})
+    wrong = await send(
+        admin, page, "/console/people/edit", {"login": cleo.id, "name": "", "user": "x", "organization": "Organization/2"}
+    )
     assert wrong.status_code == 422
     answer = await send(admin, page, "/console/people/roles", {"login": cleo.id, "roles": ["clinician", "nurse"]})
     assert answer.headers["location"].endswith("done=roles")

@@ -153,7 +153,6 @@ async def one_time_code(visit: Visit) -> Response:
     text = "Their password is worth nothing from that moment on, and they are signed out everywhere."
     if page := asked_again(visit, f"Let {login.name} choose a new password?", text, "Make a one-time code", _at(login)):
         return page
-    note(visit, "user", f"{login.id} has a one-time code")
     return await _code(visit, login)
 
 
@@ -174,6 +173,7 @@ async def reset_totp(visit: Visit) -> Response:
 
 async def _code(visit: Visit, login: Login) -> Response:
     code = await people(visit).one_time_code(login)
+    note(visit, "user", f"{login.id} has a one-time code")
     text = f"{login.name} signs in as {login.username} once they have chosen a password with it, at {visit.pages.base_url}/signin/renew, within a day."
     return visit.page("console/once.html", title="One-time code", text=text, secret=code, back=_at(login))
 
