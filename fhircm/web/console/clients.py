@@ -20,10 +20,10 @@ from fhircm.web.parts import parts
 from fhircm.web.recording import note
 
 KINDS = {
-    PUBLIC: "nothing: it can keep no secret (in a browser, on a phone)",
-    "private_key_jwt": "signatures of its own keys",
-    "client_secret_basic": "a secret, in the header",
-    "client_secret_post": "a secret, in the form",
+    PUBLIC: "keeps no secret (in a browser, on a phone)",
+    "private_key_jwt": "signs with keys of its own",
+    "client_secret_basic": "has a secret, told in the header",
+    "client_secret_post": "has a secret, told in the form",
 }
 _TEXTS = ("client", "name", "kind", "scope", "redirect_uris", "launch_uri", "jwks_uri", "jwks", "organization", "role", "alg")
 _DONE = {
@@ -56,6 +56,7 @@ async def show_all(visit: Visit) -> Response:
         for one in await registry(visit).clients()
         if not find or found_in(find, one.id, one.name, one.scope, one.registration.get("organization"))
     ]
+    found.sort(key=lambda one: (one.name.casefold(), one.id))
     return visit.page("console/clients.html", part=part(visit, found), find=find, kinds=KINDS)
 
 
@@ -175,7 +176,7 @@ def _new_form(visit: Visit, typed: Mapping[str, str], error: str = "") -> Respon
 def _page(visit: Visit, client: Client, typed: Mapping[str, str], error: str = "") -> Response:
     facts = [
         ("Name to sign in with", client.id),
-        ("Proves who it is by", KINDS.get(client.method, client.method)),
+        ("How it proves who it is", KINDS.get(client.method, client.method)),
         ("Grants", ", ".join(client.grant_types)),
         ("Registered by", str(client.registration.get("registered_by", "operator"))),
     ]
@@ -212,7 +213,7 @@ async def _client(visit: Visit, client_id: str) -> Client:
 
 
 def _roles(chosen: str) -> list[tuple[str, str]]:
-    offered = [(code, f"{roles()[code].title}: {roles()[code].about}") for code in ("system", "custodian")]
+    offered = [(code, roles()[code].title) for code in ("system", "custodian")]
     return offered if chosen in ("system", "custodian") else [(chosen, chosen or "none"), *offered]
 
 

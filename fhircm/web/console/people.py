@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from starlette.applications import Starlette
@@ -51,7 +52,7 @@ async def show_all(visit: Visit) -> Response:
         if not find or found_in(find, one.username, one.name, one.fhir_user, one.organization, " ".join(one.roles))
     ]
     now = parts(visit).now()
-    return visit.page("console/people.html", part=part(visit, found), find=find, titles=_titles(), now=now)
+    return visit.page("console/people.html", part=part(visit, found), find=find, titles=_listed, now=now)
 
 
 async def ask_new(visit: Visit) -> Response:
@@ -187,15 +188,17 @@ def _new_form(visit: Visit, typed: dict[str, str], codes: list[str], errors: dic
 
 async def _page(visit: Visit, login: Login, errors: dict[str, str] | None = None) -> Response:
     at_hand = parts(visit)
+    browsers = len(await at_hand.sessions.of(login))
     ways = ["a password"] if login.has_password else []
     ways += ["a code of an authenticator app"] if login.has_password and login.has_totp else []
     ways += [f"{login.issuer}"] if login.subject else []
     facts = [
         ("Signs in as", login.username or "nobody here"),
         ("By", " and ".join(ways) or "a one-time code, once"),
-        ("Since", visit.pages.day(login.created) if login.created else "the beginning"),
-        ("Signed in", f"in {len(await at_hand.sessions.of(login))} browsers"),
+        ("Signed in", ("nowhere", "in one browser")[browsers] if browsers < 2 else f"in {browsers} browsers"),
     ]
+    if login.created:
+        facts.append(("Since", visit.pages.day(login.created)))
     paused = login.locked_until > at_hand.now()
     if paused:
         facts.append(("Paused until", visit.pages.minute(login.locked_until)))
@@ -226,6 +229,10 @@ def _require_other(visit: Visit, login: Login, text: str) -> None:
 
 def _at(login: Login, done: str = "") -> str:
     return f"/console/people/show?login={login.id}" + (f"&done={done}" if done else "")
+
+
+def _listed(codes: Iterable[str]) -> str:
+    return ", ".join(sorted(_titles().get(code, code) for code in codes))
 
 
 def _titles() -> dict[str, str]:
