@@ -144,6 +144,7 @@ async def test_each_kind_of_client_is_added_and_a_secret_is_shown_once(admin, cl
         ({"client": "a b"}, "without spaces"),
         ({"kind": "magic"}, "token_endpoint_auth_method is one of"),
         ({"scope": "system/Nothing.rs"}, "not known here"),
+        ({"redirect_uris": ""}, "Give a redirect URI"),
         ({"redirect_uris": "ftp://x"}, "redirect URI is https"),
         ({"launch_uri": "javascript:alert(1)"}, "launch_uri is an https address"),
         ({"organization": "Clinic"}, "is no reference"),

@@ -71,6 +71,8 @@ async def add_new(visit: Visit) -> Response:
     try:
         metadata = _metadata(typed)
         method = typed["kind"]
+        if method in (PUBLIC, *SECRET_METHODS) and not metadata["redirect_uris"]:
+            raise RegistrationWrong("", "Give a redirect URI: only a client that signs with keys of its own does without")
         asked = {name: value for name, value in metadata.items() if value is not None}
         asked |= {"token_endpoint_auth_method": method, "id_token_signed_response_alg": typed["alg"] or ID_TOKEN_ALGORITHMS[0]}
         asked["grant_types"] = grant_types(metadata["scope"].split(), metadata["redirect_uris"] or [], method)
