@@ -204,7 +204,7 @@ async def show_trail(visit: Visit) -> Response:
             none = "" if found else "Nobody is found by this. Try fewer letters, or the whole number."
             return _trail_form(visit, typed, {"find": none}, choices=found)
         who = found[0].id
-    store.principal.require("s", "AuditEvent")
+    _require_all(store)
     of_patient = who.startswith("Patient/")
     page = visit.field("page")
     asked = [("patient" if of_patient else "agent", who)]
@@ -245,7 +245,7 @@ async def report(visit: Visit) -> Response:
     if errors or kind != "Patient" or not _REFERENCE.fullmatch(f"Patient/{patient}"):
         raise Problem("This report cannot be made", "Go back and look for the patient again.", 422)
     store = await seen_by(visit)
-    store.principal.require("s", "AuditEvent")
+    _require_all(store)
     listed = await disclosures(store.store, patient, since, until)
     note(visit, "disclosure-report", f"Patient/{patient}", patient=patient)
     headers = {
@@ -254,6 +254,13 @@ async def report(visit: Visit) -> Response:
         "X-Content-Type-Options": "nosniff",
     }
     return Response(as_csv(listed), media_type="text/csv; charset=utf-8", headers=headers)
+
+
+def _require_all(store: GuardedStore) -> None:
+    """The trail and the report are made of every event, so they are for who sees them all. Raises Forbidden."""
+    store.principal.require("s", "AuditEvent")
+    if not store.principal.sees_everything:
+        raise Forbidden("The audit trail is for those who see all of it")
 
 
 def _trail_form(visit: Visit, typed: dict[str, str], errors: dict[str, str], choices: list[Line] | None = None) -> Response:

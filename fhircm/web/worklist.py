@@ -32,6 +32,7 @@ from fhircm.web.tasks import Work, work
 
 _PAGE = 20
 _ALL = "1000"
+_AT_ONCE = 200  # references by which somebody is known, of one search
 
 
 def add_routes(app: Starlette) -> None:
@@ -111,12 +112,13 @@ async def launchable(visit: Visit) -> list[Client]:
 async def _open_tasks(visit: Visit, store: GuardedStore) -> tuple[list[Stored], bool]:
     """What is open and seen, by due time; and whether there is more than can be listed."""
     principal = store.principal
-    ours = [("owner", ",".join(sorted(principal.known_as)))]
+    names = sorted(principal.known_as)
+    ours = [[("owner", ",".join(names[at : at + _AT_ONCE]))] for at in range(0, len(names), _AT_ONCE)]
     roles = ",".join(f"{BASE}/role|{code}" for code in sorted(principal.roles))
     queues = [("performer", roles), ("owner:missing", "true")]
     tasks: dict[str, Stored] = {}
     more = False
-    for way in (ours, queues):
+    for way in (*ours, queues):
         page = await store.search(parse_query("Task", [*way, ("status", ",".join(OPEN)), ("_count", _ALL)]))
         tasks |= {one.id: one for one in page.matches}
         more |= page.next is not None

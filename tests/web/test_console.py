@@ -348,7 +348,7 @@ async def test_people_are_edited_disabled_enabled_and_recovered(hub, admin, part
 async def test_nobody_shuts_themselves_out_or_makes_themselves_more(admin, parts):
     root = await parts.logins.by_username("root")
     page = await admin.get("/console/people")
-    for path in ("disable", "roles", "one-time-code", "totp-reset"):
+    for path in ("edit", "disable", "roles", "one-time-code", "totp-reset"):
         answer = await admin.send_form(f"/console/people/{path}", {"login": root.id, "roles": "custodian", "sure": "yes"}, page)
         assert answer.status_code == 409, path
     assert await parts.logins.get(root.id) == root

@@ -83,6 +83,7 @@ async def show(visit: Visit) -> Response:
 async def edit(visit: Visit) -> Response:
     """Another name, FHIR user or organisation."""
     login = await _login(visit, visit.field("login"))
+    _require_other(visit, login, "Another administrator must change who you are.")
     typed = {name: visit.field(name) for name in ("name", "user", "organization")}
     try:
         await people(visit).edit(login, **typed)
