@@ -102,6 +102,7 @@ def create_app(config: AppConfig) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
+    app.add_exception_handler(FhirError, lambda request, error: answer_to(error))
     app.door = Door(app.inside, config.edge, lambda: client_addresses(app.state.store.database))
     _public_routes(app, config)
     web.add_routes(app)

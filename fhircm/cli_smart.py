@@ -92,6 +92,9 @@ def client_add(
         str, typer.Option(help=f"How it proves who it is: {', '.join(METHODS)} ({PUBLIC}: an app that can keep no secret).")
     ] = "private_key_jwt",
     name: Annotated[str | None, typer.Option(help="What people read when they are asked to let it in.")] = None,
+    purpose: Annotated[
+        str | None, typer.Option(help="For what a backend system asks: a v3 PurposeOfUse code such as HPAYMT; else TREAT.")
+    ] = None,
     id_token_alg: Annotated[str | None, typer.Option(help="How identity tokens are signed: RS256, RS384 or ES384.")] = None,
 ) -> None:
     """Register a SMART app or backend system (or register it anew; one with a secret gets a new secret, printed once)."""
@@ -111,7 +114,7 @@ def client_add(
     } | ({"id_token_signed_response_alg": id_token_alg} if id_token_alg else {})
 
     async def go(settings: Settings, store: Store) -> None:
-        secret = await _registry(store).add(client_id, asked, role or ["system"], organization, anew=True)
+        secret = await _registry(store).add(client_id, asked, role or ["system"], organization, purpose, anew=True)
         _tell(f"{client_id} may sign in at {wiring.base_url(settings)}/oauth/token")
         if secret:
             _tell(f"Its secret, which is not told again: {secret}")
@@ -134,6 +137,7 @@ def client_edit(
     jwks_file: Annotated[Path | None, typer.Option(help="Or a file with its JWKS.", exists=True)] = None,
     organization: Annotated[str | None, typer.Option(help="The Organization that it belongs to.")] = None,
     role: Annotated[list[str] | None, typer.Option(help="All its roles from now on; may be given again.")] = None,
+    purpose: Annotated[str | None, typer.Option(help="For what it asks: a v3 PurposeOfUse code; '' for TREAT.")] = None,
 ) -> None:
     """Change what is registered of a client, and nothing else: its secret and its tokens stay good."""
     if jwks_url and jwks_file:
@@ -147,6 +151,7 @@ def client_edit(
     changes |= {"jwks": key_set(jwks_file.read_bytes()), "jwks_uri": None} if jwks_file else {}
     changes |= {"organization": organization or None} if organization is not None else {}
     changes |= {"roles": role} if role else {}
+    changes |= {"purpose": purpose or None} if purpose is not None else {}
     if not changes:
         raise typer.BadParameter("nothing is to be changed")
 

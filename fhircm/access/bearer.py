@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from fhircm.access.principal import TREATMENT, Principal, within_roles
+from fhircm.access.principal import Principal, purpose_of, within_roles
 from fhircm.access.scopes import parse_scopes
 from fhircm.fhir.outcome import Unauthorized
 from fhircm.store.credentials import Credentials, TokenRecord
@@ -90,7 +90,7 @@ class Bearer:
             grant_id=holder.grant_id,
             patient=holder.context.get("patient"),
             encounter=holder.context.get("encounter"),
-            purpose=holder.context.get("purpose", TREATMENT),
+            purpose=holder.context.get("purpose") or holder.purpose or purpose_of(codes),
             known_as=known_as,
             few_patients=await self._principals.has_few_patients(known_as),
         )

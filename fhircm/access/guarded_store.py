@@ -153,7 +153,11 @@ class GuardedStore:
     def _guard(self) -> WriteGuard | None:
         """What writes are held to; None: to nothing beyond the scopes."""
         by_verb = {verb: self._narrowing(verb) for verb in "crud"}
-        return None if all(one is None for one in by_verb.values()) else WriteGuard(**by_verb)
+        return (
+            None
+            if all(one is None for one in by_verb.values())
+            else WriteGuard(**by_verb, directory=self.principal.keeps_directory)
+        )
 
 
 def _escaped(text: str) -> str:

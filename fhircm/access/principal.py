@@ -43,6 +43,16 @@ class Principal:
         return f"client:{self.client_id}"
 
     @property
+    def account(self) -> str:
+        """To whom work that goes on after the request belongs: the client, or the person for whom it asked."""
+        return self.client_id if self.login is None else f"{self.client_id}/{self.login}"
+
+    @property
+    def keeps_directory(self) -> bool:
+        """Whether it may say who an organisation or a practitioner is."""
+        return self.sees_everything or any(roles()[code].directory for code in self.roles if code in roles())
+
+    @property
     def sees_everything(self) -> bool:
         """Whether it reaches every record, without a care relationship."""
         return self._reaches("everything")
@@ -78,6 +88,12 @@ def within_roles(scopes: tuple[Scope, ...], codes: frozenset[str]) -> tuple[Scop
     return limited(scopes, may)
 
 
+def purpose_of(codes: frozenset[str]) -> str:
+    """For what somebody in these roles asks when nothing else is said."""
+    purposes = [roles()[code].purpose for code in sorted(codes) if code in roles()]
+    return TREATMENT if not purposes or TREATMENT in purposes else purposes[0]
+
+
 def written(principal: Principal) -> dict[str, Any]:
     """The principal as JSON, for work that goes on after the request: `read` makes it again."""
     return {
@@ -86,6 +102,7 @@ def written(principal: Principal) -> dict[str, Any]:
         "roles": sorted(principal.roles),
         "organization": principal.organization,
         "user": principal.user,
+        "login": principal.login,
         "patient": principal.patient,
         "encounter": principal.encounter,
         "purpose": principal.purpose,

@@ -26,6 +26,8 @@ class Role:
     about: str
     may: tuple[Scope, ...]
     reach: str  # everything | relationship | own
+    purpose: str  # of what is asked for in this role: a code of http://terminology.hl7.org/CodeSystem/v3-ActReason
+    directory: bool = False  # whether it says who organisations and practitioners are
     emergency: timedelta | None = None  # for how long an emergency access opens a record; None: it may not be asked for
     pages: tuple[str, ...] = ()
 
@@ -39,10 +41,11 @@ def roles() -> dict[str, Role]:
         may = tuple(scope for text in tree["may"] if (scope := parse_scope(f"system/{text}")))
         if len(may) != len(tree["may"]) or tree["reach"] not in ("everything", "relationship", "own"):
             raise ValueError(f"{path.name} has a scope or a reach that is not known")
+        purpose, directory = tree.get("purpose", "TREAT"), bool(tree.get("directory"))
         emergency = TypeAdapter(timedelta).validate_python(tree["emergency"]) if "emergency" in tree else None
-        found[path.stem] = Role(
-            path.stem, tree["title"], tree["about"], may, tree["reach"], emergency, tuple(tree.get("pages", ()))
-        )
+        pages = tuple(tree.get("pages", ()))
+        role = Role(path.stem, tree["title"], tree["about"], may, tree["reach"], purpose, directory, emergency, pages)
+        found[path.stem] = role
     return found
 
 

@@ -80,6 +80,8 @@ async def refer(story: Story) -> Referral:
     await story.command("pull", HOSPITAL)
     order, patient = (story.at_hub(HOSPITAL, ordered[name]) for name in ("service_request", "patient"))
     task = (await story.until("the referral", lambda: story.find(f"Task?focus={order}")))[0]
+    # The clinic's app sees what its organisation is named in, and no more.
+    await story.register("clinic-app", "--organization", task["owner"]["reference"])
     number = next(one["value"] for one in task["identifier"] if one.get("system") == REFERRAL)
     letters = await story.until("the delivery to the clinic", lambda: _received(story, CLINIC, number))
     at_clinic = next(letter["patient"] for letter in letters if letter.get("patient"))

@@ -72,14 +72,13 @@ class Story:
     # --- processes -----------------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Start the hub and both EHRs, and register the two clients."""
+        """Start the hub and both EHRs, and register the reader of the record, who sees everything."""
         await self.start_hub()
         for name, vendor in ((HOSPITAL, "epic"), (CLINIC, "oracle")):
             self.start_sandbox(name, vendor)
         for name in self.bases:
             await self.processes.answering(name, f"{self.bases[name]}/.well-known/smart-configuration", 120)
-        for client, scopes in SCOPES.items():
-            await self.register(client, scopes)
+        await self.register("reader", "--role", "custodian")
 
     async def start_hub(self) -> None:
         """Start the process that serves."""
@@ -133,17 +132,16 @@ class Story:
 
     # --- the parties ---------------------------------------------------------------------------------------------------------
 
-    async def register(self, client: str, scopes: str) -> None:
-        """Make a key for a client and register it at the hub."""
+    async def register(self, client: str, *options: str) -> None:
+        """Make a key for a client and register it at the hub with its scopes; `options` say what else `fhircm client add` is told."""
         from fhircm.exchange.backend_auth import public_jwks, signing_key
 
         keys = self.folder / "clients" / client
         signing_key(keys, client, "ES384")
         jwks = keys / "jwks.public.json"
         jwks.write_bytes(json.dumps(public_jwks(keys)).encode())
-        options = [part for scope in scopes.split() for part in ("--scope", scope)]
-        options += ["--jwks-file", str(jwks), "--role", "custodian"]
-        status = await self.command("client", "add", client, *options, quiet=True)
+        scopes = [part for scope in SCOPES[client].split() for part in ("--scope", scope)]
+        status = await self.command("client", "add", client, *scopes, "--jwks-file", str(jwks), *options, quiet=True)
         if status:
             raise DidNotHappen(f"client {client} could not be registered")
 

@@ -36,7 +36,7 @@ async def bulk_import(call: Call) -> Answer:
         raise Invalid("A file is named twice", "Parameters.parameter")
     id = await start_import(
         call.store.store,
-        call.store.principal.client_id,
+        call.store.principal.account,
         inputs,
         source=call.one("inputSource"),
         request=f"{call.base_url}/$import",

@@ -56,7 +56,7 @@ async def export(call: Call) -> Answer:
         elements,
         issues=asked.issues,
     )
-    id = await start_export(call.store.store, call.store.principal.client_id, request, patients)
+    id = await start_export(call.store.store, call.store.principal.account, request, patients)
     return Answer(status=202, headers={"Content-Location": f"{call.base_url}/$export-status/{id}"})
 
 

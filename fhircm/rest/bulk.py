@@ -25,7 +25,7 @@ _NO_GZIP = re.compile(r"gzip\s*;\s*q=0(\.0*)?\s*(,|$)")
 
 async def export_status(exchange: Exchange, id: str) -> Response:
     """202 while it goes on, 200 with the manifest when it is done."""
-    found = await exported.status(exchange.store.store, exchange.store.principal.client_id, id)
+    found = await exported.status(exchange.store.store, exchange.store.principal.account, id)
     if isinstance(found, UnderWay):
         waited = (exchange.store.store.clock() - found.since).total_seconds()
         patience = str(round(min(max(waited / 5, 1), _PATIENCE)))
@@ -72,14 +72,14 @@ def _import_manifest(exchange: Exchange, id: str, found: Exported) -> dict[str, 
 
 async def export_remove(exchange: Exchange, id: str) -> Response:
     """End it, or remove its files."""
-    await exported.remove(exchange.store.store, exchange.store.principal.client_id, id)
+    await exported.remove(exchange.store.store, exchange.store.principal.account, id)
     return Response(status_code=202)
 
 
 async def export_file(exchange: Exchange, id: str, number: str) -> Response:
     """A file, a part at a time; compressed, as it is kept, for those who take it so."""
     store, principal = exchange.store.store, exchange.store.principal
-    found = await exported.status(store, principal.client_id, id)
+    found = await exported.status(store, principal.account, id)
     if isinstance(found, UnderWay) or not number.isdigit() or int(number) >= len(found.files):
         raise NotFound("There is no such file")
     file = found.files[int(number)]

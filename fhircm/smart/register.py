@@ -21,7 +21,9 @@ from fhircm.store.credentials import Credentials, TokenRecord
 from fhircm.store.grants import Grants
 
 REGISTER = "register"  # the scope of an initial access token, which no client can ask for
-_KEPT_BACK = frozenset({"client_secret", "registration_token", "roles", "organization", "created", "registered_by", "disabled"})
+_KEPT_BACK = frozenset(
+    {"client_secret", "registration_token", "roles", "organization", "purpose", "created", "registered_by", "disabled"}
+)
 
 
 @dataclass(frozen=True)

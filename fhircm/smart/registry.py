@@ -61,15 +61,23 @@ class Registry:
         return [Client(client_id, one) for client_id, one in (await self.credentials.clients()).items()]
 
     async def add(
-        self, client_id: str, asked: Mapping[str, Any], codes: Sequence[str], organization: str | None, *, anew: bool = False
+        self,
+        client_id: str,
+        asked: Mapping[str, Any],
+        codes: Sequence[str],
+        organization: str | None,
+        purpose: str | None = None,
+        *,
+        anew: bool = False,
     ) -> str | None:
         """Register a client, with `anew` also in place of one of the same name; returns its secret, which is kept nowhere.
 
+        `purpose` is for what a backend system asks, a code of http://terminology.hl7.org/CodeSystem/v3-ActReason; None: treatment.
         Raises RegistrationWrong.
         """
         if not is_name(client_id):
             raise RegistrationWrong("", "A client's name is of ASCII characters, without spaces and colons")
-        registration = _checked(asked, codes, organization) | {"created": int(time.time()), "registered_by": "operator"}
+        registration = _checked(asked, codes, organization, purpose) | {"created": int(time.time()), "registered_by": "operator"}
         secret = new_secret() if registration["token_endpoint_auth_method"] in SECRET_METHODS else None
         registration |= {"client_secret": hashed(secret)} if secret else {}
         if anew:
@@ -79,7 +87,7 @@ class Registry:
         return secret
 
     async def edit(self, client_id: str, changes: Mapping[str, Any]) -> Client:
-        """Change what is registered, a member of `changes` that is None taken away: metadata, and also `roles` and `organization`.
+        """Change what is registered, a member of `changes` that is None taken away: metadata, and also `roles`, `organization` and `purpose`.
 
         How a client proves who it is stays as it was. Raises NoSuchClient, RegistrationWrong.
         """
@@ -88,8 +96,8 @@ class Registry:
         wanted = {**before, "token_endpoint_auth_method": method, **changes}
         asked = {name: wanted[name] for name in _METADATA if wanted.get(name) is not None}
         asked["grant_types"] = grant_types(str(asked.get("scope", "")).split(), asked.get("redirect_uris") or [], method)
-        fresh = _checked(asked, wanted.get("roles") or [], wanted.get("organization"))
-        gone = {name: None for name in (*_METADATA, "organization", "jwks_url") if name not in fresh}
+        fresh = _checked(asked, wanted.get("roles") or [], wanted.get("organization"), wanted.get("purpose"))
+        gone = {name: None for name in (*_METADATA, "organization", "purpose", "jwks_url") if name not in fresh}
         changed = await self.credentials.change_client(client_id, {**gone, **fresh})
         if changed is None:
             raise NoSuchClient(f"{client_id} is not known")
@@ -131,7 +139,7 @@ def key_set(text: str | bytes) -> Any:
         raise RegistrationWrong("", "The key set is not JSON") from None
 
 
-def _checked(asked: Mapping[str, Any], codes: Sequence[str], organization: str | None) -> dict[str, Any]:
+def _checked(asked: Mapping[str, Any], codes: Sequence[str], organization: str | None, purpose: str | None) -> dict[str, Any]:
     """A whole registration. Raises RegistrationWrong."""
     try:
         registration = checked(asked)
@@ -146,4 +154,7 @@ def _checked(asked: Mapping[str, Any], codes: Sequence[str], organization: str |
         found = parse_reference(organization)
         if found.kind != "local" or found.type != "Organization":
             raise RegistrationWrong("", f"{organization} is no reference such as Organization/123")
+    if purpose and not (purpose.isascii() and purpose.isupper()):
+        raise RegistrationWrong("", "A purpose is a code of capital letters, such as TREAT, HPAYMT or HOPERAT")
+    registration |= {"purpose": purpose} if purpose else {}
     return registration | ({"roles": list(codes)} if codes else {}) | ({"organization": organization} if organization else {})

@@ -17,6 +17,7 @@ from fhircm.smart.authorize import AuthorizationWrong
 from fhircm.smart.clients import RegistrationWrong
 from fhircm.smart.discovery import openid_configuration, smart_configuration
 from fhircm.smart.launch import STYLE, STYLE_VERSION
+from fhircm.smart.noting import note, said_to_be
 from fhircm.smart.refusal import TokenRefused
 from fhircm.smart.server import AuthorizationServer
 
@@ -94,7 +95,7 @@ def _tokens(app: FastAPI) -> None:
     )
     async def token(request: Request) -> JSONResponse:
         """For a code, a refresh token, or (SMART backend services) a signed assertion alone."""
-        return await _answered(request, _server(app).tokens.grant)
+        return await _answered(request, "token", _server(app).tokens.grant)
 
     @app.post(
         "/oauth/introspect",
@@ -105,7 +106,7 @@ def _tokens(app: FastAPI) -> None:
     )
     async def introspect(request: Request) -> JSONResponse:
         """For servers that are shown an access token of this hub."""
-        return await _answered(request, _server(app).introspection.answer)
+        return await _answered(request, "introspect", _server(app).introspection.answer)
 
     @app.post(
         "/oauth/revoke",
@@ -120,7 +121,7 @@ def _tokens(app: FastAPI) -> None:
             await _server(app).revocation.end(fields, authorization)
             return {}
 
-        return await _answered(request, end)
+        return await _answered(request, "revoke", end)
 
     @app.post(
         "/oauth/launch",
@@ -132,10 +133,12 @@ def _tokens(app: FastAPI) -> None:
     async def launch(request: Request) -> JSONResponse:
         """For EHRs and portals that are registered with the scope `launcher`: what the app is to be opened with."""
         try:
-            answer = await _server(app).launches.answer(_authorization(request), await _body(request))
-            return JSONResponse(answer, headers=_NO_STORE)
+            told = await _server(app).launches.answer(_authorization(request), await _body(request))
+            answer = JSONResponse(told, headers=_NO_STORE)
         except TokenRefused as error:
-            return _refusal(error)
+            answer = _refusal(error)
+        note(request, "launch", answer)
+        return answer
 
 
 def _registration(app: FastAPI) -> None:
@@ -170,30 +173,45 @@ def _registration(app: FastAPI) -> None:
     )
     async def delete(client_id: str, request: Request) -> Response:
         """Takes the registration access token of the client as bearer token; its tokens end."""
+        answer = Response(status_code=204, headers=_NO_STORE)
         try:
             await _server(app).registrations.delete(client_id, _authorization(request))
         except TokenRefused as error:
-            return _refusal(error)
-        return Response(status_code=204, headers=_NO_STORE)
+            answer = _refusal(error)
+        note(request, "client", answer, client_id)
+        return answer
 
 
-async def _answered(request: Request, answer: Callable[[Fields, str | None], Awaitable[dict[str, Any]]]) -> JSONResponse:
-    """What an endpoint answers to a form."""
+async def _answered(
+    request: Request, what: str, endpoint: Callable[[Fields, str | None], Awaitable[dict[str, Any]]]
+) -> JSONResponse:
+    """What an endpoint answers to a form; written down as `what`."""
+    fields, told = Fields(), dict[str, Any]()
     try:
         if request.url.query:
             raise TokenRefused("invalid_request", "What is asked for belongs in the body: addresses are logged")
-        return JSONResponse(await answer(await _form(request), _authorization(request)), headers=_NO_STORE)
+        fields = await _form(request)
+        told = await endpoint(fields, _authorization(request))
+        answer = JSONResponse(told, headers=_NO_STORE)
     except TokenRefused as error:
-        return _refusal(error)
+        answer = _refusal(error)
+    note(request, what, answer, said_to_be(dict(fields), _authorization(request)), told.get("patient"))
+    return answer
 
 
-async def _registered(request: Request, answer: Callable[[bytes], Awaitable[dict[str, Any]]], status: int = 200) -> JSONResponse:
+async def _registered(
+    request: Request, endpoint: Callable[[bytes], Awaitable[dict[str, Any]]], status: int = 200
+) -> JSONResponse:
+    client = request.path_params.get("client_id")
     try:
-        return JSONResponse(await answer(await _body(request)), status, headers=_NO_STORE)
+        told = await endpoint(await _body(request))
+        client, answer = client or told.get("client_id"), JSONResponse(told, status, headers=_NO_STORE)
     except RegistrationWrong as error:
-        return JSONResponse({"error": error.error, "error_description": error.description}, 400, headers=_NO_STORE)
+        answer = JSONResponse({"error": error.error, "error_description": error.description}, 400, headers=_NO_STORE)
     except TokenRefused as error:
-        return _refusal(error)
+        answer = _refusal(error)
+    note(request, "client", answer, client)
+    return answer
 
 
 def _refusal(error: TokenRefused) -> JSONResponse:

@@ -20,7 +20,8 @@ _ROUNDS = 5  # how deep departments of departments are followed
 
 @dataclass(frozen=True, slots=True)
 class TokenHolder:
-    """What is known of an access token; `why_not` tells why it is worth nothing, None that it is good.
+    """What is known of an access token; `purpose` is that for which a system is registered;
+    `why_not` tells why it is worth nothing, None that it is good.
 
     `expires` is in seconds since the epoch.
     """
@@ -34,6 +35,7 @@ class TokenHolder:
     organization: str | None
     user: str | None
     login: str | None
+    purpose: str | None
     why_not: str | None
 
 
@@ -92,6 +94,7 @@ def _holder(row: Mapping[str, Any]) -> TokenHolder:
         row["organization"] if person else registration.get("organization"),
         row["fhir_user"] if person else None,
         row["login_id"],
+        None if person else registration.get("purpose"),
         why_not,
     )
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import asyncpg
 
-from fhircm.fhir.conditions import AnyOf, Condition, Matches, UriTest
+from fhircm.fhir.conditions import AnyOf, Condition, Matches, UriTest, Visible
 from fhircm.fhir.outcome import Conflict, Gone, NotFound
 from fhircm.fhir.query import Query
 from fhircm.fhir.ranges import clip
@@ -110,13 +110,16 @@ _VERSION = "r.type, r.id, v.version, v.last_updated, v.method, v.body"
 
 @lru_cache(maxsize=4096)
 def _narrowed_read(
-    dialect: str, conditions: tuple[Condition, ...], viewer: Viewer | None, type: str
+    dialect: str, conditions: tuple[Condition, ...], viewer: Viewer | None, type: str, plainly: bool
 ) -> tuple[str, list[Any], dict[str, int]]:
     """How a type is read within a narrowing: the text, its arguments, and where those stand that each read has its own of."""
     builder = Builder(dialect, Narrowing({type: conditions}, viewer))
     own = builder.argument(type)
     id = builder.shared_argument("id", "")
-    tests = [builder.holds(one, "r.key", "r") for one in builder.narrowed(type, [])]
+    tests = [
+        builder.plainly_seen(type, "r.key", "r") if plainly and isinstance(one, Visible) else builder.holds(one, "r.key", "r")
+        for one in builder.narrowed(type, [])
+    ]
     sql = (
         f"SELECT {_VERSION} FROM resource r JOIN version v ON v.resource_key = r.key AND v.version = r.version"
         f" WHERE r.type = {own} AND r.id = {id} AND NOT r.deleted{''.join(f' AND {test}' for test in tests)}"
@@ -124,12 +127,15 @@ def _narrowed_read(
     return sql, builder.arguments, builder.places
 
 
-def read_narrowed(dialect: str, within: Narrowing, type: str, id: str) -> list[Any]:
-    """The statement that reads a resource within a narrowing, and its arguments: the text is made once for each viewer and type."""
+def read_narrowed(dialect: str, within: Narrowing, type: str, id: str, *, plainly: bool = False) -> list[Any]:
+    """The statement that reads a resource within a narrowing, and its arguments: the text is made once for each viewer and type.
+
+    `plainly`: by the short test, which does not find all that may be seen.
+    """
     conditions = within.by_type.get(type)
     if conditions is None:
         conditions = (AnyOf(()),)
-    sql, kept, places = _narrowed_read(dialect, tuple(conditions), within.viewer, type)
+    sql, kept, places = _narrowed_read(dialect, tuple(conditions), within.viewer, type, plainly)
     arguments = list(kept)
     arguments[places["id"]] = id
     if "now" in places:
@@ -164,7 +170,11 @@ class Store:
         """The current version. Raises NotFound, Gone; NotFound also for what the narrowing hides, deleted or not."""
         if within is not None:
             async with self.database.reading() as connection:
-                row = await connection.fetchrow(*read_narrowed(self.database.dialect, within, type, id))
+                row = None
+                if within.viewer is not None:
+                    row = await connection.fetchrow(*read_narrowed(self.database.dialect, within, type, id, plainly=True))
+                if row is None:
+                    row = await connection.fetchrow(*read_narrowed(self.database.dialect, within, type, id))
             return _existing(row, type, id)
         async with self.database.reading() as connection:
             row = await connection.fetchrow(

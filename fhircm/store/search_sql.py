@@ -43,7 +43,7 @@ from fhircm.fhir.ranges import BOUNDLESS, EARLIEST, LATEST
 from fhircm.store.full_text import words_stand, words_test
 from fhircm.store.operations import Narrowing
 from fhircm.store.search_tests import Listed, merged, row_test, table_of, updated_test
-from fhircm.store.visibility import begun_with, is_open, visible
+from fhircm.store.visibility import begun_with, is_open, plainly_visible, visible
 
 _TABLES_OF_KIND = {
     "token": ("search_token", "search_string"),
@@ -185,6 +185,7 @@ class Builder:
         self.arguments: list[Any] = []
         self.within = within
         self.aliases = 0
+        self.places: dict[str, int] = {}
         self._shared: dict[str, str] = {}
 
     def argument(self, value: Any) -> str:
@@ -201,22 +202,23 @@ class Builder:
         self.arguments.append(value)
         return f"${len(self.arguments)}"
 
-    def shared_argument(self, name: str, value: Any) -> str:
-        """What `argument` gives, the same wherever the statement has this value."""
+    def shared_argument(self, name: str, value: Any, form: str = "{}") -> str:
+        """The placeholder of a value, the same wherever the statement has it; of Listed ones as `argument` gives it.
+
+        `form`: how PostgreSQL is to read it. `places` tells where it stands among the arguments.
+        """
         if name not in self._shared:
+            if isinstance(value, Listed) and self.dialect == "postgresql":
+                value = list(value)
             self._shared[name] = self.argument(value)
+            self.places[name] = len(self.arguments) - 1
+            if self.dialect == "postgresql":
+                self._shared[name] = form.format(self._shared[name])
         return self._shared[name]
 
-    @property
-    def places(self) -> dict[str, int]:
-        """Where, among the arguments, the shared ones stand that are single values."""
-        return {name: int(text[1:]) - 1 for name, text in self._shared.items() if text.startswith("$")}
-
-    def listed_source(self, name: str, values: Listed, alias: str) -> str:
-        """Listed values as rows with one column, `value`, for a FROM clause."""
-        if self.dialect == "postgresql":
-            return f"unnest({self.shared_argument(name, list(values))}::text[]) {alias} (value)"
-        return f"json_each({self.shared_argument(name, json.dumps(values))}) {alias}"
+    def as_rows(self, values: Listed) -> Any:
+        """A list as the argument of which a statement makes rows."""
+        return list(values) if self.dialect == "postgresql" else json.dumps(values)
 
     def parameter(self, type: str, code: str) -> str:
         """The placeholder of a search parameter's key."""
@@ -315,6 +317,10 @@ class Builder:
             f"WHERE {t}.key = {k}.resource_key AND {x}.param = {self.parameter(chain.type, chain.parameter)} "
             f"AND {x}.target_id = {t}.id AND {x}.target_type = {self.argument(target)}"
         )
+
+    def plainly_seen(self, type: str, key: str, own: str) -> str:
+        """A short test that most of what the viewer may see passes."""
+        return plainly_visible(self, type, key, own)
 
     def holds(self, condition: Condition, key: str, own: str | None = None) -> str:
         """The condition as a test on a resource key; `own`: the alias of the resource row, where there is one."""

@@ -20,7 +20,7 @@ from fhircm.store.database import Connection
 from fhircm.store.operations import Delete, Narrowing, Put, SetState, WriteRule
 from fhircm.store.search_rows import SearchRows, delete_search_rows, insert_statements, search_rows, write_search_rows
 from fhircm.store.stored import Stored, instant, micros
-from fhircm.store.write_guard import WriteGuard, referred_to, require_open, seen
+from fhircm.store.write_guard import WriteGuard, referred_to, require_open, require_same_identity, seen
 
 Identity = tuple[str, str]
 Tree = dict[str, Any]
@@ -89,7 +89,10 @@ async def write_resources(
     # Search reads meta.lastUpdated like any other element.
     trees = [{**put.resource.tree, "id": put.resource.id, "meta": metas[_identity(put)]} for put in puts]
     if seeing is not None:
-        await require_open(connection, dialect, seeing, trees, {identity: one.key for identity, one in current.items()})
+        keys = {identity: one.key for identity, one in current.items()}
+        await require_open(connection, dialect, seeing, trees, keys)
+        if guard is not None and not guard.directory:
+            await require_same_identity(connection, trees, keys)
     if stored:
         write_versions = _write_at_once if dialect == "postgresql" else _write_in_turn
         await write_versions(connection, list(stored.values()), trees, current, origin, words)

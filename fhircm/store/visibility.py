@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
-from typing import TYPE_CHECKING
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
@@ -59,66 +59,134 @@ def is_open(type: str) -> bool:
 
 def visible(builder: Builder, type: str, key: str, own: str | None) -> str:
     """A test on a resource key that the viewer may see the resource; `own`: the alias of its row in `resource`, where there is one."""
-    return "1 = 1" if is_open(type) else _Visibility(builder, type, key, own).test()
+    return "1 = 1" if is_open(type) else _written(builder, type, "test", key, own)
+
+
+def plainly_visible(builder: Builder, type: str, key: str, own: str) -> str:
+    """A short test that most of what is visible passes: its patients' records are open, none of their consents denies the viewer anything, and no label is closed."""
+    return "1 = 1" if is_open(type) else _written(builder, type, "plain", key, own)
 
 
 def begun_with(builder: Builder, type: str) -> str:
     """A query for keys (`resource_key`) among which are all that the viewer may see of a type: beginning with what it has."""
-    return _Visibility(builder, type, "", None).candidates()
+    return _written(builder, type, "candidates", "", None)
+
+
+def _written(builder: Builder, type: str, what: str, key: str, own: str | None) -> str:
+    """The text of a part, with this builder's arguments and aliases in it."""
+    within = builder.within
+    assert within is not None and within.viewer is not None
+    viewer = within.viewer
+    shape = _Shape(builder.dialect, bool(viewer.own), bool(viewer.closed), bool(viewer.grace))
+    text = _text(shape, type, what, own is not None)
+    values: dict[str, Any] = {
+        "known": viewer.known_as,
+        "own": viewer.own,
+        "closed": viewer.closed,
+        "purpose": f"|{viewer.purpose}|",
+        "now": within.now,
+        "lately": within.now - viewer.grace,
+    }
+    for name, value in values.items():
+        rows, one = f"<{name} rows>", f"<{name}>"
+        if rows in text:
+            text = text.replace(rows, builder.shared_argument(f"{name} rows", builder.as_rows(value), _PLANNED_ALIKE["rows"]))
+        if one in text:
+            kind = "list" if isinstance(value, Listed) else "text" if isinstance(value, str) else "number"
+            text = text.replace(one, builder.shared_argument(name, value, _PLANNED_ALIKE[kind]))
+    return text.replace("<key>", key).replace("<resource>", own or "").replace("<alias>", builder.alias())
+
+
+# What PostgreSQL cannot look into when it plans: else it would plan each of these statements anew, which takes longer than to carry it out.
+_PLANNED_ALIKE = {
+    "list": "= ANY((SELECT {}::text[])::text[])",
+    "rows": "(SELECT {}::text[])",
+    "text": "(SELECT {}::text)",
+    "number": "(SELECT {}::bigint)",
+}
+
+
+class _Shape(NamedTuple):
+    """What a text depends on beside the type: the rest is filled in."""
+
+    dialect: str
+    own: bool
+    closed: bool
+    grace: bool
+
+
+@lru_cache(maxsize=4096)
+def _text(shape: _Shape, type: str, what: str, has_row: bool) -> str:
+    visibility = _Visibility(shape, type, has_row)
+    return {"test": visibility.test, "plain": visibility.plain, "candidates": visibility.candidates}[what]()
 
 
 class _Visibility:
-    """The parts of one test."""
+    """The parts of one test, with marks between < and > where arguments, the key and aliases come."""
 
-    def __init__(self, builder: Builder, type: str, key: str, own: str | None) -> None:
-        assert builder.within is not None and builder.within.viewer is not None
-        self.builder, self.type, self.key, self.own = builder, type, key, own
-        self.viewer, self.moment = builder.within.viewer, builder.within.now
+    known, now, lately, key = "<known>", "<now>", "<lately>", "<key>"
+
+    def __init__(self, shape: _Shape, type: str, has_row: bool) -> None:
+        self.shape, self.type, self.own = shape, type, "<resource>" if has_row else None
         self.opening = [kind for kind in kinds() if kind.shares_record and kind.opens(type) and type not in _types("own")]
         self.sharing = [kind for kind in kinds() if not kind.shares_record]
+        self.aliases = 0
 
-    # --- arguments, each once in a statement
+    def alias(self) -> str:
+        self.aliases += 1
+        return f"<alias>_{self.aliases}"
 
-    @property
-    def known(self) -> str:
-        return self.builder.shared_argument("known", self.viewer.known_as)
+    def exists(self, rows: str) -> str:
+        """As Builder.exists: asked of one candidate after the other."""
+        return f"EXISTS ({rows}{' OFFSET 0' if self.shape.dialect == 'postgresql' else ''})"
 
-    @property
-    def now(self) -> str:
-        return self.builder.shared_argument("now", self.moment)
-
-    @property
-    def lately(self) -> str:
-        return self.builder.shared_argument("lately", self.moment - self.viewer.grace)
+    def rows(self, name: str, alias: str) -> str:
+        """A list as rows with one column, `value`, for a FROM clause."""
+        if self.shape.dialect == "postgresql":
+            return f"unnest(<{name} rows>) {alias} (value)"
+        return f"json_each(<{name} rows>) {alias}"
 
     def _among_own(self, column: str) -> str:
-        return f"{column} {self.builder.shared_argument('own', self.viewer.own)}" if self.viewer.own else "1 = 0"
+        return f"{column} <own>" if self.shape.own else "1 = 0"
 
     # --- reasons
 
     def test(self) -> str:
         reasons = " OR ".join(self._reasons())
         against = [self._denied()]
-        if self.viewer.closed:
+        if self.shape.closed:
             against.append(self._closed())
         return f"(({reasons}) AND {' AND '.join(f'NOT {one}' for one in against)})"
+
+    def plain(self) -> str:
+        a, c, s = self.alias(), self.alias(), self.alias()
+        speaks = f"NOT {c}.permit AND {c}.low <= {self.now} AND {self.now} < {c}.high AND {self._about_viewer(c)}"
+        against = [f"NOT {self._of_its_patients(c, speaks)}"]
+        if self.shape.closed:
+            labels = f"SELECT 1 FROM search_token {s} WHERE {s}.resource_key = {self.key} AND {s}.param = {param_key(self.type, '_security')}"
+            against.append(f"NOT {self.exists(f'{labels} AND {s}.code <closed>')}")
+        if self.type == "Patient":
+            return f"({self._opened(self._id())} AND {' AND '.join(against)})"
+        patients = f"SELECT 1 FROM search_reference {a} WHERE {a}.resource_key = {self.key} AND {a}.target_type = 'Patient'"
+        shut = self.exists(f"{patients} AND NOT {self._opened(f'{a}.target_id')}")
+        return f"({self.exists(patients)} AND NOT {shut} AND {' AND '.join(against)})"
 
     def _reasons(self) -> list[str]:
         if self.type == "Patient":
             return [self._opened(self._id()), self._shared()]
-        a = self.builder.alias()
+        a = self.alias()
         patients = f"SELECT 1 FROM search_reference {a} WHERE {a}.resource_key = {self.key} AND {a}.target_type = 'Patient'"
-        some = self.builder.exists(patients)
-        shut = self.builder.exists(f"{patients} AND NOT {self._opened(f'{a}.target_id')}")
+        some = self.exists(patients)
+        shut = self.exists(f"{patients} AND NOT {self._opened(f'{a}.target_id')}")
         return [f"({some} AND NOT {shut})", f"(NOT {some} AND {self._names_viewer()})", self._shared(), self._about()]
 
     def _opened(self, patient: str) -> str:
         """That the record of a patient is open."""
-        ways = [self._among_own(patient)] if self.viewer.own else []
+        ways = [self._among_own(patient)] if self.shape.own else []
         if self.opening:
-            g = self.builder.alias()
+            g = self.alias()
             ways.append(
-                self.builder.exists(
+                self.exists(
                     f"SELECT 1 FROM care_relationship {g} WHERE {g}.type = 'Patient' AND {g}.id = {patient} AND {self._good(g, True)}"
                 )
             )
@@ -129,28 +197,28 @@ class _Visibility:
         listed = ", ".join(str(kind.key) for kind in (self.opening if whole else self.sharing)) or "NULL"
         sharp = [kind.key for kind in kinds() if kind.emergency and whole]
         ends = f"{g}.high > {self.lately}"
-        if sharp and self.viewer.grace:  # what was given for so long ends then
+        if sharp and self.shape.grace:  # what was given for so long ends then
             ends += f" AND ({g}.param NOT IN ({', '.join(map(str, sharp))}) OR {g}.high > {self.now})"
         is_whole = f"{g}.whole" if whole else f"NOT {g}.whole"
         return f"{is_whole} AND {g}.grantee {self.known} AND {g}.param IN ({listed}) AND {g}.low <= {self.now} AND {ends}"
 
     def _shared(self) -> str:
-        g = self.builder.alias()
-        return self.builder.exists(
-            f"SELECT 1 FROM care_relationship {g} WHERE {g}.type = {self.builder.argument(self.type)} AND {g}.id = {self._id()}"
+        g = self.alias()
+        return self.exists(
+            f"SELECT 1 FROM care_relationship {g} WHERE {g}.type = '{self.type}' AND {g}.id = {self._id()}"
             f" AND {self._good(g, False)}"
         )
 
     def _about(self) -> str:
-        x, g = self.builder.alias(), self.builder.alias()
-        return self.builder.exists(
+        x, g = self.alias(), self.alias()
+        return self.exists(
             f"SELECT 1 FROM search_reference {x} JOIN care_relationship {g} ON {g}.type = {x}.target_type AND {g}.id = {x}.target_id"
             f" WHERE {x}.resource_key = {self.key} AND {x}.target_type IN ({_quoted(_types('about'))}) AND {self._good(g, False)}"
         )
 
     def _names_viewer(self) -> str:
-        x = self.builder.alias()
-        return self.builder.exists(
+        x = self.alias()
+        return self.exists(
             f"SELECT 1 FROM search_reference {x} WHERE {x}.resource_key = {self.key}"
             f" AND {x}.target_type || '/' || {x}.target_id {self.known}"
         )
@@ -162,13 +230,13 @@ class _Visibility:
 
     def _denied(self) -> str:
         """That a consent of one of its patients denies it."""
-        c, d = self.builder.alias(), self.builder.alias()
-        lifted = self.builder.exists(
+        c, d = self.alias(), self.alias()
+        lifted = self.exists(
             f"SELECT 1 FROM consent_rule {d} WHERE {d}.patient_id = {c}.patient_id AND {d}.resource_key = {c}.resource_key AND {d}.permit"
             f" AND {self._under(c, d)} AND {self._applies(d)}"
         )
         where = f"NOT {c}.permit AND {self._applies(c)} AND NOT {lifted} AND NOT {self._emergency(f'{c}.patient_id')}"
-        if self.viewer.own:
+        if self.shape.own:
             where += f" AND NOT {self._among_own(f'{c}.patient_id')}"
         return self._of_its_patients(c, where)
 
@@ -178,9 +246,9 @@ class _Visibility:
     def _of_its_patients(self, c: str, where: str) -> str:
         """That there is such a rule of a patient that the resource names."""
         if self.type == "Patient":
-            return self.builder.exists(f"SELECT 1 FROM consent_rule {c} WHERE {c}.patient_id = {self._id()} AND {where}")
-        x = self.builder.alias()
-        return self.builder.exists(
+            return self.exists(f"SELECT 1 FROM consent_rule {c} WHERE {c}.patient_id = {self._id()} AND {where}")
+        x = self.alias()
+        return self.exists(
             f"SELECT 1 FROM search_reference {x} JOIN consent_rule {c} ON {c}.patient_id = {x}.target_id"
             f" WHERE {x}.resource_key = {self.key} AND {x}.target_type = 'Patient' AND {where}"
         )
@@ -195,21 +263,20 @@ class _Visibility:
         things = f"'|{self.type}/' || {self._id()} || '|'"
         tests.append(f"({c}.things = '' OR {self._in(f'{c}.things', things)})")
         if (dated := _dated(self.type)) is not None:
-            s = self.builder.alias()
+            s = self.alias()
             span = f"SELECT 1 FROM search_date {s} WHERE {s}.resource_key = {self.key} AND {s}.param = {dated}"
-            inside = self.builder.exists(f"{span} AND {s}.low < {c}.data_high AND {s}.high > {c}.data_low")
-            tests.append(f"({inside} OR NOT {self.builder.exists(span)})")
+            inside = self.exists(f"{span} AND {s}.low < {c}.data_high AND {s}.high > {c}.data_low")
+            tests.append(f"({inside} OR NOT {self.exists(span)})")
         return " AND ".join(tests)
 
     def _about_viewer(self, c: str) -> str:
-        k = self.builder.alias()
-        source = self.builder.listed_source("known-rows", self.viewer.known_as, k)
-        named = self.builder.exists(f"SELECT 1 FROM {source} WHERE {self._in(f'{c}.actors', _barred(f'{k}.value'))}")
-        purpose = self.builder.shared_argument("purpose", f"|{self.viewer.purpose}|")
-        return f"({c}.actors = '' OR {named}) AND ({c}.purposes = '' OR {self._in(f'{c}.purposes', purpose)})"
+        k = self.alias()
+        source = self.rows("known", k)
+        named = self.exists(f"SELECT 1 FROM {source} WHERE {self._in(f'{c}.actors', _barred(f'{k}.value'))}")
+        return f"({c}.actors = '' OR {named}) AND ({c}.purposes = '' OR {self._in(f'{c}.purposes', '<purpose>')})"
 
     def _in(self, whole: str, part: str) -> str:
-        return f"strpos({whole}, {part}) > 0" if self.builder.dialect == "postgresql" else f"instr({whole}, {part}) > 0"
+        return f"strpos({whole}, {part}) > 0" if self.shape.dialect == "postgresql" else f"instr({whole}, {part}) > 0"
 
     def _has_token(self, c: str, column: str, codes: tuple[str, ...]) -> str:
         known = searchable(self.type).extractors
@@ -218,40 +285,40 @@ class _Visibility:
         )
         if not params:
             return "1 = 0"
-        s = self.builder.alias()
+        s = self.alias()
         ways = [_barred(f"{s}.code")]
         if column == "codes":
             ways = [_barred(f"{s}.system || '#' || lower({s}.code)"), _barred(f"'#' || lower({s}.code)")]
         either = " OR ".join(self._in(f"{c}.{column}", way) for way in ways)
-        return self.builder.exists(
+        return self.exists(
             f"SELECT 1 FROM search_token {s} WHERE {s}.resource_key = {self.key} AND {s}.param IN ({params}) AND ({either})"
         )
 
     def _closed(self) -> str:
         """That it bears a label that is closed to the viewer, and nothing opens it."""
-        s, c = self.builder.alias(), self.builder.alias()
+        s, c = self.alias(), self.alias()
         param = param_key(self.type, "_security")
         permitted = self._of_its_patients(
             c, f"{c}.permit AND {self._in(f'{c}.labels', _barred(f'{s}.code'))} AND {self._applies(c)}"
         )
-        labelled = self.builder.exists(
+        labelled = self.exists(
             f"SELECT 1 FROM search_token {s} WHERE {s}.resource_key = {self.key} AND {s}.param = {param}"
-            f" AND {s}.code {self.builder.shared_argument('closed', self.viewer.closed)} AND NOT {permitted}"
+            f" AND {s}.code <closed> AND NOT {permitted}"
         )
         opened = [self._names_viewer()]
         if self.type == "Patient":
             opened.append(self._emergency(self._id()))
         else:
-            x = self.builder.alias()
+            x = self.alias()
             named = f"SELECT 1 FROM search_reference {x} WHERE {x}.resource_key = {self.key} AND {x}.target_type = 'Patient'"
-            opened.append(self.builder.exists(f"{named} AND {self._emergency(f'{x}.target_id')}"))
+            opened.append(self.exists(f"{named} AND {self._emergency(f'{x}.target_id')}"))
         return f"({labelled} AND NOT ({' OR '.join(opened)}))"
 
     def _emergency(self, patient: str) -> str:
         """That the viewer has broken the glass for a patient."""
         listed = ", ".join(str(kind.key) for kind in kinds() if kind.emergency)
-        g = self.builder.alias()
-        return self.builder.exists(
+        g = self.alias()
+        return self.exists(
             f"SELECT 1 FROM care_relationship {g} WHERE {g}.type = 'Patient' AND {g}.id = {patient} AND {g}.whole"
             f" AND {g}.grantee {self.known} AND {g}.param IN ({listed}) AND {g}.low <= {self.now} AND {g}.high > {self.now}"
         )
@@ -259,13 +326,13 @@ class _Visibility:
     # --- where to begin
 
     def candidates(self) -> str:
-        type = self.builder.argument(self.type)
-        g, r, x = self.builder.alias(), self.builder.alias(), self.builder.alias()
+        type = f"'{self.type}'"
+        g, r, x = self.alias(), self.alias(), self.alias()
         shared = (
             f"SELECT {r}.key AS resource_key FROM care_relationship {g} CROSS JOIN resource {r} WHERE {self._good(g, False)}"
             f" AND {g}.type = {type} AND {r}.type = {g}.type AND {r}.id = {g}.id AND NOT {r}.deleted"
         )
-        h, y = self.builder.alias(), self.builder.alias()
+        h, y = self.alias(), self.alias()
         about = (
             f"SELECT {y}.resource_key FROM care_relationship {h} CROSS JOIN search_reference {y} CROSS JOIN resource {x}"
             f" WHERE {self._good(h, False)} AND {h}.type IN ({_quoted(_types('about'))})"
@@ -278,11 +345,11 @@ class _Visibility:
         found = []
         params = ", ".join(str(param_key(self.type, code)) for code in named_by("Patient").get(self.type, ()))
         for own in (True, False):
-            if own and not self.viewer.own:
+            if own and not self.shape.own:
                 continue
-            g, x = self.builder.alias(), self.builder.alias()
+            g, x = self.alias(), self.alias()
             source, good = (
-                (self.builder.listed_source("own-rows", self.viewer.own, g), "1 = 1")
+                (self.rows("own", g), "1 = 1")
                 if own
                 else (f"care_relationship {g}", f"{g}.type = 'Patient' AND {self._good(g, True)}")
             )
@@ -300,8 +367,8 @@ class _Visibility:
         return found
 
     def _naming(self, type: str) -> str:
-        k, x, r = self.builder.alias(), self.builder.alias(), self.builder.alias()
-        source = self.builder.listed_source("known-rows", self.viewer.known_as, k)
+        k, x, r = self.alias(), self.alias(), self.alias()
+        source = self.rows("known", k)
         return (
             f"SELECT {x}.resource_key FROM {source} CROSS JOIN search_reference {x} CROSS JOIN resource {r} WHERE {x}.param = 0"
             f" AND {x}.target_type || '/' || {x}.target_id = {k}.value"
@@ -310,7 +377,7 @@ class _Visibility:
         )
 
     def _in_text(self, text: str) -> str:
-        return f"strpos({text}, '/')" if self.builder.dialect == "postgresql" else f"instr({text}, '/')"
+        return f"strpos({text}, '/')" if self.shape.dialect == "postgresql" else f"instr({text}, '/')"
 
 
 def _barred(text: str) -> str:

@@ -5,6 +5,7 @@ docs/explanation/access.md
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ class WriteGuard:
     r: Narrowing | None
     u: Narrowing | None
     d: Narrowing | None
+    directory: bool = False  # whether it may say who somebody is
 
     @property
     def seeing(self) -> Narrowing | None:
@@ -91,6 +93,34 @@ async def require_open(
                 f"Who cares for a patient, and what a patient consents to, may be said by those who have the record open: this"
                 f" {tree['resourceType']} would open one that is not open to the caller"
             )
+
+
+_IDENTITY = {"Organization": "partOf", "Practitioner": "", "PractitionerRole": "practitioner"}
+
+
+async def require_same_identity(connection: Connection, trees: Sequence[Mapping[str, Any]], keys: Mapping[Identity, int]) -> None:
+    """By its NPI, by what it is part of and by whose role it is a principal is known: who changes that would become somebody else.
+
+    Raises Forbidden.
+    """
+    for tree in trees:
+        key = keys.get((tree["resourceType"], tree["id"]))
+        if tree["resourceType"] not in _IDENTITY or key is None:
+            continue
+        body = await connection.fetchval(
+            "SELECT v.body FROM resource r JOIN version v ON v.resource_key = r.key AND v.version = r.version WHERE r.key = $1",
+            key,
+        )
+        before = json.loads(bytes(body)) if body else {}
+        if _identity_of(before, tree["resourceType"]) != _identity_of(tree, tree["resourceType"]):
+            raise Forbidden(
+                f"The identifiers of this {tree['resourceType']}, and what it is part of, are changed by those who keep the directory"
+            )
+
+
+def _identity_of(tree: Mapping[str, Any], type: str) -> tuple[list[tuple[Any, Any]], Any]:
+    listed = sorted((str(one.get("system")), str(one.get("value"))) for one in tree.get("identifier", ()))
+    return listed, tree.get(_IDENTITY[type])
 
 
 async def _said_before(connection: Connection, key: int) -> set[tuple[str, str]]:

@@ -16,6 +16,7 @@ from fhircm.access.roles import roles
 from fhircm.access.sealing import SealBroken
 from fhircm.access.sessions import Session
 from fhircm.smart.clients import Client
+from fhircm.web.noting import note
 from fhircm.web.pages import Problem, Visit, at
 from fhircm.web.parts import parts
 from fhircm.web.scope_words import Asked, Told, told
@@ -98,6 +99,7 @@ async def withdraw(visit: Visit) -> Response:
         await at_hand.grants.revoke(grant.id, now, login_id=visit.login.id)
     await at_hand.grants.forget(visit.login.id, client_id)
     at_hand.bearer.forget()
+    note(visit, "revoke", visit.login, client=client_id)
     return visit.go("/account?done=app")
 
 
@@ -134,6 +136,7 @@ async def change_password(visit: Visit) -> Response:
     if errors:
         return _password_form(visit, errors)
     await at_hand.sessions.end_all(visit.login, but=visit.session)
+    note(visit, "user", visit.login)
     return visit.go("/account?done=password")
 
 
@@ -157,7 +160,10 @@ async def set_up_codes(visit: Visit) -> Response:
     try:
         if not errors and not await at_hand.sign_in.set_up_codes(visit.login, sealed, visit.field("code")):
             errors["code"] = "This is not the code that the app shows now. Check that the clock of your phone is right."
-        return _codes_form(visit, sealed, errors) if errors else visit.go("/account?done=codes")
+        if errors:
+            return _codes_form(visit, sealed, errors)
+        note(visit, "user", visit.login)
+        return visit.go("/account?done=codes")
     except (SealBroken, ValueError):
         return visit.go("/account/codes")
 
@@ -167,6 +173,7 @@ async def turn_codes_off(visit: Visit) -> Response:
     if why := await _not_proved(visit):
         return visit.page("codes_off.html", status=422, error=why)
     await parts(visit).sign_in.forget_codes(visit.login)
+    note(visit, "user", visit.login)
     return visit.go("/account?done=no-codes")
 
 

@@ -7,20 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from starlette.applications import Starlette
 from starlette.responses import Response
 
+from fhircm.access.audit_journal import AuditUnavailable
 from fhircm.fhir.outcome import FhirError, Forbidden, Gone, NotFound
-from fhircm.fhir.query import parse_query
+from fhircm.fhir.query import Query, parse_query
 from fhircm.smart.authorize import Pending, RequestGone
 from fhircm.smart.clients import Client, find
+from fhircm.web.noting import note, note_shown
 from fhircm.web.pages import Problem, Visit, at, sources
 from fhircm.web.parts import opened, parts, sealed, seen_by
 from fhircm.web.records import encounter_line, patient_line
 from fhircm.web.scope_words import by_choice, told
+
+if TYPE_CHECKING:
+    from fhircm.store.search import Page
 
 _PAGE = 10  # patients
 _VISITS = 20
@@ -106,6 +111,7 @@ async def decide(visit: Visit) -> Response:
         await _remember(visit, step, {})
         return visit.go(step.path)
     if visit.field("decision") != "allow":
+        note(visit, "consent", visit.login, status=403, client=step.client.id)
         return await _refuse(visit, step, "access_denied")
     if _missing(visit, step):
         return visit.go(step.path)
@@ -116,6 +122,7 @@ async def decide(visit: Visit) -> Response:
         error = "Leave at least one of these ticked, or choose “Do not allow”."
         return await _consent(visit, step, ticked, error)
     answer = await _complete(visit, step, agreed)
+    note(visit, "consent", visit.login, client=step.client.id, patient=_patient(visit, step))
     at_hand = parts(visit)
     await at_hand.grants.remember(visit.login.id, step.client.id, " ".join(agreed), int(at_hand.now()))
     return answer
@@ -168,10 +175,13 @@ async def _remember(visit: Visit, step: Step, chosen: Mapping[str, str]) -> None
 
 async def _readable(visit: Visit, type: str, id: str) -> dict[str, Any]:
     """A resource that the person may see. Raises Problem: the same for one that there is not."""
+    store = await seen_by(visit)
     try:
-        return (await (await seen_by(visit)).read(type, id)).tree
+        found = await store.read(type, id)
     except (NotFound, Gone, Forbidden):
         raise Problem("This choice is not there any more", "Go back and choose again.", 404) from None
+    note_shown(visit, "read", store.principal, f"{type}/{id}", [found])
+    return found.tree
 
 
 async def _agreed_before(visit: Visit, step: Step) -> bool:
@@ -240,12 +250,14 @@ async def _patients(visit: Visit, step: Step, asked: Mapping[str, str], page: st
         query = parse_query("Patient", [*_escaped(parameters), ("_sort", "family"), ("_count", str(_PAGE))])
         if page:
             query = replace(query, cursor=opened(visit, page))
-        found = await (await seen_by(visit)).search(query)
+        found = await _found(visit, query)
         lines = [patient_line(one.tree) for one in found.matches]
         onward = sealed(visit, found.next) if found.next else ""
         shown = True
     except Forbidden:
         raise Problem("You may not choose patients", "Your role does not let you see records of patients.", 403) from None
+    except AuditUnavailable:
+        raise
     except FhirError:
         wrong = "birthdate" if asked.get("birthdate") else next(iter(dict(parameters)), "name")
         errors[wrong] = (
@@ -267,11 +279,19 @@ async def _patients(visit: Visit, step: Step, asked: Mapping[str, str], page: st
     )
 
 
+async def _found(visit: Visit, query: Query) -> Page:
+    """What a person may see of a search, written down. Raises Forbidden, and what a search raises."""
+    store = await seen_by(visit)
+    found = await store.search(query)
+    note_shown(visit, "search-type", store.principal, query.type, found.matches)
+    return found
+
+
 async def _encounters(visit: Visit, step: Step) -> Response:
     patient = _patient(visit, step)
     query = parse_query("Encounter", [("patient", f"Patient/{patient}"), ("_sort", "-date"), ("_count", str(_VISITS))])
     try:
-        found = await (await seen_by(visit)).search(query)
+        found = await _found(visit, query)
     except Forbidden:
         lines = []
     else:

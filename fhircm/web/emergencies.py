@@ -13,9 +13,9 @@ from starlette.responses import Response
 from fhircm.coordination import emergency
 from fhircm.fhir.conditions import InvalidValue
 from fhircm.fhir.outcome import FhirError, NotFound
+from fhircm.web.noting import note_done, note_shown
 from fhircm.web.pages import Problem, Visit, at
 from fhircm.web.parts import seen_by
-from fhircm.web.recording import note, note_shown
 from fhircm.web.records import patient_line
 from fhircm.web.rooms import in_room
 
@@ -47,15 +47,15 @@ async def open_record(visit: Visit) -> Response:
         task = await emergency.open_record_of(store, None, typed["identifier"], typed["birthdate"], typed["reason"])
         patient = await store.read("Patient", task.tree["for"]["reference"].partition("/")[2])
     except NotFound:
-        note(visit, "break-glass", "nobody was found", status=404)
+        note_done(visit, "break-glass", "nobody was found", status=404)
         text = "Nobody has this number and this birth date, or more than one patient has. Check both."
         return await _form(visit, typed, {"identifier": text}, status=404)
     except InvalidValue as error:
         return await _form(visit, typed, {"reason": f"{error.issues[0].text}."})
     except FhirError as error:
         raise Problem("The record cannot be opened", f"{error.issues[0].text}.", error.status) from None
-    note(visit, "break-glass", f"Task/{task.id}", patient=patient.id)
-    note_shown(visit, store.principal, "read", f"Patient/{patient.id}", [patient])
+    note_done(visit, "break-glass", f"Task/{task.id}", patient=patient.id)
+    note_shown(visit, "read", store.principal, f"Patient/{patient.id}", [patient])
     until = datetime.fromisoformat(task.tree["restriction"]["period"]["end"]).timestamp()
     return visit.page("emergency_open.html", patient=patient_line(patient.tree), until=until)
 

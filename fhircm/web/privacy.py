@@ -22,9 +22,9 @@ from fhircm.fhir.outcome import Conflict, FhirError, Forbidden, Gone, IllegalTra
 from fhircm.fhir.query import parse_query
 from fhircm.store.stored import Stored
 from fhircm.web.console.asking import found_in
+from fhircm.web.noting import note_done, note_shown
 from fhircm.web.pages import Problem, Visit, at
 from fhircm.web.parts import escaped, opened, parts, sealed, seen_by
-from fhircm.web.recording import note, note_shown
 from fhircm.web.records import Line, patient_line
 from fhircm.web.rooms import in_room
 from fhircm.web.tasks import STATUS
@@ -96,7 +96,7 @@ async def accept(visit: Visit) -> Response:
         raise _gone() from None
     except (IllegalTransition, VersionConflict, Conflict):
         raise Problem("Somebody else was there first", "Go back and load the page again.", 409) from None
-    note_shown(visit, store.principal, "update", f"Task/{id}", [written])
+    note_shown(visit, "update", store.principal, f"Task/{id}", [written])
     return visit.go(f"/privacy/emergency?task={written.id}&done=accepted")
 
 
@@ -111,14 +111,14 @@ async def review(visit: Visit) -> Response:
         raise _gone() from None
     except (IllegalTransition, VersionConflict, Conflict):
         raise Problem("Somebody else was there first", "Go back and load the page again.", 409) from None
-    note_shown(visit, store.principal, "update", f"Task/{id}", [written])
+    note_shown(visit, "update", store.principal, f"Task/{id}", [written])
     return visit.go(f"/privacy/emergency?task={written.id}&done=reviewed")
 
 
 async def _list(visit: Visit, *, reviewed: bool) -> Response:
     store, page = await seen_by(visit), visit.field("page")
     found = await emergency.emergencies(store, reviewed=reviewed, cursor=opened(visit, page) if page else None)
-    note_shown(visit, store.principal, "search-type", "Task", found.matches, query="code=break-glass")
+    note_shown(visit, "search-type", store.principal, "Task", found.matches, query="code=break-glass")
     return visit.page(
         "privacy_emergencies.html",
         reviewed=reviewed,
@@ -135,7 +135,7 @@ async def _show(visit: Visit, id: str, error: str = "", found: str = "") -> Resp
         task = await emergency.emergency(store, id)
     except (NotFound, Gone):
         raise _gone() from None
-    note_shown(visit, store.principal, "read", f"Task/{task.id}", [task])
+    note_shown(visit, "read", store.principal, f"Task/{task.id}", [task])
     (line,) = await _told(store, [task])
     mine = (task.tree.get("owner") or {}).get("reference") == visit.login.fhir_user
     done = _DONE.get(visit.asked("done"), "")
@@ -210,7 +210,7 @@ async def show_trail(visit: Visit) -> Response:
     asked = [("patient" if of_patient else "agent", who)]
     events, onward = await trail(store.store, asked, since, until, opened(visit, page) if page else None)
     names = await _names(store, [who, *_patients_of(events)])
-    note(visit, "audit-trail", who, patient=who.partition("/")[2] if of_patient else None)
+    note_done(visit, "audit-trail", who, patient=who.partition("/")[2] if of_patient else None)
     rows = [
         (
             visit.pages.minute(_seconds(one.at)),
@@ -247,7 +247,7 @@ async def report(visit: Visit) -> Response:
     store = await seen_by(visit)
     _require_all(store)
     listed = await disclosures(store.store, patient, since, until)
-    note(visit, "disclosure-report", f"Patient/{patient}", patient=patient)
+    note_done(visit, "disclosure-report", f"Patient/{patient}", patient=patient)
     headers = {
         "Content-Disposition": f'attachment; filename="disclosures-{patient}.csv"',
         "Cache-Control": "no-store",
@@ -296,7 +296,7 @@ async def _patients(visit: Visit, store: GuardedStore, text: str) -> list[Line]:
         except FhirError:
             continue
         found |= {one.id: one for one in page.matches}
-    note_shown(visit, store.principal, "search-type", "Patient", found.values())
+    note_shown(visit, "search-type", store.principal, "Patient", found.values())
     lines = [patient_line(one.tree) for one in found.values()]
     return [Line(f"Patient/{one.id}", one.title, one.facts) for one in lines]
 

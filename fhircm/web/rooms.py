@@ -42,8 +42,8 @@ def open_to(login: Login | None) -> list[Room]:
 
 def in_room(name: str, handler: Handler) -> Handler:
     """The same page, for those who may enter its room."""
+    from fhircm.web.noting import require_room
     from fhircm.web.pages import Problem
-    from fhircm.web.recording import require_room
 
     async def entered(visit: Visit) -> Response:
         if ROOMS[name] not in open_to(visit.login):

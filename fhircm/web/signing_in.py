@@ -11,11 +11,12 @@ import re
 from starlette.applications import Starlette
 from starlette.responses import Response
 
-from fhircm.access.logins import PasswordUnfit, SignInRefused
+from fhircm.access.logins import PasswordUnfit, SignInRefused, normal
 from fhircm.smart.authorize import Pending
 from fhircm.smart.clients import find
 from fhircm.smart.provider import ProviderRefused, ProviderUnavailable
 from fhircm.store.logins import Login
+from fhircm.web.noting import note
 from fhircm.web.pages import Problem, Visit, at, local, sources
 from fhircm.web.parts import parts
 from fhircm.web.provisioning import NotKnown, login_of
@@ -60,6 +61,7 @@ async def by_password(visit: Visit) -> Response:
     try:
         login = await parts(visit).sign_in.by_password(username, password)
     except SignInRefused as refused:
+        note(visit, "login", await parts(visit).logins.by_username(normal(username)), status=401)
         return await _form(visit, onward, username, refused=str(refused), status=401)
     if login.has_totp:
         visit.take(await parts(visit).sessions.begin_pending({"login": login.id, "next": onward}, visit.cookie))
@@ -86,6 +88,7 @@ async def by_code(visit: Visit) -> Response:
     try:
         login = await parts(visit).sign_in.by_code(pending["login"], code)
     except SignInRefused as refused:
+        note(visit, "login", await parts(visit).logins.get(pending["login"]), status=401)
         return await _code_form(visit, onward, str(refused), status=401)
     return await _signed_in(visit, login, ("pwd", "otp", "mfa"), onward)
 
@@ -108,11 +111,14 @@ async def new_password(visit: Visit) -> Response:
     if errors:
         return _renew_form(visit, username, code, errors=errors)
     try:
-        await parts(visit).codes.use(username, code, fresh)
+        login = await parts(visit).codes.use(username, code, fresh)
     except SignInRefused as refused:
+        known = await parts(visit).logins.by_username(normal(username))
+        note(visit, "user", known, status=401, target="a password was not chosen with a one-time code")
         return _renew_form(visit, username, refused=str(refused))
     except PasswordUnfit as unfit:
         return _renew_form(visit, username, code, errors={"new": str(unfit)})
+    note(visit, "user", login, target="a password was chosen with a one-time code")
     return visit.go("/signin")
 
 
@@ -152,11 +158,13 @@ async def from_provider(visit: Visit) -> Response:
         login = await login_of(identity, provider.settings, parts(visit).logins, int(parts(visit).now()))
     except ProviderRefused as error:
         log.warning("the provider vouched for nobody: %s", error)
+        note(visit, "login", None, status=401)
         return await _form(visit, onward, refused="Your organisation's sign-in did not let you in. Try again.", status=401)
     except ProviderUnavailable as error:
         log.warning("sign-in at the provider could not end: %s", error)
         return await _form(visit, onward, refused=_UNAVAILABLE, status=503)
     except NotKnown as error:
+        note(visit, "login", None, status=403)
         return await _form(visit, onward, refused=str(error), status=403)
     return await _signed_in(visit, login, ("fed",), onward)
 
@@ -165,6 +173,7 @@ async def sign_out(visit: Visit) -> Response:
     """End the session."""
     if visit.session is not None:
         await parts(visit).sessions.end(visit.session.digest)
+        note(visit, "logout", visit.login)
     visit.forget()
     return visit.go("/signed-out")
 
@@ -178,6 +187,7 @@ _UNAVAILABLE = "Your organisation's sign-in does not answer at the moment. Try a
 
 
 async def _signed_in(visit: Visit, login: Login, how: tuple[str, ...], onward: str) -> Response:
+    note(visit, "login", login)
     agent = visit.request.headers.get("user-agent", "")
     visit.take(await parts(visit).sessions.begin(login, how, visit.cookie, agent))
     return visit.go(onward)

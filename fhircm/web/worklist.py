@@ -23,9 +23,9 @@ from fhircm.fhir.query import parse_query
 from fhircm.smart.clients import Client
 from fhircm.smart.launch import Launches, LaunchWrong, context_of, task_launch
 from fhircm.store.stored import Stored
+from fhircm.web.noting import note_done, note_shown
 from fhircm.web.pages import Problem, Visit, at, sources
 from fhircm.web.parts import parts, seen_by
-from fhircm.web.recording import note, note_shown
 from fhircm.web.records import name_of
 from fhircm.web.rooms import in_room
 from fhircm.web.tasks import Work, work
@@ -62,7 +62,7 @@ async def show(visit: Visit) -> Response:
     shown = found[(page - 1) * _PAGE : page * _PAGE]
     works = [work(one.tree) for one in shown]
     names = await _names(visit, store, [one.patient for one in works if one.patient])
-    note_shown(visit, store.principal, "search-type", "Task", shown, query=urlencode({"owner": visit.login.fhir_user}))
+    note_shown(visit, "search-type", store.principal, "Task", shown, query=urlencode({"owner": visit.login.fhir_user}))
     apps = await launchable(visit)
     now = store.now
     return visit.page(
@@ -97,8 +97,8 @@ async def launch(visit: Visit) -> Response:
     except LaunchWrong as error:
         raise Problem("The app cannot be opened", f"{error}.", 409) from None
     patient = work(task.tree).patient or None
-    note_shown(visit, store.principal, "read", f"Task/{task.id}", [task])
-    note(visit, "launch", f"{client_id or 'the app that the task asks for'} for Task/{task.id}", patient=patient)
+    note_shown(visit, "read", store.principal, f"Task/{task.id}", [task])
+    note_done(visit, "launch", f"{client_id or 'the app that the task asks for'} for Task/{task.id}", patient=patient)
     return visit.go(url)
 
 
@@ -134,7 +134,7 @@ async def _names(visit: Visit, store: GuardedStore, patients: Sequence[str]) -> 
         found = (await store.search(parse_query("Patient", [("_id", ids), ("_count", _ALL)]))).matches
     except FhirError:
         return {}
-    note_shown(visit, store.principal, "search-type", "Patient", found, query=urlencode({"_id": ids}))
+    note_shown(visit, "search-type", store.principal, "Patient", found, query=urlencode({"_id": ids}))
     return {one.id: name_of(one.tree) for one in found}
 
 

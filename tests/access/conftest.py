@@ -10,7 +10,6 @@ import pytest
 from fhircm.app import AppConfig, create_app
 from fhircm.coordination.task_states import RULE
 from fhircm.rest.exchange import RestSettings
-from tests.conftest import _named, _statement
 
 BASE = "http://hub.example"
 GRACE_DAYS = 7
@@ -20,21 +19,15 @@ _numbers = count()
 @pytest.fixture(params=["sqlite", "postgresql"])
 def databases(request, tmp_path):
     """Makes a fresh database each time that it is entered, and gives its URL."""
-    kind = request.param
-    template = request.getfixturevalue("sqlite_template" if kind == "sqlite" else "postgres_template")
-    server = request.getfixturevalue("postgres_server") if kind == "postgresql" else None
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgres_databases").lent
+    template = request.getfixturevalue("sqlite_template")
 
     @asynccontextmanager
     async def fresh():
-        if kind == "sqlite":
-            path = tmp_path / f"{next(_numbers)}.db"
-            shutil.copy(template, path)
-            yield f"sqlite:///{path}"
-            return
-        name = f"access_{next(_numbers)}"
-        await _statement(server, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
-        yield _named(server, name)
-        await _statement(server, f"DROP DATABASE {name} WITH (FORCE)")
+        path = tmp_path / f"{next(_numbers)}.db"
+        shutil.copy(template, path)
+        yield f"sqlite:///{path}"
 
     return fresh
 

@@ -267,3 +267,23 @@ async def test_a_request_that_cannot_be_recorded_is_not_answered(hub, monkeypatc
     answer = await hub.http.get(f"/fhir/Patient/{one}")
     assert answer.status_code == 503
     assert one not in answer.text
+
+
+async def test_what_clients_do_at_the_authorization_server_leaves_its_event(hub):
+    await hub.events()
+    token = await signed_in(hub.http)
+    issued, *more = await hub.events()
+    assert not more
+    assert (issued["subtype"][0]["code"], issued["outcome"]) == ("ITI-71", "0")
+    assert issued["agent"][0]["who"]["identifier"]["value"] == "app"
+    sent = hub.http.build_request("POST", "/oauth/token", data={"grant_type": "client_credentials", "client_id": "app"})
+    sent.headers.pop("Authorization")
+    assert (await hub.http.send(sent)).status_code == 401
+    (refused,) = await hub.events()
+    assert (refused["subtype"][0]["code"], refused["outcome"]) == ("ITI-71", "8")
+    sent = hub.http.build_request("POST", "/oauth/revoke", data={"token": token, "client_id": "stranger\n"})
+    sent.headers.pop("Authorization")
+    await hub.http.send(sent)
+    (revoked,) = await hub.events()
+    assert revoked["subtype"][-1]["code"] == "revoke"
+    assert token not in json.dumps([issued, refused, revoked])

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -372,23 +371,16 @@ async def test_two_processes_make_one_unbroken_chain(real, database_url, tmp_pat
 async def test_a_drain_that_is_killed_neither_loses_nor_doubles(real, database_url, tmp_path):
     for at in range(4):
         journal_of(tmp_path, range(at * 500, at * 500 + 500))
-    for pause in (0.05, 0.15, 0.3):
+    between = 0
+    for _ in range(3):
         process = draining(database_url, tmp_path)
-        await asyncio.sleep(pause)
+        while (await head(real)).number <= between and process.poll() is None:  # it is at work
+            await asyncio.sleep(0.002)
         os.kill(process.pid, signal.SIGKILL)
         end(process)
-    between = (await head(real)).number
+        between = (await head(real)).number
     assert await asyncio.to_thread(end, draining(database_url, tmp_path)) == 0
     assert between < 2000
     assert await broken(real) is None
     assert sorted(await told(real)) == sorted(f"Patient/p{number}" for number in range(2000))
     assert backlog(tmp_path).files == 0
-
-
-def test_an_event_costs_the_request_little(tmp_path):
-    journal = Journal(tmp_path, LIMIT)
-    one = event(1, address="192.0.2.1", request="x" * 36)
-    begun = time.perf_counter()
-    for _ in range(2000):
-        journal.record(one)
-    assert (time.perf_counter() - begun) / 2000 < 0.001

@@ -10,6 +10,8 @@ from time import monotonic
 
 import pytest
 
+from fhircm.access.principal import Principal, written
+from fhircm.access.scopes import parse_scopes
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.validation import check_tree
 from fhircm.jobs.export import Request, start_export
@@ -21,6 +23,7 @@ from fhircm.store.resources import Put
 from fhircm.store.search_rows import SEARCH_TABLES
 from tests.faults.stubborn import PATIENCE
 
+WAREHOUSE = written(Principal("app", parse_scopes("system/*.rs"), frozenset({"custodian"})))
 KILLS = 1  # more show no more, and each start of a worker takes a second
 EACH = 150
 TYPES = ("Basic", "Patient", "Organization", "Practitioner", "Location")
@@ -88,7 +91,7 @@ async def test_jobs_whose_worker_is_killed_are_finished_by_the_next(store, worke
         for table in SEARCH_TABLES:
             await connection.execute(f"DELETE FROM {table}")
     every = sorted({*TYPES, *sorted(definitions().resource_types)[:50]})  # each at least a slice of its own, or nearly
-    export = await start_export(store, "app", Request("http://hub.example", "system", every, ["system/*.rs"]), None)
+    export = await start_export(store, "app", Request("http://hub.example", "system", every, WAREHOUSE), None)
     reindex = await start_reindex(store, ["Patient"])
     key = timer_key(export)
     state = (await store.timer(key)).payload

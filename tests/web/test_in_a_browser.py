@@ -130,7 +130,7 @@ async def sound(page, name):
 async def type_by_keyboard(page, *texts):
     """Fill the fields in their order and send the form, with Tab and Enter; the focus is seen all the way."""
     for text in texts:
-        assert await page.evaluate(FOCUS)
+        await page.wait_for_function(FOCUS, timeout=5000)  # a page takes a moment to give its first field the focus
         await page.keyboard.type(text)
         if text != texts[-1]:
             await page.keyboard.press("Tab")

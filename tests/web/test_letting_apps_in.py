@@ -3,10 +3,12 @@
 import re
 from html import unescape
 from time import time as now
+from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from fhircm.access.audit import audit_event
 from fhircm.fhir.validation import check_tree
 from fhircm.store.credentials import Credentials
 from fhircm.store.resources import Put
@@ -482,3 +484,43 @@ async def test_logs_and_addresses_tell_nothing_of_patients_passwords_and_codes(h
     for secret in ("Abbott", "1948", "MRN-1", "three calm herons", "not my password", code["code"], browser.cookies["fhircm"]):
         assert secret not in ours
         assert secret not in "\n".join(visited)
+
+
+async def test_what_happens_on_the_pages_is_written_down_with_whom_it_showed(hub, everything, browser, ask):
+    events = []
+    hub.state.journal = SimpleNamespace(record=events.append)
+    cleo = await hub.state.parts.logins.by_username("cleo")
+    path = await ask()
+    await browser.sign_in("a password typed into the wrong field", "x")
+    for password in ("not my password", "three calm herons"):
+        await browser.sign_in(password=password, onward=path)
+    consent = await chosen(browser, path)
+    answered(await browser.send_form(f"{path}/decision", {"decision": "allow", "scope": "patient/Observation.rs"}, consent))
+    await browser.send_form("/account/apps", {"client": "growth"}, await browser.get("/account"))
+    await browser.send_form("/signout", {}, await browser.get("/account"))
+    told = [(one.code, one.status, one.login) for one in events]
+    assert told[:3] == [("!login", 401, None), ("!login", 401, cleo.id), ("!login", 200, cleo.id)]
+    (listed,) = [one for one in events if one.code == "search-type"]
+    assert {"Patient/ada/1", "Patient/bo/1", "Patient/cy/1"} == set(listed.touched)
+    assert (listed.user, listed.target) == ("Practitioner/cleo", "Patient")
+    assert [one.touched for one in events if one.code == "read"] == [("Patient/ada/1",)] * 3  # chosen, shown, handed over
+    (consented,) = [one for one in events if one.code == "!consent"]
+    assert (consented.client, consented.touched) == ("growth", ("Patient/ada",))
+    assert [code for code, _, _ in told[-2:]] == ["!revoke", "!logout"]
+    assert "wrong field" not in repr(events)
+    for one in events:
+        assert check_tree(audit_event(one, ["ada"] if one.touched else [], f"{BASE}/fhir")).type == "AuditEvent"
+
+
+async def test_nothing_is_shown_that_cannot_be_written_down(hub, everything, browser, ask):
+    from fhircm.access.audit_journal import AuditUnavailable
+
+    await browser.sign_in()
+    path = await ask()
+
+    def full(event):
+        raise AuditUnavailable("The journal is full")
+
+    hub.state.journal = SimpleNamespace(record=full)
+    page = await browser.get(path)
+    assert (page.status_code, "Ada Abbott" in page.text) == (503, False)

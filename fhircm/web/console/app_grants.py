@@ -10,9 +10,9 @@ from starlette.responses import Response
 from fhircm.smart.clients import Client
 from fhircm.store.grants import Grant
 from fhircm.web.console.asking import add, asked_again, found_in, part, told
+from fhircm.web.noting import note_done
 from fhircm.web.pages import Visit
 from fhircm.web.parts import parts
-from fhircm.web.recording import note
 
 _DONE = {"ended": "It is ended, with all its tokens.", "gone": "It was ended already."}
 
@@ -54,7 +54,7 @@ async def revoke(visit: Visit) -> Response:
         return page
     done = await at_hand.grants.revoke(id, int(at_hand.now()))
     at_hand.bearer.forget()
-    note(visit, "revoke", f"grant {id} to {found.grant.client_id}")
+    note_done(visit, "revoke", f"grant {id} to {found.grant.client_id}")
     return visit.go(f"/console/grants?done={'ended' if done else 'gone'}")
 
 

@@ -15,9 +15,9 @@ from fhircm.fhir.references import parse_reference
 from fhircm.smart.clients import ID_TOKEN_ALGORITHMS, PUBLIC, SECRET_METHODS, Client, RegistrationWrong
 from fhircm.smart.registry import NoSuchClient, grant_types, key_set
 from fhircm.web.console.asking import add, asked_again, found_in, part, registry, server, told
+from fhircm.web.noting import note_done
 from fhircm.web.pages import Problem, Visit
 from fhircm.web.parts import parts
-from fhircm.web.recording import note
 
 KINDS = {
     PUBLIC: "keeps no secret (in a browser, on a phone)",
@@ -25,7 +25,20 @@ KINDS = {
     "client_secret_basic": "has a secret, told in the header",
     "client_secret_post": "has a secret, told in the form",
 }
-_TEXTS = ("client", "name", "kind", "scope", "redirect_uris", "launch_uri", "jwks_uri", "jwks", "organization", "role", "alg")
+_TEXTS = (
+    "client",
+    "name",
+    "kind",
+    "scope",
+    "redirect_uris",
+    "launch_uri",
+    "jwks_uri",
+    "jwks",
+    "organization",
+    "role",
+    "purpose",
+    "alg",
+)
 _DONE = {
     "edited": "It is registered so from now on.",
     "disabled": "It is shut out: its tokens are worth nothing within seconds.",
@@ -76,10 +89,12 @@ async def add_new(visit: Visit) -> Response:
         asked = {name: value for name, value in metadata.items() if value is not None}
         asked |= {"token_endpoint_auth_method": method, "id_token_signed_response_alg": typed["alg"] or ID_TOKEN_ALGORITHMS[0]}
         asked["grant_types"] = grant_types(metadata["scope"].split(), metadata["redirect_uris"] or [], method)
-        secret = await registry(visit).add(typed["client"], asked, _codes(typed["role"]), typed["organization"] or None)
+        secret = await registry(visit).add(
+            typed["client"], asked, _codes(typed["role"]), typed["organization"] or None, typed["purpose"] or None
+        )
     except RegistrationWrong as error:
         return _new_form(visit, typed, f"{error}.")
-    note(visit, "client", f"{typed['client']} added")
+    note_done(visit, "client", f"{typed['client']} added")
     if secret is None:
         return visit.go(_at(typed["client"], "added"))
     return _secret(visit, typed["client"], secret)
@@ -98,6 +113,7 @@ async def edit(visit: Visit) -> Response:
     try:
         metadata = _metadata(typed)
         changes = metadata | {"roles": _codes(typed["role"]), "organization": typed["organization"] or None}
+        changes["purpose"] = typed["purpose"] or None
         gone = [one for one in client.scope.split() if one not in metadata["scope"].split()]
         gone += [uri for uri in client.redirect_uris if uri not in (metadata["redirect_uris"] or [])]
         if gone:
@@ -108,7 +124,7 @@ async def edit(visit: Visit) -> Response:
     except RegistrationWrong as error:
         return _page(visit, client, typed, f"{error}.")
     parts(visit).bearer.forget()
-    note(visit, "client", f"{client.id} edited")
+    note_done(visit, "client", f"{client.id} edited")
     return visit.go(_at(client.id, "edited"))
 
 
@@ -120,7 +136,7 @@ async def disable(visit: Visit) -> Response:
         return page
     await registry(visit).disable(client.id)
     parts(visit).bearer.forget()
-    note(visit, "client", f"{client.id} disabled")
+    note_done(visit, "client", f"{client.id} disabled")
     return visit.go(_at(client.id, "disabled"))
 
 
@@ -129,7 +145,7 @@ async def enable(visit: Visit) -> Response:
     client = await _client(visit, visit.field("client"))
     await registry(visit).enable(client.id)
     parts(visit).bearer.forget()
-    note(visit, "client", f"{client.id} enabled")
+    note_done(visit, "client", f"{client.id} enabled")
     return visit.go(_at(client.id, "enabled"))
 
 
@@ -143,7 +159,7 @@ async def rotate_secret(visit: Visit) -> Response:
         secret = await registry(visit).rotate_secret(client.id)
     except RegistrationWrong as error:
         raise Problem("It has no secret", f"{error}.", 409) from None
-    note(visit, "client", f"{client.id} has another secret")
+    note_done(visit, "client", f"{client.id} has another secret")
     return _secret(visit, client.id, secret)
 
 
@@ -160,7 +176,7 @@ async def initial_token(visit: Visit) -> Response:
         error = "Type a reference such as Organization/123, or nothing."
         return visit.page("console/initial_token.html", status=422, hours=_HOURS, error=error, organization=organization)
     token = await server(visit).registrations.initial_token(int(hours) * 3600, organization or None)
-    note(visit, "client", f"initial access token for {organization or 'any organisation'}")
+    note_done(visit, "client", f"initial access token for {organization or 'any organisation'}")
     text = f"Clients register themselves with it for {_HOURS[hours]}, at {visit.pages.base_url}/oauth/register."
     return visit.page("console/once.html", title="Initial access token", text=text, secret=token, back="/console/clients")
 
@@ -237,6 +253,7 @@ def _typed(client: Client) -> dict[str, str]:
         "jwks": json.dumps(keys, indent=2) if keys else "",
         "organization": str(registration.get("organization") or ""),
         "role": ",".join(registration.get("roles") or []),
+        "purpose": str(registration.get("purpose") or ""),
     }
 
 

@@ -6,8 +6,8 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 
 from fhircm.web.console.asking import add, asked_again, server, told
+from fhircm.web.noting import note_done
 from fhircm.web.pages import Visit
-from fhircm.web.recording import note
 
 _DONE = {
     "rotated": "New keys sign from now on.",
@@ -33,5 +33,5 @@ async def rotate(visit: Visit) -> Response:
     if page := asked_again(visit, "Sign with new keys?", text, "Sign with new keys", "/console/keys"):
         return page
     kids = await server(visit).keys.rotate()
-    note(visit, "key", f"signing keys are now {', '.join(kids)}" if kids else "no signing key yet")
+    note_done(visit, "key", f"signing keys are now {', '.join(kids)}" if kids else "no signing key yet")
     return visit.go(f"/console/keys?done={'rotated' if kids else 'none'}")

@@ -12,9 +12,9 @@ from fhircm.fhir.query import parse_query
 from fhircm.store.operations import Put
 from fhircm.store.stored import Stored
 from fhircm.web.console.asking import add, asked_again, part, told
+from fhircm.web.noting import note_done, note_shown
 from fhircm.web.pages import Problem, Visit
 from fhircm.web.parts import escaped, seen_by
-from fhircm.web.recording import note, note_shown
 
 _DONE = {
     "added": "It is there from now on.",
@@ -97,8 +97,8 @@ async def enable(visit: Visit) -> Response:
 async def _write(visit: Visit, put: Put, code: str) -> Stored:
     store = await seen_by(visit)
     (stored,) = await store.transact([put], [(code[0], "Organization")])
-    note_shown(visit, store.principal, code, f"Organization/{stored.id}", [stored])
-    note(visit, "organization", f"Organization/{stored.id} {code}d")
+    note_shown(visit, code, store.principal, f"Organization/{stored.id}", [stored])
+    note_done(visit, "organization", f"Organization/{stored.id} {code}d")
     return stored
 
 

@@ -13,9 +13,9 @@ from fhircm.access.roles import roles
 from fhircm.fhir.outcome import Conflict, Invalid
 from fhircm.store.logins import Login
 from fhircm.web.console.asking import add, asked_again, found_in, part, people, told
+from fhircm.web.noting import note_done
 from fhircm.web.pages import Problem, Visit
 from fhircm.web.parts import parts
-from fhircm.web.recording import note
 
 _FIELDS = ("username", "name", "user", "organization")
 _DONE = {
@@ -70,8 +70,8 @@ async def add_new(visit: Visit) -> Response:
         return _new_form(visit, typed, codes, _errors(error))
     except Conflict as error:
         return _new_form(visit, typed, codes, {"username": f"{error.issues[0].text}."})
-    note(visit, "user", f"{login.id} added")
-    note(visit, "role", f"{login.id}: {', '.join(sorted(login.roles))}")
+    note_done(visit, "user", f"{login.id} added")
+    note_done(visit, "role", f"{login.id}: {', '.join(sorted(login.roles))}")
     return await _code(visit, login)
 
 
@@ -91,7 +91,7 @@ async def edit(visit: Visit) -> Response:
         after = replace(login, name=typed["name"], fhir_user=typed["user"], organization=typed["organization"])
         return await _page(visit, after, _errors(error))
     parts(visit).bearer.forget()
-    note(visit, "user", f"{login.id} edited")
+    note_done(visit, "user", f"{login.id} edited")
     return visit.go(_at(login, "edited"))
 
 
@@ -112,7 +112,7 @@ async def set_roles(visit: Visit) -> Response:
             return page
     await people(visit).set_roles(login, codes)
     parts(visit).bearer.forget()
-    note(visit, "role", f"{login.id}: {', '.join(sorted(codes))}")
+    note_done(visit, "role", f"{login.id}: {', '.join(sorted(codes))}")
     return visit.go(_at(login, "roles"))
 
 
@@ -125,7 +125,7 @@ async def disable(visit: Visit) -> Response:
         return page
     await people(visit).disable(login)
     parts(visit).bearer.forget()
-    note(visit, "user", f"{login.id} disabled")
+    note_done(visit, "user", f"{login.id} disabled")
     return visit.go(_at(login, "disabled"))
 
 
@@ -134,7 +134,7 @@ async def enable(visit: Visit) -> Response:
     login = await _login(visit, visit.field("login"))
     await people(visit).enable(login)
     parts(visit).bearer.forget()
-    note(visit, "user", f"{login.id} enabled")
+    note_done(visit, "user", f"{login.id} enabled")
     return visit.go(_at(login, "enabled"))
 
 
@@ -142,7 +142,7 @@ async def unlock(visit: Visit) -> Response:
     """The end of a pause after failures."""
     login = await _login(visit, visit.field("login"))
     await people(visit).unlock(login)
-    note(visit, "user", f"{login.id} unlocked")
+    note_done(visit, "user", f"{login.id} unlocked")
     return visit.go(_at(login, "unlocked"))
 
 
@@ -166,7 +166,7 @@ async def reset_totp(visit: Visit) -> Response:
     if page := asked_again(visit, f"Ask {login.name} for no code?", text, "Ask for none", _at(login)):
         return page
     await people(visit).reset_totp(login)
-    note(visit, "user", f"{login.id} is asked for no code")
+    note_done(visit, "user", f"{login.id} is asked for no code")
     return visit.go(_at(login, "codes"))
 
 
@@ -175,7 +175,7 @@ async def reset_totp(visit: Visit) -> Response:
 
 async def _code(visit: Visit, login: Login) -> Response:
     code = await people(visit).one_time_code(login)
-    note(visit, "user", f"{login.id} has a one-time code")
+    note_done(visit, "user", f"{login.id} has a one-time code")
     text = f"{login.name} signs in as {login.username} once they have chosen a password with it, at {visit.pages.base_url}/signin/renew, within a day."
     return visit.page("console/once.html", title="One-time code", text=text, secret=code, back=_at(login))
 
