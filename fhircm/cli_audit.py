@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import csv
-import io
 import json
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
@@ -18,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from fhircm import wiring
 from fhircm.access.audit_head import ALGORITHM, HeadWrong, read, signed
 from fhircm.access.audit_journal import backlog
-from fhircm.access.disclosures import Disclosure, bundle, disclosures
+from fhircm.access.disclosures import Disclosure, as_csv, bundle, disclosures, row, trail
 from fhircm.exchange.backend_auth import signing_key
 from fhircm.fhir.systems import SERVER
 from fhircm.settings import Settings
@@ -31,7 +29,6 @@ out = Console()
 err = Console(stderr=True)
 
 _DAY = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ"]
-_COLUMNS = ("when", "who", "app", "organisation", "purpose", "what", "from")
 
 
 def _run(work: Callable[[Settings], Coroutine[Any, Any, int]]) -> None:
@@ -171,14 +168,38 @@ def told(
     _run(go)
 
 
-def _row(one: Disclosure) -> tuple[str, ...]:
-    return one.at, one.who, one.app, one.organization, one.purpose, one.what, one.address
+@app.command("trail")
+def trail_(
+    who: Annotated[str, typer.Argument(help="Patient/ID: who looked at that record. Practitioner/ID …: what that person did.")],
+    since: Annotated[datetime | None, typer.Option(help="Only from this time on (UTC).", formats=_DAY)] = None,
+    until: Annotated[datetime | None, typer.Option(help="Only before this time (UTC).", formats=_DAY)] = None,
+) -> None:
+    """Tell everything that was recorded of a patient or a person, refusals too, the newest first."""
+    kind, _, id = who.partition("/")
+    if not id:
+        raise typer.BadParameter("a reference such as Patient/123 or Practitioner/123")
+
+    async def go(settings: Settings) -> int:
+        low, high = (at.replace(tzinfo=UTC) if at else None for at in (since, until))
+        asked = [("patient" if kind == "Patient" else "agent", who)]
+        async with wiring.open_store(settings) as store:
+            await _written(settings, store)
+            print(f"{who}: what was recorded, the newest first\n")
+            cursor = None
+            while True:
+                listed, cursor = await trail(store, asked, low, high, cursor)
+                for one in listed:
+                    print("\t".join((*row(one), "" if one.tree.get("outcome") == "0" else "refused or failed")).rstrip())
+                if cursor is None:
+                    return 0
+
+    _run(go)
 
 
 def _text(patient: str, listed: Sequence[Disclosure]) -> str:
     lines = [f"Patient/{patient}: {len(listed)} times something of the record was shown, written or asked for", ""]
     for one in listed:
-        at, who, app, organization, purpose, what, address = _row(one)
+        at, who, app, organization, purpose, what, address = row(one)
         of = f" of {organization}" if organization else ""
         why = f", for {purpose}" if purpose else ""
         lines.append(f"{at}  {who or app}{of}{f' with {app}' if who else ''}{why}: {what}  [{address or 'address unknown'}]")
@@ -186,12 +207,7 @@ def _text(patient: str, listed: Sequence[Disclosure]) -> str:
 
 
 def _csv(patient: str, listed: Sequence[Disclosure]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    # What begins like a formula would be one in a spreadsheet: https://owasp.org/www-community/attacks/CSV_Injection
-    writer.writerows([f"'{value}" if value[:1] in ("=", "+", "-", "@") else value for value in _row(one)] for one in listed)
-    return text.getvalue()
+    return as_csv(listed)
 
 
 def _fhir(patient: str, listed: Sequence[Disclosure]) -> str:

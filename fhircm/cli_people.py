@@ -5,51 +5,26 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
 from fhircm import wiring
-from fhircm.access.logins import PasswordUnfit, SignIn, new_id, normal
-from fhircm.access.passwords import Passwords
-from fhircm.access.roles import roles, unknown
-from fhircm.access.sealing import Seal
-from fhircm.access.sessions import Sessions
-from fhircm.fhir.outcome import Conflict, Invalid, Issue, NotFound
-from fhircm.fhir.references import parse_reference
+from fhircm.access.people import People
 from fhircm.settings import load as load_settings
-from fhircm.store.logins import Login, Logins
-from fhircm.store.sessions import SessionRecords
+from fhircm.store.logins import Login
 
 user_app = typer.Typer(no_args_is_help=True, help="The people who may sign in: to let apps in, and to work in the console.")
 
-_PEOPLE = ("Practitioner", "PractitionerRole", "Patient", "RelatedPerson", "Person")
 _USERNAME = typer.Argument(help="The name that the person signs in with.")
 
 
-@dataclass(frozen=True)
-class _People:
-    logins: Logins
-    sign_in: SignIn
-    sessions: Sessions
-
-    async def named(self, username: str) -> Login:
-        """Raises NotFound."""
-        login = await self.logins.by_username(normal(username)) or await self.logins.get(username)
-        if login is None:
-            raise NotFound(f"Nobody signs in as {normal(username)}")
-        return login
-
-
-def _run(work: Callable[[_People], Awaitable[None]]) -> None:
+def _run(work: Callable[[People], Awaitable[None]]) -> None:
     async def go() -> None:
         settings = load_settings()
         async with wiring.open_store(settings) as store:
-            logins = Logins(store.database)
-            sign_in = SignIn(logins, Passwords(), Seal.open(settings.keys_dir))
-            await work(_People(logins, sign_in, Sessions(SessionRecords(store.database))))
+            await work(wiring.people(settings, store))
 
     asyncio.run(go())
 
@@ -63,25 +38,6 @@ def _typed(*, from_input: bool) -> str:
     return (
         sys.stdin.readline().rstrip("\r\n") if from_input else typer.prompt("Password", hide_input=True, confirmation_prompt=True)
     )
-
-
-def _checked(codes: list[str]) -> frozenset[str]:
-    """Raises Invalid."""
-    if wrong := unknown(codes):
-        raise _invalid(f"{', '.join(wrong)}: no such role. There are: {', '.join(roles())}")
-    return frozenset(codes)
-
-
-def _reference(text: str, types: tuple[str, ...]) -> str:
-    """Raises Invalid."""
-    found = parse_reference(text)
-    if found.kind != "local" or found.type not in types or found.version is not None:
-        raise _invalid(f"{text} is no reference such as {types[0]}/123")
-    return text
-
-
-def _invalid(text: str) -> Invalid:
-    return Invalid([Issue("error", "value", text)])
 
 
 _FromInput = Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")]
@@ -98,46 +54,35 @@ def add(
         str | None, typer.Option(help="Who that is at the organisation's own provider (its sub); then no password is asked for.")
     ] = None,
     password_stdin: _FromInput = False,
+    one_time_code: Annotated[
+        bool,
+        typer.Option("--one-time-code", help="Print a code with which the person chooses a password, instead of asking for one."),
+    ] = False,
 ) -> None:
     """Let a person sign in, with a password or through the organisation's own OpenID Connect provider."""
     issuer = load_settings().provider_issuer
     if subject is not None and issuer is None:
         raise typer.BadParameter("--subject needs FHIRCM_PROVIDER_ISSUER")
-    login = Login(
-        id=new_id(),
-        username=normal(username),
-        name=name,
-        fhir_user=_reference(user, _PEOPLE),
-        organization=_reference(organization, ("Organization",)),
-        roles=_checked(role),
-        issuer=issuer if subject is not None else None,
-        subject=subject,
-        created=int(datetime.now(UTC).timestamp()),
-    )
-    if not login.username:
-        raise typer.BadParameter("the name is empty")
-    password = None if subject is not None and not password_stdin else _typed(from_input=password_stdin)
+    if one_time_code and password_stdin:
+        raise typer.BadParameter("either a password or a one-time code")
+    by_provider = issuer if subject is not None else None
+    asks = not one_time_code and (subject is None or password_stdin)
+    password = _typed(from_input=password_stdin) if asks else None
 
-    async def go(people: _People) -> None:
-        hashed = None if password is None else await _hashed(people, login, password)
-        await people.logins.add(login, hashed)
+    async def go(people: People) -> None:
+        login = await people.add(username, name, user, organization, role, password=password, issuer=by_provider, subject=subject)
         _told(f"{login.username} may sign in")
+        if one_time_code:
+            _told(f"One-time code, which is not told again: {await people.one_time_code(login)}")
 
     _run(go)
-
-
-async def _hashed(people: _People, login: Login, password: str) -> str:
-    try:
-        return await people.sign_in.hashed(login, password)
-    except PasswordUnfit as unfit:
-        raise _invalid(str(unfit)) from None
 
 
 @user_app.command("list")
 def list_() -> None:
     """Everybody who may sign in, or was disabled."""
 
-    async def go(people: _People) -> None:
+    async def go(people: People) -> None:
         listed = await people.logins.all()
         for one in listed:
             state = "disabled" if one.disabled else "may sign in"
@@ -154,7 +99,7 @@ def list_() -> None:
 def show(username: Annotated[str, _USERNAME]) -> None:
     """What is known of a person, and where they are signed in."""
 
-    async def go(people: _People) -> None:
+    async def go(people: People) -> None:
         one = await people.named(username)
         now = datetime.now(UTC).timestamp()
         lines = {
@@ -180,10 +125,9 @@ def show(username: Annotated[str, _USERNAME]) -> None:
 def disable(username: Annotated[str, _USERNAME]) -> None:
     """Let a person sign in no more. Sessions end at once, tokens of apps within seconds."""
 
-    async def go(people: _People) -> None:
+    async def go(people: People) -> None:
         one = await people.named(username)
-        await people.logins.set_disabled(one.id, True)
-        await people.sessions.end_all(one)
+        await people.disable(one)
         _told(f"{one.username or one.id} may not sign in any more")
 
     _run(go)
@@ -193,9 +137,9 @@ def disable(username: Annotated[str, _USERNAME]) -> None:
 def enable(username: Annotated[str, _USERNAME]) -> None:
     """Let a person sign in again who was disabled."""
 
-    async def go(people: _People) -> None:
+    async def go(people: People) -> None:
         one = await people.named(username)
-        await people.logins.set_disabled(one.id, False)
+        await people.enable(one)
         _told(f"{one.username or one.id} may sign in")
 
     _run(go)
@@ -206,16 +150,39 @@ def password(username: Annotated[str, _USERNAME], password_stdin: _FromInput = F
     """Give a person a new password. It ends their sessions, and any pause after failures."""
     text = _typed(from_input=password_stdin)
 
-    async def go(people: _People) -> None:
+    async def go(people: People) -> None:
         one = await people.named(username)
-        if one.username is None:
-            raise Conflict("This person signs in through the organisation's provider only, and has no name to sign in with here")
-        try:
-            await people.sign_in.new_password(one, text)
-        except PasswordUnfit as unfit:
-            raise _invalid(str(unfit)) from None
-        await people.sessions.end_all(one)
+        await people.new_password(one, text)
         _told(f"{one.username} signs in with the new password from now on")
+
+    _run(go)
+
+
+@user_app.command("one-time-code")
+def one_time_code_(username: Annotated[str, _USERNAME]) -> None:
+    """Print a code with which a person chooses a new password. The old one, and their sessions, are worth nothing from now on."""
+
+    async def go(people: People) -> None:
+        one = await people.named(username)
+        _told(await people.one_time_code(one))
+
+    _run(go)
+
+
+@user_app.command()
+def edit(
+    username: Annotated[str, _USERNAME],
+    name: Annotated[str | None, typer.Option(help="What the person is called on pages.")] = None,
+    user: Annotated[str | None, typer.Option(help="Who that is in FHIR, for example Practitioner/123.")] = None,
+    organization: Annotated[str | None, typer.Option(help="The Organization that the person works for or is with.")] = None,
+) -> None:
+    """Change what a person is called, who that is in FHIR, or for whom they work."""
+
+    async def go(people: People) -> None:
+        one = await people.named(username)
+        at = organization or one.organization
+        await people.edit(one, name=name or one.name, user=user or one.fhir_user, organization=at)
+        _told(f"{one.username or one.id} is {name or one.name}, {user or one.fhir_user} of {at}")
 
     _run(go)
 
@@ -224,10 +191,9 @@ def password(username: Annotated[str, _USERNAME], password_stdin: _FromInput = F
 def totp_reset(username: Annotated[str, _USERNAME]) -> None:
     """Ask a person who lost their phone for no code any more. It ends their sessions; they can set up codes again."""
 
-    async def go(people: _People) -> None:
+    async def go(people: People) -> None:
         one = await people.named(username)
-        await people.sign_in.forget_codes(one)
-        await people.sessions.end_all(one)
+        await people.reset_totp(one)
         _told(f"{one.username or one.id} is asked for no code")
 
     _run(go)
@@ -239,12 +205,11 @@ def roles_(
     role: Annotated[list[str], typer.Argument(help="All roles that the person is to have from now on.")],
 ) -> None:
     """Give a person other roles: these, and no others."""
-    codes = _checked(role)
 
-    async def go(people: _People) -> None:
+    async def go(people: People) -> None:
         one = await people.named(username)
-        await people.logins.set_roles(one.id, codes)
-        _told(f"{one.username or one.id}: {', '.join(sorted(codes))}")
+        await people.set_roles(one, role)
+        _told(f"{one.username or one.id}: {', '.join(sorted(set(role)))}")
 
     _run(go)
 
@@ -253,9 +218,9 @@ def roles_(
 def unlock(username: Annotated[str, _USERNAME]) -> None:
     """End the pause after failures to sign in."""
 
-    async def go(people: _People) -> None:
+    async def go(people: People) -> None:
         one = await people.named(username)
-        await people.logins.unlock(one.id)
+        await people.unlock(one)
         _told(f"{one.username or one.id} may try again")
 
     _run(go)

@@ -14,23 +14,13 @@ import typer
 from rich.console import Console
 
 from fhircm import wiring
-from fhircm.access.roles import roles, unknown
 from fhircm.access.sealing import Seal, SealBroken
 from fhircm.settings import Settings
 from fhircm.settings import load as load_settings
-from fhircm.smart.clients import (
-    METHODS,
-    PUBLIC,
-    SECRET_METHODS,
-    Client,
-    RegistrationWrong,
-    checked,
-    hashed,
-    is_name,
-    new_secret,
-)
+from fhircm.smart.clients import METHODS, PUBLIC, Client, RegistrationWrong, is_name
 from fhircm.smart.keys import SigningKeys
 from fhircm.smart.register import Registrations
+from fhircm.smart.registry import NoSuchClient, Registry, grant_types, key_set
 from fhircm.store.credentials import Credentials
 from fhircm.store.grants import Grants
 from fhircm.store.resources import Store
@@ -58,7 +48,7 @@ def _run(work: Callable[[Settings, Store], Coroutine[Any, Any, int | None]]) -> 
 
     try:
         status = asyncio.run(go(load_settings()))
-    except (RegistrationWrong, SealBroken) as error:
+    except (RegistrationWrong, NoSuchClient, SealBroken) as error:
         err.print(str(error), style="red", highlight=False)
         status = 1
     raise SystemExit(status)
@@ -111,33 +101,19 @@ def client_add(
         raise typer.BadParameter("give either --jwks-url or --jwks-file (and neither with another --auth than private_key_jwt)")
     if not is_name(client_id):
         raise typer.BadParameter("a client's name is of ASCII characters, without spaces and colons")
-    if purpose and not (purpose.isascii() and purpose.isupper()):
-        raise typer.BadParameter("a purpose is a code of capital letters, such as TREAT, HPAYMT or HOPERAT")
-    codes = role or ["system"]
     asked: dict[str, Any] = {
         "scope": " ".join(scope),
         "token_endpoint_auth_method": auth,
-        "grant_types": _grant_types(scope, redirect_uri or [], auth),
+        "grant_types": grant_types(scope, redirect_uri or [], auth),
         "redirect_uris": redirect_uri,
         "launch_uri": launch_uri,
         "client_name": name,
         "jwks_uri": jwks_url,
-        "jwks": _jwks(jwks_file) if jwks_file else None,
+        "jwks": key_set(jwks_file.read_bytes()) if jwks_file else None,
     } | ({"id_token_signed_response_alg": id_token_alg} if id_token_alg else {})
 
     async def go(settings: Settings, store: Store) -> None:
-        try:
-            registration = checked(asked)
-        except RegistrationWrong as error:
-            hint = " (scopes are written system/Type.cruds, user/Type.rs or patient/Type.read)" if "Scopes" in str(error) else ""
-            raise RegistrationWrong(error.error, f"{error.description}{hint}") from None
-        _check_place(registration, codes, organization)
-        registration |= {"roles": codes, "created": int(time.time()), "registered_by": "operator"}
-        registration |= {"organization": organization} if organization else {}
-        registration |= {"purpose": purpose} if purpose else {}
-        secret = new_secret() if auth in SECRET_METHODS else None
-        registration |= {"client_secret": hashed(secret)} if secret else {}
-        await Credentials(store.database).add_client(client_id, registration)
+        secret = await _registry(store).add(client_id, asked, role or ["system"], organization, purpose, anew=True)
         _tell(f"{client_id} may sign in at {wiring.base_url(settings)}/oauth/token")
         if secret:
             _tell(f"Its secret, which is not told again: {secret}")
@@ -145,25 +121,44 @@ def client_add(
     _run(go)
 
 
-def _grant_types(scopes: list[str], redirect_uris: list[str], auth: str) -> list[str]:
-    """An app signs people in; who has scopes of systems and a key signs in by itself."""
-    people = ["authorization_code", "refresh_token"] if redirect_uris else []
-    alone = not people or (auth == "private_key_jwt" and any(one.startswith("system/") for one in scopes))
-    return [*people, *(["client_credentials"] if alone else [])]
+def _registry(store: Store) -> Registry:
+    return Registry(Credentials(store.database), Grants(store.database))
 
 
-def _jwks(file: Path) -> Any:
-    try:
-        return json.loads(file.read_bytes())
-    except ValueError:
-        raise typer.BadParameter(f"{file} is not JSON") from None
+@client_app.command("edit")
+def client_edit(
+    client_id: _ClientId,
+    scope: Annotated[list[str] | None, typer.Option(help="All scopes that it may have from now on; may be given again.")] = None,
+    redirect_uri: Annotated[list[str] | None, typer.Option(help="All its redirect URIs from now on; may be given again.")] = None,
+    launch_uri: Annotated[str | None, typer.Option(help="Where it is opened from a work list; '' for nowhere.")] = None,
+    name: Annotated[str | None, typer.Option(help="What people read when they are asked to let it in.")] = None,
+    jwks_url: Annotated[str | None, typer.Option(help="Where it publishes its keys from now on.")] = None,
+    jwks_file: Annotated[Path | None, typer.Option(help="Or a file with its JWKS.", exists=True)] = None,
+    organization: Annotated[str | None, typer.Option(help="The Organization that it belongs to.")] = None,
+    role: Annotated[list[str] | None, typer.Option(help="All its roles from now on; may be given again.")] = None,
+    purpose: Annotated[str | None, typer.Option(help="For what it asks: a v3 PurposeOfUse code; '' for TREAT.")] = None,
+) -> None:
+    """Change what is registered of a client, and nothing else: its secret and its tokens stay good."""
+    if jwks_url and jwks_file:
+        raise typer.BadParameter("give either --jwks-url or --jwks-file")
+    changes: dict[str, Any] = {}
+    changes |= {"scope": " ".join(scope)} if scope else {}
+    changes |= {"redirect_uris": redirect_uri} if redirect_uri else {}
+    changes |= {"launch_uri": launch_uri or None} if launch_uri is not None else {}
+    changes |= {"client_name": name or None} if name is not None else {}
+    changes |= {"jwks_uri": jwks_url, "jwks": None} if jwks_url else {}
+    changes |= {"jwks": key_set(jwks_file.read_bytes()), "jwks_uri": None} if jwks_file else {}
+    changes |= {"organization": organization or None} if organization is not None else {}
+    changes |= {"roles": role} if role else {}
+    changes |= {"purpose": purpose or None} if purpose is not None else {}
+    if not changes:
+        raise typer.BadParameter("nothing is to be changed")
 
+    async def go(settings: Settings, store: Store) -> None:
+        await _registry(store).edit(client_id, changes)
+        _tell(f"{client_id} is registered so")
 
-def _check_place(registration: dict[str, Any], codes: list[str], organization: str | None) -> None:
-    if nowhere := unknown(codes):
-        raise RegistrationWrong("", f"{', '.join(nowhere)} is no role; there are: {', '.join(roles())}")
-    if not organization and "custodian" not in codes and "client_credentials" in registration["grant_types"]:
-        raise RegistrationWrong("", "A backend system belongs to an organisation: give --organization Organization/ID")
+    _run(go)
 
 
 @client_app.command("token")
@@ -206,48 +201,34 @@ def client_show(client_id: _ClientId) -> None:
     _run(go)
 
 
-def _change(client_id: str, changes: dict[str, Any], line: str) -> None:
-    async def go(settings: Settings, store: Store) -> int:
-        if await Credentials(store.database).change_client(client_id, changes) is None:
-            return _nobody(client_id)
-        _tell(line)
-        return 0
-
-    _run(go)
-
-
 @client_app.command("disable")
 def client_disable(client_id: _ClientId) -> None:
     """Shut a client out: it gets no token any more, and those it has are worth nothing within seconds."""
-    _change(
-        client_id,
-        {"disabled": True},
-        f"{client_id} may no longer sign in, and its tokens are worth nothing (every process knows within seconds)",
-    )
+
+    async def go(settings: Settings, store: Store) -> None:
+        await _registry(store).disable(client_id)
+        _tell(f"{client_id} may no longer sign in, and its tokens are worth nothing (every process knows within seconds)")
+
+    _run(go)
 
 
 @client_app.command("enable")
 def client_enable(client_id: _ClientId) -> None:
     """Let a client in again that was shut out."""
-    _change(client_id, {"disabled": None}, f"{client_id} may sign in")
+
+    async def go(settings: Settings, store: Store) -> None:
+        await _registry(store).enable(client_id)
+        _tell(f"{client_id} may sign in")
+
+    _run(go)
 
 
 @client_app.command("rotate-secret")
 def client_rotate_secret(client_id: _ClientId) -> None:
     """Give a client a new secret, printed once; the one before is worth nothing from now on."""
 
-    async def go(settings: Settings, store: Store) -> int:
-        credentials = Credentials(store.database)
-        registration = await credentials.client(client_id)
-        if registration is None:
-            return _nobody(client_id)
-        if Client(client_id, registration).method not in SECRET_METHODS:
-            err.print(f"{client_id} has no secret: it is registered with another --auth", style="red", highlight=False)
-            return 1
-        secret = new_secret()
-        await credentials.change_client(client_id, {"client_secret": hashed(secret)})
-        _tell(secret)
-        return 0
+    async def go(settings: Settings, store: Store) -> None:
+        _tell(await _registry(store).rotate_secret(client_id))
 
     _run(go)
 

@@ -15,7 +15,13 @@ from zoneinfo import ZoneInfo
 
 from fhircm.access import audit
 from fhircm.access.audit_drain import Drain
+from fhircm.access.logins import SignIn
+from fhircm.access.one_time_codes import OneTimeCodes
+from fhircm.access.passwords import Passwords
+from fhircm.access.people import People
 from fhircm.access.roles import unknown
+from fhircm.access.sealing import Seal
+from fhircm.access.sessions import Sessions
 from fhircm.coordination import build, task_states
 from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
@@ -39,8 +45,10 @@ from fhircm.jobs.running import run_jobs
 from fhircm.reactions import REACTIONS, TIMERS, reactions, timer_handlers
 from fhircm.settings import Settings, SettingsWrong
 from fhircm.store.database import open_database
+from fhircm.store.logins import Logins
 from fhircm.store.migrations import migrate
 from fhircm.store.resources import Clock, Op, Put, SetState, Store
+from fhircm.store.sessions import SessionRecords
 from fhircm.worker import Worker, parked_at
 
 if TYPE_CHECKING:
@@ -120,6 +128,13 @@ def application(settings: Settings) -> FastAPI:
         ),
     )
     return create_app(config)
+
+
+def people(settings: Settings, store: Store) -> People:
+    """What an administrator does with people."""
+    logins, records = Logins(store.database), SessionRecords(store.database)
+    sign_in = SignIn(logins, Passwords(), Seal.open(settings.keys_dir))
+    return People(logins, sign_in, Sessions(records), OneTimeCodes(records, logins, sign_in))
 
 
 def provider(settings: Settings) -> ProviderSettings | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +13,7 @@ from urllib.parse import unquote_plus
 
 from fhircm.access.audit import TERMS
 from fhircm.fhir import json
-from fhircm.fhir.query import parse_query
+from fhircm.fhir.query import Cursor, parse_query
 from fhircm.fhir.systems import CLIENT, OPERATION
 from fhircm.store.resources import Store
 from fhircm.store.stored import instant
@@ -19,6 +21,7 @@ from fhircm.store.stored import instant
 _ORGANIZATION = (f"{TERMS}/v3-RoleClass", "PROV")
 _PEOPLE = frozenset({"IRCP", "AUT"})
 _PAGE = "200"
+COLUMNS = ("when", "who", "app", "organisation", "purpose", "what", "from")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +60,43 @@ async def _found(
     while True:
         page = await store.search(query)
         found = [_alone(patient, json.loads(one.body)) for one in page.matches]
-        names = await _names(store, [reference for tree in found for reference in _references(tree)])
+        names = await names_of(store, [reference for tree in found for reference in _references(tree)])
         for tree in found:
             yield _disclosure(tree, names)
         if page.next is None:
             return
         query = replace(query, cursor=page.next)
+
+
+async def trail(
+    store: Store, asked: Sequence[tuple[str, str]], since: datetime | None, until: datetime | None, cursor: Cursor | None = None
+) -> tuple[list[Disclosure], Cursor | None]:
+    """A page of what was recorded, the newest first, for who keeps the audit: whole, with refusals. `asked` narrows it: patient, agent …
+
+    The cursor is of the next page.
+    """
+    within = [("date", f"ge{instant(since)}")] if since else []
+    within += [("date", f"lt{instant(until)}")] if until else []
+    query = parse_query("AuditEvent", [*asked, *within, ("_sort", "-date"), ("_count", "50")])
+    page = await store.search(replace(query, cursor=cursor))
+    trees = [json.loads(one.body) for one in page.matches]
+    names = await names_of(store, [reference for tree in trees for reference in _references(tree)])
+    return [_disclosure(tree, names) for tree in trees], page.next
+
+
+def as_csv(listed: Sequence[Disclosure]) -> str:
+    """The disclosures as a table for a spreadsheet."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    # What begins like a formula would be one in a spreadsheet: https://owasp.org/www-community/attacks/CSV_Injection
+    writer.writerows([f"'{value}" if value[:1] in ("=", "+", "-", "@") else value for value in row(one)] for one in listed)
+    return text.getvalue()
+
+
+def row(one: Disclosure) -> tuple[str, ...]:
+    """One access as cells below COLUMNS."""
+    return one.at, one.who, one.app, one.organization, one.purpose, one.what, one.address
 
 
 def bundle(listed: Sequence[Disclosure]) -> dict[str, Any]:
@@ -99,7 +133,7 @@ def _references(tree: dict[str, Any]) -> list[str]:
     return [who["reference"] for agent in tree["agent"] if "reference" in (who := agent.get("who", {}))]
 
 
-async def _names(store: Store, references: Sequence[str]) -> dict[str, str]:
+async def names_of(store: Store, references: Sequence[str]) -> dict[str, str]:
     """What people and organisations are called, by their references."""
     wanted = {(type, id) for type, _, id in (one.partition("/") for one in set(references)) if "/" not in id}
     return {f"{type}/{id}": _name(one.tree) for (type, id), one in (await store.read_many(wanted)).items()}
@@ -140,6 +174,8 @@ def _what(tree: dict[str, Any]) -> str:
             about.append(unquote_plus(b64decode(entity["query"]).decode(errors="replace")))
         elif entity.get("role", {}).get("code") in ("4", "20"):
             about.append(entity["what"]["reference"].partition("/_history/")[0])
-    if done == "export-file" and not any(one.get("role", {}).get("code") == "1" for one in tree["entity"]):
+        elif "name" in entity:
+            about.append(entity["name"])
+    if done == "export-file" and not any(one.get("role", {}).get("code") == "1" for one in tree.get("entity", [])):
         about.append("of everybody")
     return f"{done} {', '.join(dict.fromkeys(about))}".strip()

@@ -99,11 +99,13 @@ class GuardedStore:
             self.principal.require(verb, type)
         await self.store.rehearse(operations, origin=self.principal.origin, guard=self._guard())
 
-    async def identified(self, system: str, value: str, born: str) -> list[str]:
-        """The ids of Patients with an identifier and a date of birth, seen or not; of several none, for nobody may be guessed."""
-        query = parse_query(
-            "Patient", [("identifier", f"{_escaped(system)}|{_escaped(value)}"), ("birthdate", f"eq{born}"), ("_count", "2")]
-        )
+    async def identified(self, system: str | None, value: str, born: str) -> list[str]:
+        """The ids of Patients with an identifier (of any system: None) and a date of birth, seen or not.
+
+        Of several none, for nobody may be guessed.
+        """
+        identifier = _escaped(value) if system is None else f"{_escaped(system)}|{_escaped(value)}"
+        query = parse_query("Patient", [("identifier", identifier), ("birthdate", f"eq{born}"), ("_count", "2")])
         found = (await self.store.search(query)).matches
         return [one.id for one in found] if len(found) == 1 else []
 

@@ -16,7 +16,10 @@ from fhircm.fhir.artefacts import folder
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """`may`: scopes, of any context. `reach`: everything, or by care relationship, or only the own record."""
+    """`may`: scopes, of any context. `reach`: everything, or by care relationship, or only the own record.
+
+    `pages`: the rooms among the hub's own pages that are open to the role: fhircm/web/rooms.py.
+    """
 
     code: str
     title: str
@@ -26,6 +29,7 @@ class Role:
     purpose: str  # of what is asked for in this role: a code of http://terminology.hl7.org/CodeSystem/v3-ActReason
     directory: bool = False  # whether it says who organisations and practitioners are
     emergency: timedelta | None = None  # for how long an emergency access opens a record; None: it may not be asked for
+    pages: tuple[str, ...] = ()
 
 
 @cache
@@ -39,7 +43,9 @@ def roles() -> dict[str, Role]:
             raise ValueError(f"{path.name} has a scope or a reach that is not known")
         purpose, directory = tree.get("purpose", "TREAT"), bool(tree.get("directory"))
         emergency = TypeAdapter(timedelta).validate_python(tree["emergency"]) if "emergency" in tree else None
-        found[path.stem] = Role(path.stem, tree["title"], tree["about"], may, tree["reach"], purpose, directory, emergency)
+        pages = tuple(tree.get("pages", ()))
+        role = Role(path.stem, tree["title"], tree["about"], may, tree["reach"], purpose, directory, emergency, pages)
+        found[path.stem] = role
     return found
 
 

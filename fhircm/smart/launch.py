@@ -137,18 +137,24 @@ def task_launch(task: Mapping[str, Any], fhir_base: str) -> TaskLaunch:
     address = application.get("valueUrl") or application.get("valueUri") or application.get("valueString")
     if not isinstance(address, str):
         raise LaunchWrong("The Task does not name the address of an app (input smartonfhir-application)")
+    context = context_of(task, fhir_base)
+    told = inputs.get("smartonfhir-appcontext", {}).get("valueString")
+    if isinstance(told, str):
+        context["appContext"] = told
+    return TaskLaunch(address, ehr, context)
+
+
+def context_of(task: Mapping[str, Any], fhir_base: str) -> dict[str, Any]:
+    """The launch context of an app with which a Task is worked on: its patient, its encounter, and the Task itself."""
     context: dict[str, Any] = {}
     for name, element, type in (("patient", "for", "Patient"), ("encounter", "encounter", "Encounter")):
         text = (task.get(element) or {}).get("reference")
         found = parse_reference(text, fhir_base) if isinstance(text, str) else None
         if found is not None and found.kind == "local" and found.type == type and found.id:
             context[name] = found.id
-    told = inputs.get("smartonfhir-appcontext", {}).get("valueString")
-    if isinstance(told, str):
-        context["appContext"] = told
     if task.get("id"):
         context["fhirContext"] = [{"reference": f"Task/{task['id']}"}]
-    return TaskLaunch(address, ehr, context)
+    return context
 
 
 def _codes(concept: Any) -> set[str]:

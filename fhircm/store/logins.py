@@ -146,8 +146,8 @@ class Logins:
 
     # --- changes ---
 
-    async def set_password(self, id: str, password: str) -> None:
-        """Another hash."""
+    async def set_password(self, id: str, password: str | None) -> None:
+        """Another hash, or none: then no password is right."""
         await self._set(id, "password = $2", password)
 
     async def set_totp(self, id: str, sealed: bytes | None, used: int | None) -> None:
@@ -157,6 +157,10 @@ class Logins:
     async def set_roles(self, id: str, roles: Iterable[str]) -> None:
         """Other roles."""
         await self._set(id, "roles = $2", _roles(roles))
+
+    async def set_place(self, id: str, name: str, fhir_user: str, organization: str) -> None:
+        """What somebody is called, who that is in FHIR, and for whom they work."""
+        await self._set(id, "name = $2, fhir_user = $3, organization = $4", name, fhir_user, organization)
 
     async def set_disabled(self, id: str, disabled: bool) -> None:
         """Whether somebody may not sign in any more."""

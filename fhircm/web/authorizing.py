@@ -5,8 +5,6 @@ https://hl7.org/fhir/smart-app-launch/app-launch.html. Names and birth dates of 
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,14 +14,13 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 
 from fhircm.access.audit_journal import AuditUnavailable
-from fhircm.access.sealing import SealBroken
-from fhircm.fhir.outcome import FhirError, Forbidden, Gone, Malformed, NotFound
-from fhircm.fhir.query import Cursor, Query, parse_query
+from fhircm.fhir.outcome import FhirError, Forbidden, Gone, NotFound
+from fhircm.fhir.query import Query, parse_query
 from fhircm.smart.authorize import Pending, RequestGone
 from fhircm.smart.clients import Client, find
 from fhircm.web.noting import note, note_shown
 from fhircm.web.pages import Problem, Visit, at, sources
-from fhircm.web.parts import parts, seen_by
+from fhircm.web.parts import opened, parts, sealed, seen_by
 from fhircm.web.records import encounter_line, patient_line
 from fhircm.web.scope_words import by_choice, told
 
@@ -252,10 +249,10 @@ async def _patients(visit: Visit, step: Step, asked: Mapping[str, str], page: st
     try:
         query = parse_query("Patient", [*_escaped(parameters), ("_sort", "family"), ("_count", str(_PAGE))])
         if page:
-            query = replace(query, cursor=_opened(visit, page))
+            query = replace(query, cursor=opened(visit, page))
         found = await _found(visit, query)
         lines = [patient_line(one.tree) for one in found.matches]
-        onward = _sealed(visit, found.next) if found.next else ""
+        onward = sealed(visit, found.next) if found.next else ""
         shown = True
     except Forbidden:
         raise Problem("You may not choose patients", "Your role does not let you see records of patients.", 403) from None
@@ -347,15 +344,3 @@ def _escaped(parameters: list[tuple[str, str]]) -> list[tuple[str, str]]:
             value = value.replace(special, f"\\{special}")
         found.append((name, value))
     return found
-
-
-def _sealed(visit: Visit, cursor: Cursor) -> str:
-    """The place where the next page begins, which holds a name: not to be read or made up by anybody."""
-    return base64.b64encode(parts(visit).seal.seal(json.dumps(cursor.as_json()).encode())).decode()
-
-
-def _opened(visit: Visit, page: str) -> Cursor:
-    try:
-        return Cursor.from_json(json.loads(parts(visit).seal.unseal(base64.b64decode(page))))
-    except (SealBroken, ValueError, Malformed):
-        raise Problem("This page was open for too long", "Go back and search again.") from None

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from fhircm import correlation
 from fhircm.access import audit
+from fhircm.access.person import PAGES
 from fhircm.access.principal import Principal
 from fhircm.store.logins import Login
 from fhircm.store.stored import Stored
@@ -44,8 +45,22 @@ def note(
         )
 
 
-def note_shown(visit: Visit, interaction: str, principal: Principal, target: str, shown: Iterable[Stored]) -> None:
-    """Write down which resources a page showed. Raises AuditUnavailable."""
+def note_done(visit: Visit, what: str, target: str, *, patient: str | None = None, status: int = 200) -> None:
+    """Write down what the person of a visit did to a client, a person, an organisation, a key or a grant. Raises AuditUnavailable."""
+    note(visit, what, visit.login, status=status, client=PAGES, patient=patient, target=target)
+
+
+def require_room(visit: Visit) -> None:
+    """Raises AuditUnavailable: what cannot be recorded may not happen."""
+    journal = visit.request.app.state.journal
+    if journal is not None:
+        journal.require_room()
+
+
+def note_shown(
+    visit: Visit, interaction: str, principal: Principal, target: str, shown: Iterable[Stored], *, query: str = ""
+) -> None:
+    """Write down which resources a page showed or wrote. Raises AuditUnavailable."""
     journal = visit.request.app.state.journal
     if journal is not None:
         touched = audit.Touched(interaction)
@@ -60,7 +75,7 @@ def note_shown(visit: Visit, interaction: str, principal: Principal, target: str
             address=_address(visit),
             request=correlation.current.get(),
             target=target,
-            query="",
+            query=query,
         )
 
 

@@ -27,6 +27,7 @@ from fhircm import correlation
 from fhircm.access.sessions import Session, Sessions, form_token, new_cookie, well_formed
 from fhircm.fhir.outcome import FhirError
 from fhircm.store.logins import Login
+from fhircm.web.rooms import open_to
 
 log = logging.getLogger("fhircm.web")
 
@@ -93,7 +94,7 @@ class Visit:
     def page(self, template: str, *, status: int = 200, form_action: Sequence[str] = (), **values: Any) -> Response:
         """A page. `form_action`: where forms may lead besides this hub, also by a redirect."""
         login = self.session.login if self.session else None
-        text = self.pages.render(template, visit=self, login=login, **values)
+        text = self.pages.render(template, visit=self, login=login, rooms=open_to(login), **values)
         return HTMLResponse(text, status, _headers(form_action))
 
     def go(self, path: str) -> Response:
@@ -140,6 +141,14 @@ class Pages:
     def minute(self, seconds: float) -> str:
         """A time to the minute, by the clocks here."""
         return f"{datetime.fromtimestamp(seconds, self._zone):%-d %B %Y, %H:%M}"
+
+    def iso_day(self, seconds: float) -> str:
+        """The day of a time as `begins` takes it."""
+        return f"{datetime.fromtimestamp(seconds, self._zone):%Y-%m-%d}"
+
+    def begins(self, text: str) -> datetime:
+        """The moment when a day begins here, written year-month-day. Raises ValueError."""
+        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=self._zone)
 
     async def answer(self, request: Request, handler: Handler, *, signed_in: bool) -> Response:
         """What a handler answers; errors become pages, a form that is not ours is refused before the handler sees it."""

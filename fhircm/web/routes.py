@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 
 from fhircm.access.bearer import Bearer
 from fhircm.access.logins import SignIn
+from fhircm.access.one_time_codes import OneTimeCodes
 from fhircm.access.passwords import Passwords
 from fhircm.access.sealing import Seal
 from fhircm.access.sessions import Sessions
@@ -21,7 +22,8 @@ from fhircm.smart.provider import Provider, ProviderSettings
 from fhircm.store.logins import Logins
 from fhircm.store.principals import Principals
 from fhircm.store.sessions import SessionRecords
-from fhircm.web import account, authorizing, signing_in
+from fhircm.web import account, authorizing, emergencies, privacy, signing_in, worklist
+from fhircm.web.console import routes as console
 from fhircm.web.pages import Pages, serve_files
 from fhircm.web.parts import Parts
 
@@ -48,6 +50,10 @@ def add_routes(app: Starlette) -> None:
     signing_in.add_routes(app)
     authorizing.add_routes(app)
     account.add_routes(app)
+    console.add_routes(app)
+    worklist.add_routes(app)
+    emergencies.add_routes(app)
+    privacy.add_routes(app)
 
 
 def start(
@@ -63,12 +69,15 @@ def start(
     """Put the parts together, once the store is open."""
     database, seal = store.database, Seal.open(keys_dir)
     logins = Logins(database)
-    sessions = Sessions(SessionRecords(database), idle=settings.idle, longest=settings.longest, now=settings.now)
+    records = SessionRecords(database)
+    sign_in = SignIn(logins, settings.passwords(), seal, settings.now)
+    sessions = Sessions(records, idle=settings.idle, longest=settings.longest, now=settings.now)
     app.state.pages = Pages(base_url, settings.organization_name, settings.time_zone, sessions)
     app.state.parts = Parts(
         logins=logins,
-        sign_in=SignIn(logins, settings.passwords(), seal, settings.now),
+        sign_in=sign_in,
         sessions=sessions,
+        codes=OneTimeCodes(records, logins, sign_in, settings.now),
         grants=authorizations.grants,
         authorizations=authorizations,
         credentials=authorizations.credentials,

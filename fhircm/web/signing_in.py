@@ -11,7 +11,7 @@ import re
 from starlette.applications import Starlette
 from starlette.responses import Response
 
-from fhircm.access.logins import SignInRefused, normal
+from fhircm.access.logins import PasswordUnfit, SignInRefused, normal
 from fhircm.smart.authorize import Pending
 from fhircm.smart.clients import find
 from fhircm.smart.provider import ProviderRefused, ProviderUnavailable
@@ -32,6 +32,8 @@ def add_routes(app: Starlette) -> None:
     at(app, "/signin", by_password, ["POST"], signed_in=False)
     at(app, "/signin/code", ask_code, signed_in=False)
     at(app, "/signin/code", by_code, ["POST"], signed_in=False)
+    at(app, "/signin/renew", ask_password, signed_in=False)
+    at(app, "/signin/renew", new_password, ["POST"], signed_in=False)
     at(app, "/signin/provider", to_provider, signed_in=False)
     at(app, "/signin/callback", from_provider, signed_in=False)
     at(app, "/signout", sign_out, ["POST"], signed_in=False)
@@ -89,6 +91,43 @@ async def by_code(visit: Visit) -> Response:
         note(visit, "login", await parts(visit).logins.get(pending["login"]), status=401)
         return await _code_form(visit, onward, str(refused), status=401)
     return await _signed_in(visit, login, ("pwd", "otp", "mfa"), onward)
+
+
+async def ask_password(visit: Visit) -> Response:
+    """The form for who has a one-time code of their administrator."""
+    return _renew_form(visit)
+
+
+async def new_password(visit: Visit) -> Response:
+    """A password was chosen: now sign-in begins."""
+    username, code, fresh = visit.field("username"), visit.field("once"), visit.secret("new")
+    errors = {}
+    if not username:
+        errors["username"] = "Type your user name."
+    if not code:
+        errors["once"] = "Type the code."
+    if fresh != visit.secret("again"):
+        errors["again"] = "These two are not the same."
+    if errors:
+        return _renew_form(visit, username, code, errors=errors)
+    try:
+        login = await parts(visit).codes.use(username, code, fresh)
+    except SignInRefused as refused:
+        known = await parts(visit).logins.by_username(normal(username))
+        note(visit, "user", known, status=401, target="a password was not chosen with a one-time code")
+        return _renew_form(visit, username, refused=str(refused))
+    except PasswordUnfit as unfit:
+        return _renew_form(visit, username, code, errors={"new": str(unfit)})
+    note(visit, "user", login, target="a password was chosen with a one-time code")
+    return visit.go("/signin")
+
+
+def _renew_form(
+    visit: Visit, username: str = "", code: str = "", *, refused: str = "", errors: dict[str, str] | None = None
+) -> Response:
+    shown = {"username": "", "once": "", "new": "", "again": "", **(errors or {})}
+    status = 401 if refused else 422 if errors else 200
+    return visit.page("renew.html", status=status, username=username, code=code, refused=refused, errors=shown)
 
 
 async def to_provider(visit: Visit) -> Response:

@@ -80,7 +80,7 @@ async def test_what_cannot_be_added_is_told(fhircm, tmp_path):
     keys = tmp_path / "jwks.json"
     keys.write_text(json.dumps(JWKS))
     add = ["client", "add", "x", "--scope", "system/*.rs", "--jwks-file", keys]
-    assert "give --organization" in await fhircm(*add, status=1)
+    assert "give one, such as Organization" in await fhircm(*add, status=1)
     assert "is no role" in await fhircm(*add, "--role", "king", status=1)
     assert "redirect URI is https" in await fhircm(
         *add, "--organization", "Organization/1", "--redirect-uri", "ftp://x", status=1

@@ -83,10 +83,10 @@ def time():
 
 
 @asynccontextmanager
-async def running(database_url, clock, tmp_path, time, base=BASE, **settings):
+async def running(database_url, clock, tmp_path, time, base=BASE, audit=None, **settings):
     """The application, started."""
     web = WebSettings(passwords=quick, now=time, organization_name="Riverbend Care", **settings)
-    app = create_app(AppConfig(database_url, base, tmp_path / "keys", REST, False, clock, [RULE], web=web))
+    app = create_app(AppConfig(database_url, base, tmp_path / "keys", REST, False, clock, [RULE], web=web, audit=audit))
     async with app.router.lifespan_context(app):
         yield app
 
@@ -99,12 +99,15 @@ async def populate(store):
         login("cleo"),
         login("custos", user="Practitioner/custos", roles=("custodian",)),
         login("ada", user="Patient/ada", roles=("patient",), name="Ada Abbott"),
+        login("root", user="Practitioner/root", roles=("administrator",), name="Rae Root"),
+        login("prio", user="Practitioner/prio", roles=("privacy-officer",), name="Priya Officer"),
     ):
         await logins.add(one, kept)
     await Credentials(store.database).add_client("growth", APP)
     directory = [
         {"resourceType": "Organization", "id": "clinic", "name": "Riverbend Clinic"},
         {"resourceType": "Practitioner", "id": "cleo", "name": [{"family": "Example"}]},
+        {"resourceType": "Practitioner", "id": "prio", "name": [{"family": "Officer", "given": ["Priya"]}]},
     ]
     people = [
         {
@@ -130,6 +133,22 @@ async def hub(database_url, clock, tmp_path, time):
 @pytest.fixture
 async def browser(hub):
     async with Browser(hub) as one:
+        yield one
+
+
+@pytest.fixture
+async def admin(hub):
+    """The browser of an administrator."""
+    async with Browser(hub) as one:
+        await one.sign_in("root")
+        yield one
+
+
+@pytest.fixture
+async def officer(hub):
+    """The browser of the privacy officer."""
+    async with Browser(hub) as one:
+        await one.sign_in("prio")
         yield one
 
 
