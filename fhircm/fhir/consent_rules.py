@@ -21,13 +21,14 @@ from fhircm.fhir.references import parse_reference
 PRIVACY = "patient-privacy"  # of http://terminology.hl7.org/CodeSystem/consentscope
 _RESOURCE_TYPES = "http://hl7.org/fhir/resource-types"
 _DISCLOSING = frozenset({"access", "use", "disclose"})
+_RECOGNISED = frozenset({"Organization", "Practitioner", "PractitionerRole", "RelatedPerson", "Patient"})
 _DEPTH = 6  # of exceptions to exceptions
 
 
 class ConsentRule(NamedTuple):
     """One provision. Lists are written between bars, '' stands for anything; times are microseconds, UTC, [low, high).
 
-    `path` tells where it is nested: 1, 1.2, 1.2.1. `things` are resources as type/id.
+    `path` tells where it is nested: 1, 1.2, 1.2.1. `things` are resources as type/id, with a tilde before it: what refers to it too.
     """
 
     parameter: str
@@ -88,7 +89,7 @@ def _rule(provision: Mapping[str, Any], around: ConsentRule) -> ConsentRule:
         classes=_classes(provision, permit) or around.classes,
         labels=_listed(one.get("code", "").casefold() for one in provision.get("securityLabel", ())) or around.labels,
         codes=_listed(_written_codes(provision.get("code", ()))) or around.codes,
-        things=_listed(_things(provision)) or around.things,
+        things=_listed(_things(provision, permit)) or around.things,
         data_low=max(around.data_low, data_low),
         data_high=min(around.data_high, data_high),
     )
@@ -98,15 +99,10 @@ def _actors(provision: Mapping[str, Any], permit: bool) -> str:
     """Who a provision is about. Of actors that cannot be recognised a denial is about everybody, a permission about nobody."""
     actors = provision.get("actor", ())
     named = [parse_reference(one.get("reference", {}).get("reference", "")) for one in actors]
-    known = [f"{one.type}/{one.id}" for one in named if one.kind == "local" and one.type in _recognised()]
+    known = [f"{one.type}/{one.id}" for one in named if one.kind == "local" and one.type in _RECOGNISED]
     if actors and len(known) < len(actors) and not permit:
         return ""
     return _listed(known) or (_NOBODY if actors else "")
-
-
-@cache
-def _recognised() -> frozenset[str]:
-    return frozenset({"Organization", "Practitioner", "PractitionerRole", "RelatedPerson", "Patient"})
 
 
 def _classes(provision: Mapping[str, Any], permit: bool) -> str:
@@ -120,10 +116,14 @@ def _classes(provision: Mapping[str, Any], permit: bool) -> str:
     return _listed(known) or (_NOBODY if classes else "")
 
 
-def _things(provision: Mapping[str, Any]) -> Iterator[str]:
+def _things(provision: Mapping[str, Any], permit: bool) -> Iterator[str]:
+    """The resources that a provision is about; behind a tilde those of which a denial is also about what refers to them."""
     for one in provision.get("data", ()):
         reference = parse_reference(one.get("reference", {}).get("reference", ""))
-        yield f"{reference.type}/{reference.id}" if reference.kind == "local" else "-"
+        name = f"{reference.type}/{reference.id}" if reference.kind == "local" else "-"
+        yield name
+        if not permit and one.get("meaning") != "instance":  # related, dependents, authoredby
+            yield f"~{name}"
 
 
 def _written_codes(concepts: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -151,6 +151,9 @@ def _period(period: Mapping[str, Any]) -> tuple[int, int]:
 
 def _policy(tree: Mapping[str, Any]) -> str:
     """What a consent that does not say it itself does by its policy rule."""
-    rules = yaml.safe_load((folder("profiles") / "consent" / "policy-rule.yaml").read_text())
-    found = _codes([tree.get("policyRule", {})])
-    return "deny" if found & set(rules["deny"]) else "permit"
+    return "deny" if _codes([tree.get("policyRule", {})]) & _denying() else "permit"
+
+
+@cache
+def _denying() -> frozenset[str]:
+    return frozenset(yaml.safe_load((folder("profiles") / "consent" / "policy-rule.yaml").read_text())["deny"])

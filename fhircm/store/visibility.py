@@ -268,7 +268,12 @@ class _Visibility:
         tests.append(f"({c}.labels = '' OR {self._has_token(c, 'labels', ('_security',))})")
         tests.append(f"({c}.codes = '' OR {self._has_token(c, 'codes', _CODED_BY)})")
         things = f"'|{self.type}/' || {self._id()} || '|'"
-        tests.append(f"({c}.things = '' OR {self._in(f'{c}.things', things)})")
+        x = self.alias()
+        name = _barred(f"'~' || {x}.target_type || '/' || {x}.target_id")
+        refers = self.exists(
+            f"SELECT 1 FROM search_reference {x} WHERE {x}.resource_key = {self.key} AND {self._in(f'{c}.things', name)}"
+        )
+        tests.append(f"({c}.things = '' OR {self._in(f'{c}.things', things)} OR {refers})")
         if (dated := _dated(self.type)) is not None:
             s = self.alias()
             span = f"SELECT 1 FROM search_date {s} WHERE {s}.resource_key = {self.key} AND {s}.param = {dated}"
