@@ -55,6 +55,7 @@ class TokenRefusal(_Answer):
         "unsupported_grant_type",
         "invalid_token",
         "insufficient_scope",
+        "temporarily_unavailable",
     ]
     error_description: str
 
@@ -228,6 +229,7 @@ LAUNCH_BODY: dict[str, Any] = {
 TOKEN_ANSWERS: dict[int | str, dict[str, Any]] = {
     400: {"model": TokenRefusal, "description": "The request is not one that is understood or granted"},
     401: {"model": TokenRefusal, "description": "The client did not prove who it is"},
+    429: {"model": TokenRefusal, "description": "Asked too often: Retry-After tells when to try again"},
 }
 INTROSPECT_ANSWERS = TOKEN_ANSWERS | {403: {"model": TokenRefusal, "description": "The bearer token is not for this"}}
 REVOKE_ANSWERS = TOKEN_ANSWERS | {200: {"model": dict[str, Any], "description": "The token is worth nothing (any more)"}}

@@ -40,6 +40,7 @@ _COUNTED = {
     "/oauth/token": "token",
     "/oauth/introspect": "token",
     "/oauth/revoke": "token",
+    "/oauth/launch": "token",
     "/oauth/register": "register",
 }
 

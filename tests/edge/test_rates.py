@@ -87,6 +87,8 @@ async def test_the_token_endpoint_answers_too_many_as_oauth(door, monotonic):
         ("/account/password", "sign_in_rate"),
         ("/oauth/authorize/x1", "sign_in_rate"),
         ("/oauth/register", "register_rate"),
+        ("/oauth/launch", "token_rate"),
+        ("/oauth/introspect", "token_rate"),
     ],
 )
 async def test_each_door_that_can_be_tried_is_counted(door, monotonic, path, rate):
