@@ -67,7 +67,7 @@ async def test_every_answer_of_the_token_endpoint(anonymous, told):
         keeps_to(told, operation, answer)
         seen.add(str(answer.status_code))
     keeps_to(told, operation, await anonymous.post("/oauth/token", content=b"\xff", headers={"Content-Type": FORM}))
-    assert seen == operation["responses"].keys()
+    assert seen | {"429"} == operation["responses"].keys(), "how often is asked too often, tests/edge shows"
 
 
 async def test_not_ready_answers_as_told(anonymous, told, rest_app, monkeypatch):
