@@ -55,5 +55,5 @@ def said_to_be(form: Mapping[str, str], authorization: str | None) -> str | None
             return unquote_plus(base64.b64decode(encoded, validate=True).decode().partition(":")[0])
         claims: Any = json.loads(base64.urlsafe_b64decode(form["client_assertion"].split(".")[1] + "=="))
         return str(claims["iss"])
-    except (binascii.Error, ValueError, LookupError, TypeError):
+    except (binascii.Error, ValueError, LookupError, TypeError, RecursionError):
         return None
