@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fhircm.fhir.conditions import AnyOf, Condition
+from fhircm.fhir.conditions import AnyOf, Condition, Visible
 from fhircm.fhir.definitions import definitions, param_key
 from fhircm.fhir.extract import searchable
 from fhircm.fhir.outcome import TooCostly
@@ -20,8 +20,10 @@ from fhircm.store.search_rows import ANY_PARAM
 from fhircm.store.search_sql import Builder
 from fhircm.store.search_tests import one_of
 from fhircm.store.stored import Stored, moment
+from fhircm.store.visibility import is_open, visible_of_any_type
 
 INCLUDED_LIMIT = 10_000  # resources that may come with one page
+_MANY_TYPES = 3
 ROUNDS_LIMIT = 10  # times that :iterate goes on
 
 # A resource and its current body, for the aliases r and v.
@@ -148,10 +150,12 @@ def narrowed_types(
     only = None if wanted is None else dict(wanted)
     whole, tests = [], []
     column = "+r.type" if builder.dialect == "sqlite" else "r.type"  # SQLite would begin with every resource of each type
-    for type in sorted(types):
-        if only is not None and type not in only:
-            continue
+    listed = [type for type in sorted(types) if only is None or type in only]
+    together = len(listed) > _MANY_TYPES and builder.within is not None and builder.within.viewer is not None
+    for type in listed:
         conditions = [*builder.narrowed(type, ()), *(only[type] if only else ())]
+        if together:  # what is seen of all of them is tested once
+            conditions = [one for one in conditions if not isinstance(one, Visible)]
         if AnyOf(()) in conditions:
             continue
         if not conditions:
@@ -161,4 +165,8 @@ def narrowed_types(
         tests.append(f"({column} = {builder.argument(type)} AND {holds})")
     if whole:
         tests.append(one_of(column, whole, builder.argument))
+    if together and tests:
+        opened = [type for type in listed if is_open(type)]
+        seen = [*([one_of(column, opened, builder.argument)] if opened else []), visible_of_any_type(builder, "r")]
+        return f" AND ({' OR '.join(tests)}) AND ({' OR '.join(seen)})"
     return f" AND ({' OR '.join(tests) or '1 = 0'})"

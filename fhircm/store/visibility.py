@@ -19,7 +19,7 @@ import yaml
 from fhircm.fhir.artefacts import folder
 from fhircm.fhir.belonging import named_by, when
 from fhircm.fhir.care_relationship import kinds
-from fhircm.fhir.definitions import param_key
+from fhircm.fhir.definitions import definitions, param_key
 from fhircm.fhir.extract import searchable
 from fhircm.store.search_tests import Listed
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 NONE = Listed()
 MANY = 1001  # relationships: more are not counted
 _FEW = 1000
+_ANY = "*"
 _CODED_BY = ("code", "category", "type")  # parameters by which Consent.provision.code recognises what is in a resource
 
 
@@ -67,6 +68,11 @@ def is_open(type: str) -> bool:
 def visible(builder: Builder, type: str, key: str, own: str | None) -> str:
     """A test on a resource key that the viewer may see the resource; `own`: the alias of its row in `resource`, where there is one."""
     return "1 = 1" if is_open(type) else _written(builder, type, "test", key, own)
+
+
+def visible_of_any_type(builder: Builder, own: str) -> str:
+    """The same of a row of `resource` (alias `own`) of any type that is not open: one text, where one for each type would be long."""
+    return _written(builder, _ANY, "test", f"{own}.key", own)
 
 
 def plainly_visible(builder: Builder, type: str, key: str, own: str) -> str:
@@ -129,13 +135,20 @@ def _text(shape: _Shape, type: str, what: str, has_row: bool) -> str:
 
 
 class _Visibility:
-    """The parts of one test, with marks between < and > where arguments, the key and aliases come."""
+    """The parts of one test, with marks between < and > where arguments, the key and aliases come.
+
+    The type is one, or `*`: then the row of the resource tells which.
+    """
 
     known, now, lately, key = "<known>", "<now>", "<lately>", "<key>"
 
     def __init__(self, shape: _Shape, type: str, has_row: bool) -> None:
         self.shape, self.type, self.own = shape, type, "<resource>" if has_row else None
-        self.opening = [kind for kind in kinds() if kind.shares_record and kind.opens(type) and type not in _types("own")]
+        self.any = type == _ANY
+        self.type_sql = "<resource>.type" if self.any else f"'{type}'"
+        self.types = sorted(one for one in definitions().resource_types if not is_open(one)) if self.any else [type]
+        recorded = [one for one in self.types if one not in _types("own")]
+        self.opening = [kind for kind in kinds() if kind.shares_record and any(map(kind.opens, recorded))]
         self.sharing = [kind for kind in kinds() if not kind.shares_record]
         self.aliases = 0
 
@@ -170,7 +183,7 @@ class _Visibility:
         speaks = f"NOT {c}.permit AND {c}.low <= {self.now} AND {self.now} < {c}.high AND {self._about_viewer(c)}"
         against = [f"NOT {self._of_its_patients(c, speaks)}"]
         if self.shape.closed:
-            labels = f"SELECT 1 FROM search_token {s} WHERE {s}.resource_key = {self.key} AND {s}.param = {param_key(self.type, '_security')}"
+            labels = f"SELECT 1 FROM search_token {s} WHERE {s}.resource_key = {self.key} AND {s}.param IN ({self._token_params(('_security',))})"
             against.append(f"NOT {self.exists(f'{labels} AND {s}.code <closed>')}")
         if self.type == "Patient":
             return f"({self._opened(self._id())} AND {' AND '.join(against)})"
@@ -178,14 +191,19 @@ class _Visibility:
         shut = self.exists(f"{patients} AND NOT {self._opened(f'{a}.target_id')}")
         return f"({self.exists(patients)} AND NOT {shut} AND {' AND '.join(against)})"
 
+    def _of_patient_or_not(self, of_patient: str, of_other: str) -> str:
+        """What is tested of a Patient, and what of a resource of another type."""
+        if self.any:
+            return f"(({self.type_sql} = 'Patient' AND {of_patient}) OR ({self.type_sql} <> 'Patient' AND {of_other}))"
+        return of_patient if self.type == "Patient" else of_other
+
     def _reasons(self) -> list[str]:
-        if self.type == "Patient":
-            return [self._opened(self._id()), self._shared()]
         a = self.alias()
         patients = f"SELECT 1 FROM search_reference {a} WHERE {a}.resource_key = {self.key} AND {a}.target_type = 'Patient'"
         some = self.exists(patients)
         shut = self.exists(f"{patients} AND NOT {self._opened(f'{a}.target_id')}")
-        return [f"({some} AND NOT {shut})", f"(NOT {some} AND {self._names_viewer()})", self._shared(), self._about()]
+        of_other = f"(({some} AND NOT {shut}) OR (NOT {some} AND {self._names_viewer()}) OR {self._about()})"
+        return [self._of_patient_or_not(self._opened(self._id()), of_other), self._shared()]
 
     def _opened(self, patient: str) -> str:
         """That the record of a patient is open."""
@@ -202,6 +220,11 @@ class _Visibility:
     def _good(self, g: str, whole: bool) -> str:
         """That a relationship is the viewer's, of a kind that opens or shares, and holds at this time."""
         listed = ", ".join(str(kind.key) for kind in (self.opening if whole else self.sharing)) or "NULL"
+        if whole and self.any:
+            part = [kind for kind in self.opening if kind.types is not None]
+            tests = [f"{self.type_sql} NOT IN ({_quoted(_types('own'))})"]
+            tests += [f"({g}.param <> {kind.key} OR {self.type_sql} IN ({_quoted(kind.types or ())}))" for kind in part]
+            listed += f") AND ({' AND '.join(tests)}"
         sharp = [kind.key for kind in kinds() if kind.emergency and whole]
         ends = f"{g}.high > {self.lately}"
         if sharp and self.shape.grace:  # what was given for so long ends then
@@ -212,7 +235,7 @@ class _Visibility:
     def _shared(self) -> str:
         g = self.alias()
         return self.exists(
-            f"SELECT 1 FROM care_relationship {g} WHERE {g}.type = '{self.type}' AND {g}.id = {self._id()}"
+            f"SELECT 1 FROM care_relationship {g} WHERE {g}.type = {self.type_sql} AND {g}.id = {self._id()}"
             f" AND {self._good(g, False)}"
         )
 
@@ -252,31 +275,32 @@ class _Visibility:
 
     def _of_its_patients(self, c: str, where: str) -> str:
         """That there is such a rule of a patient that the resource names."""
-        if self.type == "Patient":
-            return self.exists(f"SELECT 1 FROM consent_rule {c} WHERE {c}.patient_id = {self._id()} AND {where}")
         x = self.alias()
-        return self.exists(
-            f"SELECT 1 FROM search_reference {x} JOIN consent_rule {c} ON {c}.patient_id = {x}.target_id"
-            f" WHERE {x}.resource_key = {self.key} AND {x}.target_type = 'Patient' AND {where}"
+        return self._of_patient_or_not(
+            self.exists(f"SELECT 1 FROM consent_rule {c} WHERE {c}.patient_id = {self._id()} AND {where}"),
+            self.exists(
+                f"SELECT 1 FROM search_reference {x} JOIN consent_rule {c} ON {c}.patient_id = {x}.target_id"
+                f" WHERE {x}.resource_key = {self.key} AND {x}.target_type = 'Patient' AND {where}"
+            ),
         )
 
     def _applies(self, c: str) -> str:
         """That a rule is about this viewer, now, and about the resource."""
         tests = [f"{c}.low <= {self.now} AND {self.now} < {c}.high", self._about_viewer(c)]
-        own_class = self._in(f"{c}.classes", f"'|{self.type}|'")
+        own_class = self._in(f"{c}.classes", _barred(self.type_sql))
         tests.append(f"({c}.classes = '' OR {own_class})")
         tests.append(f"({c}.labels = '' OR {self._has_token(c, 'labels', ('_security',))})")
         tests.append(f"({c}.codes = '' OR {self._has_token(c, 'codes', _CODED_BY)})")
-        things = f"'|{self.type}/' || {self._id()} || '|'"
+        things = _barred(f"{self.type_sql} || '/' || {self._id()}")
         x = self.alias()
         name = _barred(f"'~' || {x}.target_type || '/' || {x}.target_id")
         refers = self.exists(
             f"SELECT 1 FROM search_reference {x} WHERE {x}.resource_key = {self.key} AND {self._in(f'{c}.things', name)}"
         )
         tests.append(f"({c}.things = '' OR {self._in(f'{c}.things', things)} OR {refers})")
-        if (dated := _dated(self.type)) is not None:
+        if dated := [str(param) for type in self.types if (param := _dated(type)) is not None]:
             s = self.alias()
-            span = f"SELECT 1 FROM search_date {s} WHERE {s}.resource_key = {self.key} AND {s}.param = {dated}"
+            span = f"SELECT 1 FROM search_date {s} WHERE {s}.resource_key = {self.key} AND {s}.param IN ({', '.join(dated)})"
             inside = self.exists(f"{span} AND {s}.low < {c}.data_high AND {s}.high > {c}.data_low")
             tests.append(f"({inside} OR NOT {self.exists(span)})")
         return " AND ".join(tests)
@@ -291,10 +315,7 @@ class _Visibility:
         return f"strpos({whole}, {part}) > 0" if self.shape.dialect == "postgresql" else f"instr({whole}, {part}) > 0"
 
     def _has_token(self, c: str, column: str, codes: tuple[str, ...]) -> str:
-        known = searchable(self.type).extractors
-        params = ", ".join(
-            str(param_key(self.type, code)) for code in codes if code in known and known[code].definition.type == "token"
-        )
+        params = self._token_params(codes)
         if not params:
             return "1 = 0"
         s = self.alias()
@@ -306,25 +327,32 @@ class _Visibility:
             f"SELECT 1 FROM search_token {s} WHERE {s}.resource_key = {self.key} AND {s}.param IN ({params}) AND ({either})"
         )
 
+    def _token_params(self, codes: tuple[str, ...]) -> str:
+        """The parameters of these codes, as far as they are tokens, of every type that is meant."""
+        return ", ".join(
+            str(param_key(type, code))
+            for type in self.types
+            for code in codes
+            if code in searchable(type).extractors and searchable(type).extractors[code].definition.type == "token"
+        )
+
     def _closed(self) -> str:
         """That it bears a label that is closed to the viewer, and nothing opens it."""
         s, c = self.alias(), self.alias()
-        param = param_key(self.type, "_security")
+        params = self._token_params(("_security",))
         permitted = self._of_its_patients(
             c, f"{c}.permit AND {self._in(f'{c}.labels', _barred(f'{s}.code'))} AND {self._applies(c)}"
         )
         labelled = self.exists(
-            f"SELECT 1 FROM search_token {s} WHERE {s}.resource_key = {self.key} AND {s}.param = {param}"
+            f"SELECT 1 FROM search_token {s} WHERE {s}.resource_key = {self.key} AND {s}.param IN ({params})"
             f" AND {s}.code <closed> AND NOT {permitted}"
         )
-        opened = [self._names_viewer()]
-        if self.type == "Patient":
-            opened.append(self._emergency(self._id()))
-        else:
-            x = self.alias()
-            named = f"SELECT 1 FROM search_reference {x} WHERE {x}.resource_key = {self.key} AND {x}.target_type = 'Patient'"
-            opened.append(self.exists(f"{named} AND {self._emergency(f'{x}.target_id')}"))
-        return f"({labelled} AND NOT ({' OR '.join(opened)}))"
+        x = self.alias()
+        named = f"SELECT 1 FROM search_reference {x} WHERE {x}.resource_key = {self.key} AND {x}.target_type = 'Patient'"
+        broken = self._of_patient_or_not(
+            self._emergency(self._id()), self.exists(f"{named} AND {self._emergency(f'{x}.target_id')}")
+        )
+        return f"({labelled} AND NOT ({self._names_viewer()} OR {broken}))"
 
     def _emergency(self, patient: str) -> str:
         """That the viewer has broken the glass for a patient."""

@@ -7,6 +7,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 CLOSED = frozenset({"ETHUD", "PSY", "HIV", "V"})  # labels that need a consent
+PURPOSES = {("patient",): "PATRQT", ("related-person",): "FAMRQT"}  # for what these ask
 OPEN = frozenset({"Organization", "Practitioner", "PractitionerRole"})
 OF_PATIENTS = frozenset(
     [
@@ -168,7 +169,7 @@ class Oracle:
             return False
         if "actor" in rule and not any(one["reference"]["reference"] in someone.known_as for one in rule["actor"]):
             return False
-        if "purpose" in rule and "TREAT" not in {one["code"] for one in rule["purpose"]}:
+        if "purpose" in rule and PURPOSES.get(someone.roles, "TREAT") not in {one["code"] for one in rule["purpose"]}:
             return False
         if "class" in rule and tree["resourceType"] not in {one["code"] for one in rule["class"]}:
             return False
