@@ -13,21 +13,23 @@ from time import monotonic
 import httpx
 import pytest
 
+from tests import commands
+
 PATIENT = {"resourceType": "Patient", "id": "good", "name": [{"family": "Marker-Family"}]}
 
 
 @pytest.fixture
-def fhircm(database_url, tmp_path):
+def fhircm(database_url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
     def run(*arguments, **settings):
         environment = {
-            **os.environ,
             "FHIRCM_DATABASE_URL": database_url,
             "FHIRCM_KEYS_DIR": str(tmp_path / "keys"),
             "FHIRCM_AUDIT_DIR": str(tmp_path / "audit"),
             **settings,
         }
-        command = [sys.executable, "-m", "fhircm.cli", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60)
+        return commands.run(*arguments, **environment)
 
     return run
 

@@ -1,24 +1,22 @@
 """`fhircm user`, as an administrator uses it."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from fhircm.store.database import open_database
 from fhircm.store.logins import Logins
+from tests import commands
 
 PASSWORD = "three calm herons"
 WHO = ("--name", "Cleo Example", "--user", "Practitioner/cleo", "--organization", "Organization/clinic")
 
 
 @pytest.fixture
-def user(database_url, tmp_path):
+def user(database_url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
     def run(*arguments, typed="", **settings):
-        environment = {**os.environ, "FHIRCM_DATABASE_URL": database_url, "FHIRCM_KEYS_DIR": str(tmp_path / "keys"), **settings}
-        command = [sys.executable, "-m", "fhircm.cli", "user", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60, input=typed)
+        environment = {"FHIRCM_DATABASE_URL": database_url, "FHIRCM_KEYS_DIR": str(tmp_path / "keys"), **settings}
+        return commands.run("user", *arguments, typed=typed, **environment)
 
     return run
 

@@ -1,10 +1,7 @@
 """Everything that the console does, the command line does: the list of both, and the commands that the console asked for."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 from starlette.routing import Route
@@ -17,6 +14,7 @@ from fhircm.store.credentials import Credentials
 from fhircm.store.database import open_database
 from fhircm.store.logins import Logins
 from fhircm.store.resources import Store
+from tests import commands
 
 from .conftest import login, populate
 
@@ -75,16 +73,16 @@ def test_each_thing_that_the_console_does_is_a_command(hub):
 
 
 @pytest.fixture
-def fhircm(database_url, tmp_path):
+def fhircm(database_url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
     def run(*arguments, status=0):
         environment = {
-            **os.environ,
             "FHIRCM_DATABASE_URL": database_url,
             "FHIRCM_KEYS_DIR": str(tmp_path / "keys"),
             "FHIRCM_AUDIT_DIR": str(tmp_path / "audit"),
         }
-        command = [sys.executable, "-m", "fhircm.cli", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60)
+        done = commands.run(*arguments, **environment)
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stderr
         return done.stdout if status == 0 else done.stderr
