@@ -80,8 +80,6 @@ async def refer(story: Story) -> Referral:
     await story.command("pull", HOSPITAL)
     order, patient = (story.at_hub(HOSPITAL, ordered[name]) for name in ("service_request", "patient"))
     task = (await story.until("the referral", lambda: story.find(f"Task?focus={order}")))[0]
-    # The clinic's app sees what its organisation is named in, and no more.
-    await story.register("clinic-app", "--organization", task["owner"]["reference"])
     number = next(one["value"] for one in task["identifier"] if one.get("system") == REFERRAL)
     letters = await story.until("the delivery to the clinic", lambda: _received(story, CLINIC, number))
     at_clinic = next(letter["patient"] for letter in letters if letter.get("patient"))
@@ -89,7 +87,10 @@ async def refer(story: Story) -> Referral:
 
 
 async def accept(story: Story, referral: Referral) -> None:
-    """The clinic's app finds the referral at the hub and accepts it."""
+    """The clinic's app finds the referral at the hub and accepts it: it sees what its organisation is named in, and no more."""
+    if "clinic-app" not in story.registered:
+        owner = (await story.read(referral.task))["owner"]["reference"]
+        await story.register("clinic-app", "--organization", owner)
     async with httpx.AsyncClient(timeout=30) as http:
         http.headers["Authorization"] = f"Bearer {await story.token('clinic-app')}"
         answer = await http.get(f"{story.hub}/fhir/{referral.task}")

@@ -67,6 +67,7 @@ class Story:
         }
         self.processes = Processes(self.folder / "logs", self.environment)
         self.offset = timedelta()
+        self.registered: set[str] = set()
         self._tokens: dict[str, tuple[str, float]] = {}
 
     # --- processes -----------------------------------------------------------------------------------------------------------
@@ -144,6 +145,7 @@ class Story:
         status = await self.command("client", "add", client, *scopes, "--jwks-file", str(jwks), *options, quiet=True)
         if status:
             raise DidNotHappen(f"client {client} could not be registered")
+        self.registered.add(client)
 
     async def token(self, client: str) -> str:
         """An access token of a client, by a signed assertion; the same one while it is good for another minute."""
