@@ -17,6 +17,7 @@ from fhircm import wiring
 from fhircm.access.audit_head import ALGORITHM, HeadWrong, read, signed
 from fhircm.access.audit_journal import backlog
 from fhircm.access.disclosures import Disclosure, as_csv, bundle, disclosures, row, trail
+from fhircm.cli_noting import noted
 from fhircm.exchange.backend_auth import signing_key
 from fhircm.fhir.systems import SERVER
 from fhircm.settings import Settings
@@ -31,8 +32,14 @@ err = Console(stderr=True)
 _DAY = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ"]
 
 
-def _run(work: Callable[[Settings], Coroutine[Any, Any, int]]) -> None:
-    raise SystemExit(asyncio.run(work(load_settings())))
+def _run(work: Callable[[Settings], Coroutine[Any, Any, int]], *, told: bool = False) -> None:
+    """Carry it out; `told`: in the audit too, for who asks whom others saw sees it himself."""
+    settings = load_settings()
+
+    def go() -> int:
+        return asyncio.run(work(settings))
+
+    raise SystemExit(noted(settings, go) if told else go())
 
 
 def _key(settings: Settings) -> Any:
@@ -165,7 +172,7 @@ def told(
             print(text, end="")
         return 0
 
-    _run(go)
+    _run(go, told=True)
 
 
 @app.command("trail")
@@ -193,7 +200,7 @@ def trail_(
                 if cursor is None:
                     return 0
 
-    _run(go)
+    _run(go, told=True)
 
 
 def _text(patient: str, listed: Sequence[Disclosure]) -> str:

@@ -11,6 +11,7 @@ import typer
 from fhircm import wiring
 from fhircm.access.guarded_store import GuardedStore
 from fhircm.access.person import principal_of
+from fhircm.cli_noting import noted
 from fhircm.coordination import emergency
 from fhircm.settings import load as load_settings
 from fhircm.store.logins import Login
@@ -24,14 +25,15 @@ _Id = Annotated[str, typer.Argument(help="The Task, as `fhircm emergency list` n
 
 
 def _run(officer: str, work: Callable[[GuardedStore, Login], Awaitable[None]]) -> None:
+    settings = load_settings()
+
     async def go() -> None:
-        settings = load_settings()
         async with wiring.open_store(settings) as store:
             login = await wiring.people(settings, store).named(officer)
             principal = await principal_of(login, Principals(store.database))
             await work(GuardedStore(store, principal, settings.access_grace), login)
 
-    asyncio.run(go())
+    noted(settings, lambda: asyncio.run(go()))
 
 
 @app.command("list")

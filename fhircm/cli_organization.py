@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fhircm import wiring
+from fhircm.cli_noting import noted
 from fhircm.coordination import organizations
 from fhircm.coordination.build import npi as npi_of
 from fhircm.fhir.query import parse_query
@@ -23,11 +24,13 @@ _PAGE = "200"
 
 
 def _run(work: Callable[[Store], Awaitable[None]]) -> None:
+    settings = load_settings()
+
     async def go() -> None:
-        async with wiring.open_store(load_settings()) as store:
+        async with wiring.open_store(settings) as store:
             await work(store)
 
-    asyncio.run(go())
+    noted(settings, lambda: asyncio.run(go()))
 
 
 @app.command("list")

@@ -12,6 +12,7 @@ import typer
 
 from fhircm import wiring
 from fhircm.access.people import People
+from fhircm.cli_noting import noted
 from fhircm.settings import load as load_settings
 from fhircm.store.logins import Login
 
@@ -21,12 +22,13 @@ _USERNAME = typer.Argument(help="The name that the person signs in with.")
 
 
 def _run(work: Callable[[People], Awaitable[None]]) -> None:
+    settings = load_settings()
+
     async def go() -> None:
-        settings = load_settings()
         async with wiring.open_store(settings) as store:
             await work(wiring.people(settings, store))
 
-    asyncio.run(go())
+    noted(settings, lambda: asyncio.run(go()))
 
 
 def _told(text: str) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from fhircm import wiring
 from fhircm.access.sealing import Seal, SealBroken
+from fhircm.cli_noting import noted
 from fhircm.settings import Settings
 from fhircm.settings import load as load_settings
 from fhircm.smart.clients import METHODS, PUBLIC, Client, RegistrationWrong, is_name
@@ -47,7 +48,8 @@ def _run(work: Callable[[Settings, Store], Coroutine[Any, Any, int | None]]) -> 
             return await work(settings, store) or 0
 
     try:
-        status = asyncio.run(go(load_settings()))
+        settings = load_settings()
+        status = noted(settings, lambda: asyncio.run(go(settings)))
     except (RegistrationWrong, NoSuchClient, SealBroken) as error:
         err.print(str(error), style="red", highlight=False)
         status = 1

@@ -18,6 +18,7 @@ from .flow import BACK, CLIENTS, JWKS, told
 def fhircm(database_url, tmp_path, monkeypatch):
     monkeypatch.setenv("FHIRCM_DATABASE_URL", database_url)
     monkeypatch.setenv("FHIRCM_KEYS_DIR", str(tmp_path / "keys"))
+    monkeypatch.setenv("FHIRCM_AUDIT_DIR", str(tmp_path / "audit"))
 
     async def run(*arguments, status=0):
         done = await asyncio.to_thread(CliRunner().invoke, app, list(map(str, arguments)))

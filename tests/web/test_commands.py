@@ -15,7 +15,11 @@ def user(database_url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments, typed="", **settings):
-        environment = {"FHIRCM_DATABASE_URL": database_url, "FHIRCM_KEYS_DIR": str(tmp_path / "keys"), **settings}
+        environment = {
+            "FHIRCM_DATABASE_URL": database_url,
+            "FHIRCM_KEYS_DIR": str(tmp_path / "keys"),
+            "FHIRCM_AUDIT_DIR": str(tmp_path / "audit"),
+        } | settings
         return commands.run("user", *arguments, typed=typed, **environment)
 
     return run

@@ -7,6 +7,7 @@ import pytest
 from starlette.routing import Route
 from typer.main import get_command
 
+from fhircm.access.audit_drain import Drain
 from fhircm.cli import app as cli
 from fhircm.coordination import emergency
 from fhircm.fhir.query import parse_query
@@ -165,3 +166,21 @@ async def test_emergency_accesses_are_listed_and_reviewed(fhircm, database, cloc
     assert trail.startswith("Patient/bo")
     (found,) = (await store.search(parse_query("Task", [("code", "break-glass")]))).matches
     assert found.tree["status"] == "completed"
+
+
+async def test_what_an_operator_does_is_in_the_audit(fhircm, store, tmp_path):
+    fhircm("organization", "add", "Lakeside", "--npi", "1234567893")
+    fhircm("client", "add", "web", "--auth", "none", "--scope", "openid", "--redirect-uri", "https://web.example/back")
+    fhircm("client", "disable", "web")
+    fhircm("client", "disable", "nobody", status=1)
+    (journal,) = (tmp_path / "audit").iterdir()
+    await Drain(store, journal, "http://hub.example/fhir").drain()
+    query = parse_query("AuditEvent", [("_sort", "date"), ("_count", "50")])
+    events = [one.tree for one in (await store.search(query)).matches]
+    told = [(one["subtype"][-1]["code"], one["outcome"], one["entity"][-1].get("name")) for one in events]
+    assert told == [
+        ("organization-add", "0", "Lakeside"),
+        ("client-add", "0", "web"),
+        ("client-disable", "0", "web"),
+        ("client-disable", "4", "nobody"),
+    ], events
