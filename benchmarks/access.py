@@ -35,7 +35,7 @@ from fhircm.store.migrations import migrate
 from fhircm.store.principals import Principals
 from fhircm.store.resources import Put, Store
 
-NAMES = ("read", "patient's active plans", "work list", "newest")
+NAMES = ("read", "patient's active plans", "work list", "newest 20")
 ASKED = 100  # requests of a round
 CLINIC = "Organization/clinic"
 
