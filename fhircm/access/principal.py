@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from fhircm.access.roles import roles
-from fhircm.access.scopes import Scope, allows, limited
+from fhircm.access.scopes import Scope, allows, limited, parse_scopes
 from fhircm.fhir.outcome import Forbidden
 from fhircm.store.visibility import MANY
 
@@ -55,13 +55,9 @@ class Principal:
 
     @property
     def sees_everything(self) -> bool:
-        """Whether it reaches every record, without a care relationship."""
-        return self._reaches("everything")
-
-    @property
-    def is_custodian(self) -> bool:
-        """Whether it is a system of the hub's own organisation: what consents and labels keep from others is in its keeping."""
-        return "custodian" in self.roles
+        """Whether it reaches every record, without a care relationship: each of its roles must, for what one allows another would widen."""
+        reaches = {roles()[code].reach for code in self.roles if code in roles()}
+        return reaches == {"everything"}
 
     @property
     def emergency(self) -> timedelta | None:
@@ -78,9 +74,6 @@ class Principal:
         if not self.may(verb, type):
             context = "system" if self.user is None else "patient" if self.patient else "user"
             raise Forbidden(f"To {_VERBS[verb]} {type}, the token needs the scope {context}/{type}.{verb}")
-
-    def _reaches(self, how: str) -> bool:
-        return any(roles()[code].reach == how for code in self.roles if code in roles())
 
 
 def within_roles(scopes: tuple[Scope, ...], codes: frozenset[str]) -> tuple[Scope, ...]:
@@ -113,7 +106,5 @@ def written(principal: Principal) -> dict[str, Any]:
 
 def read(tree: Mapping[str, Any]) -> Principal:
     """The principal that `written` told of."""
-    from fhircm.access.scopes import parse_scopes
-
     lists = {"scopes": parse_scopes(" ".join(tree["scopes"])), "roles": frozenset(tree["roles"])}
     return Principal(**{**tree, **lists, "known_as": frozenset(tree["known_as"])})

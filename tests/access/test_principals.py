@@ -155,3 +155,10 @@ async def test_who_looked_is_told_to_the_patient_and_the_privacy_officer_alone(w
         "clinic-of-npi": [404, 404],
         "chart": [404, 404],
     }
+
+
+async def test_who_reaches_everything_in_one_role_reaches_no_record_in_another_by_it(world):
+    _, of = world
+    both = Someone("both", "user/*.cruds", "Organization/clinic", "Practitioner/anna", ("clinician", "privacy-officer"))
+    assert (await (await of(both)).get("Patient/p")).status_code == 200
+    assert (await (await of(both)).get("Patient/of-rival")).status_code == 404
