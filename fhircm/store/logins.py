@@ -166,16 +166,6 @@ class Logins:
         """Whether somebody may not sign in any more."""
         await self._set(id, "disabled = $2", disabled)
 
-    async def set_identity(self, id: str, issuer: str | None, subject: str | None) -> None:
-        """Who this is at an OpenID Connect provider. Raises UsernameTaken."""
-        async with self._database.writing() as connection:
-            other = await connection.fetchval(
-                "SELECT id FROM login WHERE issuer = $1 AND subject = $2 AND id <> $3", issuer, subject, id
-            )
-            if other is not None:
-                raise UsernameTaken("Somebody else has this identity of the provider")
-            await connection.execute("UPDATE login SET issuer = $2, subject = $3 WHERE id = $1", id, issuer, subject)
-
     async def _set(self, id: str, change: str, *values: Any) -> None:
         async with self._database.writing() as connection:
             await connection.execute(f"UPDATE login SET {change} WHERE id = $1", id, *values)
