@@ -82,10 +82,6 @@ async def write_resources(
     metas = {_identity(put): _meta(put, versions[_identity(put)], instant(now)) for put in puts}
     stored = {_identity(put): _version_of(put, metas[_identity(put)], versions[_identity(put)], current, now) for put in puts}
     stored |= {_identity(one): Stored(one.type, one.id, versions[_identity(one)], now, True, b"", "delete") for one in deletes}
-    old = [current[identity].key for identity in stored if identity in current]
-    if old:
-        await delete_search_rows(connection, dialect, old)
-    await confirm(connection)
     # Search reads meta.lastUpdated like any other element.
     trees = [{**put.resource.tree, "id": put.resource.id, "meta": metas[_identity(put)]} for put in puts]
     if seeing is not None:
@@ -93,6 +89,10 @@ async def write_resources(
         await require_open(connection, dialect, seeing, trees, keys)
         if guard is not None and not guard.directory:
             await require_same_identity(connection, trees, keys)
+    old = [current[identity].key for identity in stored if identity in current]
+    if old:
+        await delete_search_rows(connection, dialect, old)
+    await confirm(connection)
     if stored:
         write_versions = _write_at_once if dialect == "postgresql" else _write_in_turn
         await write_versions(connection, list(stored.values()), trees, current, origin, words)

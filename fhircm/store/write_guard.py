@@ -10,10 +10,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fhircm.fhir.care_relationship import kinds, makes_relationships, relationships
+from fhircm.fhir.care_relationship import Relationship, kinds, makes_relationships, relationships
 from fhircm.fhir.consent_rules import consent_rules
-from fhircm.fhir.definitions import definitions
+from fhircm.fhir.definitions import definitions, param_key
 from fhircm.fhir.outcome import Forbidden
+from fhircm.fhir.ranges import EARLIEST
 from fhircm.store.database import Connection
 from fhircm.store.operations import Narrowing
 from fhircm.store.search_include import narrowed_types
@@ -84,8 +85,9 @@ async def require_open(
         if any(one.parameter in _EMERGENCY for one in said):
             raise Forbidden("Emergency access is asked for with Patient/$break-glass")
         key = keys.get((tree["resourceType"], tree["id"]))
-        before = await _said_before(connection, key) if key is not None else set()
-        patients = {one.id for one in said if (one.grantee, one.id) not in before}
+        before = await _said_before(connection, key) if key is not None else {}
+        kept = {one for one in said if before.get(_said(tree["resourceType"], one), EARLIEST) >= one.high}
+        patients = {one.id for one in said if one not in kept}
         patients |= {one.patient_id for one in consent_rules(tree)}
         missing = patients - made
         if missing and missing - await _open(connection, dialect, within, missing):
@@ -123,9 +125,17 @@ def _identity_of(tree: Mapping[str, Any], type: str) -> tuple[list[tuple[Any, An
     return listed, tree.get(_IDENTITY[type])
 
 
-async def _said_before(connection: Connection, key: int) -> set[tuple[str, str]]:
-    rows = await connection.fetch("SELECT grantee, id FROM care_relationship WHERE resource_key = $1 AND whole", key)
-    return {(row["grantee"], row["id"]) for row in rows}
+def _said(type: str, one: Relationship) -> tuple[int, str, str]:
+    return param_key(type, one.parameter), one.grantee, one.id
+
+
+async def _said_before(connection: Connection, key: int) -> dict[tuple[int, str, str], int]:
+    """The relationships that a resource makes by now, and until when: what lasts longer is a new one."""
+    rows = await connection.fetch(
+        "SELECT param, grantee, id, MAX(high) AS high FROM care_relationship WHERE resource_key = $1 AND whole GROUP BY param, grantee, id",
+        key,
+    )
+    return {(row["param"], row["grantee"], row["id"]): row["high"] for row in rows}
 
 
 async def _open(connection: Connection, dialect: str, within: Narrowing, patients: Collection[str]) -> set[str]:

@@ -9,26 +9,6 @@ from datetime import UTC, datetime, timedelta
 CLOSED = frozenset({"ETHUD", "PSY", "HIV", "V"})  # labels that need a consent
 PURPOSES = {("patient",): "PATRQT", ("related-person",): "FAMRQT"}  # for what these ask
 OPEN = frozenset({"Organization", "Practitioner", "PractitionerRole"})
-OF_PATIENTS = frozenset(
-    [
-        "Patient",
-        "RelatedPerson",
-        "Encounter",
-        "CareTeam",
-        "Coverage",
-        "Group",
-        "Observation",
-        "Condition",
-        "MedicationRequest",
-        "CarePlan",
-        "ServiceRequest",
-        "Task",
-        "Communication",
-        "Provenance",
-        "List",
-        "Consent",
-    ]
-)
 PAYERS_NOT = frozenset({"List"})  # of this population, what a coverage does not open
 
 

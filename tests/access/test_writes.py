@@ -192,3 +192,24 @@ async def test_an_app_of_a_patient_writes_within_its_granular_scope(asked):
     assert (await app.http.delete(f"/fhir/Observation/{made.json()['id']}", headers=app.headers)).status_code == 403, (
         "a patient deletes nothing"
     )
+
+
+async def test_a_relationship_that_has_ended_is_not_prolonged_while_its_grace_lasts(opened, clock):
+    trees = records(clock)
+    team = next(tree for tree in trees if tree["resourceType"] == "CareTeam")
+    team["participant"][0]["period"] = {"end": "2026-02-27"}
+    async with opened() as (store, http):
+        await write(store, trees)
+        clinic = Asked(http, await admitted(store.database, CLINIC))
+        assert (await clinic.get("Condition/c-mine")).status_code == 200
+        mine = (await clinic.get("CareTeam/team")).json()
+        assert await prolonged(clinic, mine, {"end": "2027-02-27"}) == 403
+        assert await prolonged(clinic, mine, {}) == 403
+        assert await prolonged(clinic, mine, {"end": "2026-02-27"}) == 200
+
+
+async def prolonged(asked, team, period):
+    member = {key: value for key, value in team["participant"][0].items() if key != "period"}
+    changed = team | {"participant": [member | ({"period": period} if period else {})]}
+    answer = await asked.http.put("/fhir/CareTeam/team", json=changed, headers=asked.headers)
+    return answer.status_code
