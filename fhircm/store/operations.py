@@ -191,6 +191,30 @@ class DropForJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Keep in quarantine what a partner sent and the hub cannot take; the same name again replaces what was held under it.
+
+    `kind` is why, in one word; `reason` says it in words that tell nothing of a patient; `batch`: store/quarantine.py.
+    """
+
+    partner: str
+    name: str
+    kind: str
+    digest: str
+    reason: str
+    body: bytes
+    batch: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo:
+    """Forget what was held under a name, if anything."""
+
+    partner: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What to write depends on what is there: `make` is given what each search finds, and returns what to do.
 
@@ -217,4 +241,6 @@ Op = (
     | RewriteSearchRows
     | KeepForJob
     | DropForJob
+    | Hold
+    | LetGo
 )

@@ -29,6 +29,7 @@ from fhircm.fhir.validation import Checked
 from fhircm.store import changes as change_log
 from fhircm.store import export as exporting
 from fhircm.store import job_files
+from fhircm.store import quarantine as quarantining
 from fhircm.store import reindex as reindexing
 from fhircm.store import search as searching
 from fhircm.store import timers as timing
@@ -44,7 +45,9 @@ from fhircm.store.operations import (
     Delete,
     DropForJob,
     FinishTimer,
+    Hold,
     KeepForJob,
+    LetGo,
     MoveCursor,
     Narrowing,
     Op,
@@ -58,6 +61,7 @@ from fhircm.store.operations import (
     Timer,
     WriteRule,
 )
+from fhircm.store.quarantine import Held
 from fhircm.store.search_past import passing
 from fhircm.store.search_sql import Builder
 from fhircm.store.stored import Stored, moment
@@ -84,7 +88,10 @@ __all__ = [
     "DropForJob",
     "FinishTimer",
     "Head",
+    "Held",
+    "Hold",
     "KeepForJob",
+    "LetGo",
     "MoveCursor",
     "Narrowing",
     "Op",
@@ -375,6 +382,10 @@ class Store:
                     await job_files.keep(connection, operation)
                 case DropForJob(job):
                     await job_files.drop(connection, job)
+                case Hold():
+                    await quarantining.hold(connection, operation, now)
+                case LetGo():
+                    await quarantining.let_go(connection, operation)
         return stored
 
     # --- changes, timers, facts ----------------------------------------------------------------------------------------------
@@ -509,6 +520,30 @@ class Store:
         async with self.database.reading() as connection:
             return await writing.writers_done(connection, self.database.dialect, mark)
 
+    # --- quarantine ----------------------------------------------------------------------------------------------------------
+
+    async def held(self, partner: str, names: Collection[str]) -> dict[str, Held]:
+        """Those of these names that are in quarantine for a partner."""
+        async with self.database.reading() as connection:
+            return await quarantining.held(connection, partner, names)
+
+    async def held_page(
+        self, partner: str | None = None, kind: str | None = None, *, after: tuple[str, str] = ("", ""), limit: int = 200
+    ) -> list[Held]:
+        """What is in quarantine, in order of partner and name, behind `after`."""
+        async with self.database.reading() as connection:
+            return await quarantining.held_page(connection, partner, kind, after, limit)
+
+    async def held_counts(self, partner: str) -> dict[str, int]:
+        """How many of each kind are in quarantine for a partner."""
+        async with self.database.reading() as connection:
+            return await quarantining.counts(connection, partner)
+
+    async def held_body(self, partner: str, name: str) -> bytes | None:
+        """The bytes in quarantine under a name, or None."""
+        async with self.database.reading() as connection:
+            return await quarantining.body(connection, partner, name)
+
     async def job_part(self, job: str, file: int, part: int) -> bytes:
         """A part of a file of a job. Raises NotFound."""
         async with self.database.reading() as connection:
@@ -535,6 +570,8 @@ def _order(operation: Op) -> tuple[str, str]:
             return "5", ""
         case KeepForJob(job=job) | DropForJob(job=job):  # behind its timer: who has that, has the job
             return "6", job
+        case Hold(partner=partner, name=name) | LetGo(partner=partner, name=name):
+            return "7", f"{partner} {name}"
     raise TypeError(type(operation).__name__)
 
 

@@ -114,6 +114,22 @@ class Lease(SQLModel, table=True):
     until: int = _column(BigInteger)
 
 
+class Quarantine(SQLModel, table=True):
+    """What a partner sent and the hub could not take, as it came; `batch`: the patient in whose batch it came (Patient/id there)."""
+
+    __table_args__ = (PrimaryKeyConstraint("partner", "name"),)
+    partner: str = _column(_Plain)
+    name: str = _column(_Plain)
+    kind: str = _column(_Plain)
+    batch: str = _column(_Plain)
+    digest: str = _column(_Plain)
+    reason: str = _column(Text)
+    body: bytes = _column(LargeBinary)
+    first_seen: int = _column(BigInteger)
+    last_seen: int = _column(BigInteger)
+    times: int = _column(BigInteger)
+
+
 class JobPart(SQLModel, table=True):
     """A piece of a file that a job writes: lines of NDJSON, compressed (raw DEFLATE that ends on a byte)."""
 
