@@ -12,6 +12,8 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
@@ -80,6 +82,14 @@ class Counts:
     pages: int = 0
     waited: float = 0.0  # seconds between attempts
     date: str | None = None  # the partner's own clock, from its last answer
+
+    @property
+    def clock(self) -> datetime | None:
+        """The partner's own clock in UTC, as of its last answer; None when it told none that can be read."""
+        try:
+            return parsedate_to_datetime(self.date).astimezone(UTC) if self.date else None
+        except (ValueError, TypeError, OverflowError):
+            return None
 
 
 class PartnerClient:

@@ -9,18 +9,22 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple
 
+from fhircm.exchange import quarantine
 from fhircm.exchange.mapping import Copied, Source, digest, hub_id, inbound, provenance, referred, same
 from fhircm.exchange.pages import Received
 from fhircm.exchange.partners import Partner
+from fhircm.exchange.quarantine import Strange
 from fhircm.fhir.outcome import FhirError, Invalid, Issue, NotFound, VersionConflict
 from fhircm.fhir.validation import Checked, check, check_tree
-from fhircm.store.resources import Put, SetState, Store, Stored
+from fhircm.store.resources import Op, Put, SetState, Store, Stored
 
 BATCH = 500  # resources in one transaction; only resources that refer to one another in a circle may be more
 ATTEMPTS = 4  # when somebody else writes the same resources meanwhile
 GONE = "gone"  # in place of a fingerprint: the partner has it no more
+HELD = "held"  # the last that came is in quarantine
 Facts = Callable[[frozenset[Source]], Sequence[SetState]]  # of what is unresolved
 NPI = "http://hl7.org/fhir/sid/us-npi"
 
@@ -32,10 +36,7 @@ class Refusal(NamedTuple):
     issues: tuple[Issue, ...]
 
     def __str__(self) -> str:
-        reasons = dict.fromkeys(
-            f"{issue.expression}: {issue.text}" if issue.expression else issue.text for issue in self.issues if issue
-        )
-        return f"{self.what}: {'; '.join(reasons)}"
+        return f"{self.what}: {quarantine.told(self.issues)}"
 
 
 @dataclass
@@ -44,23 +45,44 @@ class Row:
 
     of: dict[str, str] = field(default_factory=dict)
     marks: dict[str, dict[str, str]] = field(default_factory=dict)
+    strange: list[str] = field(default_factory=list)  # names in quarantine of what is not this patient's
 
     def as_json(self) -> dict[str, Any]:
         """The form in which it is kept."""
-        return {"of": self.of, "marks": self.marks} if self.marks else {"of": self.of}
+        more = {name: value for name, value in (("marks", self.marks), ("strange", self.strange)) if value}
+        return {"of": self.of, **more}
 
 
 @dataclass
 class Batch:
-    """Resources that belong together: a patient's own, and those of others that they refer to."""
+    """Resources that belong together: a patient's own, and those of others that they refer to.
 
-    key: str  # Patient/id at the partner
+    `strange`: what came among them and is not to be written, by its name in quarantine. `whole`: the types that were read from end to end.
+    `trusted`: a human said that versions and times are to be taken as they are.
+    """
+
+    key: str  # Patient/id at the partner, or empty
     row: Row  # as it was
     own: dict[Source, Received] = field(default_factory=dict)
     shared: dict[Source, Received] = field(default_factory=dict)
     gone: set[Source] = field(default_factory=set)
+    strange: dict[str, Strange] = field(default_factory=dict)
+    whole: frozenset[str] = frozenset()
+    trusted: bool = False
     marks: dict[str, dict[str, str]] = field(default_factory=dict)
     marks_matter: bool = False  # the marks are worth a write of their own
+
+    @property
+    def patients(self) -> set[str]:
+        """The ids that this human has at the partner: the record's own, and those that it was merged with."""
+        own = {one.id for one in self.own if str(one) == self.key} | {self.key.removeprefix("Patient/")}
+        record = self.own.get(Source("Patient", self.key.removeprefix("Patient/")))
+        if record is not None:
+            with suppress(FhirError):  # it is refused itself, and nothing is known of merges
+                links = record.tree.get("link", [])
+                others = (link["other"]["reference"] for link in links if isinstance(link, dict) and "other" in link)
+                own |= {str(other).rpartition("/")[2] for other in others}
+        return own
 
 
 @dataclass
@@ -93,21 +115,25 @@ class _Judged:
 class Mirror:
     """The copies of one partner, during one pull. One batch is written at a time."""
 
-    def __init__(self, store: Store, partner: Partner) -> None:
+    def __init__(self, store: Store, partner: Partner, clock_there: Callable[[], datetime | None] = lambda: None) -> None:
         self.store, self.partner, self.base = store, partner, partner.base_url
+        self.clock_there = clock_there
         self.origin = f"partner:{partner.name}"
         self.rows, self.shared_rows = f"mirror:{partner.name}", f"mirror-shared:{partner.name}"
         self.settled: set[Source] = set()  # shared resources that this pull has dealt with
         self._here: set[Source] = set()  # known to be at the hub
         self._refused: set[Source] = set()
         self._shared: dict[Source, str | None] = {}  # fingerprints
+        self.members: frozenset[str] | None = (
+            None  # the ids of the panel's patients at the partner, when those are all that may be told of
+        )
         self._custodian = Source("Organization", partner.organization.id)
         self._one = asyncio.Lock()
 
     async def row(self, key: str) -> Row:
         """What is remembered of a batch."""
         kept = await self.store.state(self.rows, key)
-        return Row(kept["of"], kept.get("marks", {})) if kept else Row()
+        return Row(kept["of"], kept.get("marks", {}), kept.get("strange", [])) if kept else Row()
 
     async def write(self, batch: Batch, progress: Facts = lambda _: ()) -> Written:
         """Write what changed, all of it with its Provenance and its fingerprints, or nothing; `progress` is asked for at the commit.
@@ -128,13 +154,20 @@ class Mirror:
         resources = {**{one: got for one, got in batch.shared.items() if one not in self.settled}, **batch.own}
         before = {one: batch.row.of.get(str(one)) for one in batch.own}
         before |= {one: await self._fingerprint(one) for one in resources if one not in batch.own}
-        judged = await self._judge(resources, before)
-        marks = {one: digest(body) for one, body in judged.mapped.items()}
+        judged = await self._judge(batch, resources, before)
+        marks = {one: _mark(body, resources[one]) for one, body in judged.mapped.items()}
+        for one, why in judged.refused.items():
+            if isinstance(why, quarantine.Misplaced):  # the same may be where it belongs as well
+                strange = Strange(quarantine.misplaced_name(one, batch.key), why, resources[one])
+                batch.strange[strange.name] = strange
+            else:
+                marks[one] = HELD
+        held = await self._held(batch, resources, judged, before)
         chunks = _chunks({one: referred(self.base, resources[one].body) for one in judged.checked})
         for chunk in chunks[:-1]:
             await self._commit(chunk, resources, judged, batch, {one: marks[one] for one in chunk})
-        await self._commit(chunks[-1] if chunks else [], resources, judged, batch, marks, progress, last=True)
-        self._remember(batch, marks, judged)
+        await self._commit(chunks[-1] if chunks else [], resources, judged, batch, marks, progress, held)
+        self._remember(batch, judged.mapped, judged)
         refused = [_refusal(one, why) for one, why in judged.refused.items()]
         return Written(len(resources), len(judged.checked), refused, judged.unresolved)
 
@@ -144,7 +177,7 @@ class Mirror:
 
     # --- what is to be done ---------------------------------------------------------------------------------------------------
 
-    async def _judge(self, resources: Mapping[Source, Received], before: Mapping[Source, str | None]) -> _Judged:
+    async def _judge(self, batch: Batch, resources: Mapping[Source, Received], before: Mapping[Source, str | None]) -> _Judged:
         """Map and check until nothing more is refused: what refers to something refused must be mapped again."""
         refused: dict[Source, FhirError] = {}
         checked: dict[Source, tuple[str, Checked]] = {}
@@ -160,11 +193,20 @@ class Mirror:
                     mapped[one] = inbound(self.base, resources[one], here.__contains__)
                 except FhirError as error:
                     refused[one] = error
-            changed = [one for one, body in mapped.items() if digest(body) != before.get(one)]
+            changed = [one for one, body in mapped.items() if not _is(before.get(one), body)]
+            for one in changed:
+                if one in batch.own and batch.key:
+                    try:
+                        quarantine.check_place(self.base, resources[one], batch.patients, self.members)
+                    except FhirError as error:
+                        refused[one] = error
+            changed = [one for one in changed if one not in refused]
             existing |= await self._existing(one for one in changed if one not in existing)
             different = [one for one in changed if one not in existing or not same(mapped[one], existing[one].body)]
             for one in different:
                 try:
+                    if not batch.trusted:
+                        quarantine.check_time(resources[one], _version_in(before.get(one)), self.now())
                     checked[one] = self._checked(mapped[one], checked.get(one), existing.get(one))
                 except FhirError as error:
                     refused[one] = error
@@ -208,21 +250,23 @@ class Mirror:
         batch: Batch,
         marks: Mapping[Source, str],
         progress: Facts = lambda _: (),
-        *,
-        last: bool = False,
+        held: Sequence[Op] | None = None,
     ) -> None:
-        """One transaction: copies, their Provenance and their fingerprints; nothing when none of these is new."""
-        row = _new_row(batch, marks, last)
+        """One transaction: copies, their Provenance and their fingerprints; nothing when none of these is new.
+
+        With the last chunk goes what changes in quarantine (`held`), and what is gone.
+        """
+        row = _new_row(batch, marks, last=held is not None)
         facts = [SetState(self.rows, batch.key, row.as_json())] if row != batch.row else []
         for one, mark in sorted(marks.items()):
-            if one not in batch.own and self._shared.get(one) != mark:
+            if one not in batch.own and not _same_mark(self._shared.get(one), mark):
                 facts.append(SetState(self.shared_rows, str(one), {"of": mark}))
         puts = [Put(judged.checked[one], _version(judged, one)) for one in chunk]
         if puts:
             copied = [await self._copied(resources[one], judged, one) for one in chunk]
             puts.append(Put(check_tree(provenance(await self._who(chunk), copied, self.store.clock())), 0))
-        if puts or facts:
-            await self.store.transact([*puts, *facts, *progress(judged.unresolved)], origin=self.origin)
+        if puts or facts or held:
+            await self.store.transact([*puts, *facts, *(held or ()), *progress(judged.unresolved)], origin=self.origin)
         batch.row = row
         self._shared |= {one: mark for one, mark in marks.items() if one not in batch.own}
 
@@ -243,24 +287,71 @@ class Mirror:
             return {"reference": f"Organization/{hub_id(self.base, str(self._custodian))}", **who}
         return {"type": "Organization", "identifier": {"system": NPI, "value": organization.npi}, **who}
 
-    def _remember(self, batch: Batch, marks: Mapping[Source, str], judged: _Judged) -> None:
-        shared = {one for one in (*marks, *batch.shared) if one.type == "Patient" or one not in batch.own}
+    async def _held(
+        self,
+        batch: Batch,
+        resources: Mapping[Source, Received],
+        judged: _Judged,
+        before: Mapping[Source, str | None],
+    ) -> list[Op]:
+        """What changes in quarantine."""
+        strange = [Strange(str(one), why, resources[one]) for one, why in sorted(judged.refused.items())]
+        strange = [one for one in strange if not isinstance(one.why, quarantine.Misplaced)]
+        was = [str(one) for one, mark in before.items() if mark == HELD]
+        was += [str(one) for one in batch.gone if batch.row.of.get(str(one)) == HELD]
+        was += [name for name in batch.row.strange if _looked_for(name, batch)]
+        return list(await quarantine.hold(self.store, self.partner.name, batch.key, [*strange, *batch.strange.values()], was))
+
+    def now(self) -> datetime:
+        """The later of the hub's clock and the partner's own, as far as that was told."""
+        return max(self.store.clock(), self.clock_there() or self.store.clock())
+
+    def _remember(self, batch: Batch, written: Iterable[Source], judged: _Judged) -> None:
+        written = set(written)
+        shared = {one for one in (*written, *batch.shared) if one.type == "Patient" or one not in batch.own}
         self.settled |= shared
-        self._here |= shared & marks.keys()
+        self._here |= shared & written
         self._refused |= judged.refused.keys()
 
     def _is_shared(self, one: Source) -> bool:
         return one.type == "Patient" or one in self._shared
 
 
-def _new_row(batch: Batch, marks: Mapping[Source, str], last: bool) -> Row:
+def _new_row(batch: Batch, marks: Mapping[Source, str], *, last: bool) -> Row:
     """What is to be remembered of a batch once these are written."""
-    row = Row({**batch.row.of, **{str(one): mark for one, mark in marks.items() if one in batch.own}}, batch.row.marks)
+    own = {str(one): mark for one, mark in marks.items() if one in batch.own}
+    fresh = {name: mark for name, mark in own.items() if not _same_mark(batch.row.of.get(name), mark)}
+    row = Row({**batch.row.of, **fresh}, batch.row.marks, batch.row.strange)
     if last:
         row.of |= {str(one): GONE for one in batch.gone}
+        row.strange = sorted({name for name in row.strange if not _looked_for(name, batch)} | batch.strange.keys())
         if row.of != batch.row.of or batch.marks_matter:
             row.marks = batch.marks
     return row
+
+
+def _looked_for(name: str, batch: Batch) -> bool:
+    """Whether something strange of before would have been found again, if it still came."""
+    return name.partition("/")[0] in batch.whole
+
+
+def _mark(body: bytes, received: Received) -> str:
+    """The fingerprint of a mapped body and, where it counts, the version at the partner."""
+    version = quarantine.numbered(received.version)
+    return f"{digest(body)}.{version}" if version else digest(body)
+
+
+def _is(mark: str | None, body: bytes) -> bool:
+    """Whether a body is the one of a fingerprint."""
+    return mark is not None and mark.partition(".")[0] == digest(body)
+
+
+def _same_mark(before: str | None, mark: str) -> bool:
+    return before is not None and before.partition(".")[0] == mark.partition(".")[0]
+
+
+def _version_in(mark: str | None) -> str | None:
+    return (mark or "").partition(".")[2] or None
 
 
 def _version(judged: _Judged, one: Source) -> int:

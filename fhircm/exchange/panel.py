@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from fhircm.exchange.client import PartnerClient
@@ -19,6 +18,7 @@ from fhircm.exchange.mapping import Source, referred, source
 from fhircm.exchange.mirror import GONE, Batch, Refusal, Row
 from fhircm.exchange.pages import Received, newest
 from fhircm.exchange.partners import PullType
+from fhircm.exchange.quarantine import nameless
 from fhircm.fhir.outcome import Issue
 
 STRIKES = 3  # of one type in a row, before it is left for the next pull
@@ -46,7 +46,7 @@ class Panel:
     def __init__(self, client: PartnerClient, patients: Iterable[str]) -> None:
         self.client, self.partner, self.base = client, client.partner, client.partner.base_url
         self.patients = sorted(set(patients))
-        self._members = frozenset(self.patients)
+        self.members = frozenset(self.patients)
         self._by_reference = {one.type for one in self.partner.pull if one.by_reference}
         self._shared: dict[Source, asyncio.Task[Received | None]] = {}
         self._strikes: dict[str, int] = {}
@@ -58,7 +58,8 @@ class Panel:
         here = Source("Patient", id)
         reading.batch.own[here] = await self._tried("Patient", lambda: self.client.read("Patient", id))
         whole = await together(self._type(one, reading, id) for one in self.partner.pull if one.searches)
-        await self._vanished(reading, {type for type in whole if type is not None})
+        reading.batch.whole = frozenset({"Patient", *(type for type in whole if type is not None)})
+        await self._vanished(reading)
         await self._follow(reading)
         return reading
 
@@ -110,7 +111,7 @@ class Panel:
 
     def _since(self, one: PullType, row: Row) -> tuple[dict[str, str] | None, list[tuple[str, str]]]:
         """The mark to keep once this is read, and the parameter that asks for what changed since the last one."""
-        now = _instant(self.client.counts.date)
+        now = self.client.counts.clock
         if not one.last_updated or now is None:
             return None, []
         before = row.marks.get(one.strategy)
@@ -127,15 +128,17 @@ class Panel:
     def _own(self, reading: Reading, received: Received) -> None:
         """Take a resource that was found for a patient, if it has a name and is of a type that is wanted."""
         if received.type is None or not received.id:
-            self._refuse(reading, "a search result", PartnerAnswerBroken("It has no type or no id"))
-        elif received.type in self.partner.types and self._is_ours(received):
+            strange = nameless(received, reading.batch.key)
+            reading.batch.strange[strange.name] = strange
+            reading.refused.append(Refusal(strange.name, tuple(strange.why.issues)))
+        elif received.type in self.partner.types:
             reading.batch.own.setdefault(Source(received.type, received.id), received)
 
     def _is_ours(self, received: Received) -> bool:
         """Whether a resource speaks of the panel's patients alone."""
-        return all(target.type != "Patient" or target.id in self._members for target in referred(self.base, received.body))
+        return all(target.type != "Patient" or target.id in self.members for target in referred(self.base, received.body))
 
-    async def _vanished(self, reading: Reading, whole: set[str]) -> None:
+    async def _vanished(self, reading: Reading) -> None:
         """What a search found before and does not find now may have changed its status, or be gone: ask by id."""
         batch = reading.batch
         before = [Source(*name.split("/", 1)) for name, mark in batch.row.of.items() if mark != GONE]
@@ -149,7 +152,7 @@ class Panel:
                 if error.answered in (404, 410):
                     batch.gone.add(one)
 
-        await together(ask(one) for one in before if one.type in whole and one not in batch.own)
+        await together(ask(one) for one in before if one.type in batch.whole and one not in batch.own)
 
     # --- what is referred to --------------------------------------------------------------------------------------------------
 
@@ -167,7 +170,7 @@ class Panel:
 
     def _may_follow(self, one: Source) -> bool:
         if one.type == "Patient":
-            return one.id in self._members
+            return one.id in self.members
         return one.type in self._by_reference or one == Source("Organization", self.partner.organization.id)
 
     async def _read_shared(self, reading: Reading, wanted: set[Source]) -> list[Received]:
@@ -241,13 +244,6 @@ async def members(client: PartnerClient) -> list[str]:
         if patient is not None and patient.type == "Patient" and member.get("inactive") is not True:
             found.append(patient.id)
     return found
-
-
-def _instant(date: str | None) -> datetime | None:
-    try:
-        return parsedate_to_datetime(date).astimezone(UTC) if date else None
-    except (ValueError, TypeError, OverflowError):
-        return None
 
 
 async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:

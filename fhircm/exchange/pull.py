@@ -100,7 +100,7 @@ class _Pull:
 
     def __init__(self, store: Store, client: PartnerClient, progress: Callable[[int, int], None]) -> None:
         self.store, self.client, self.tell = store, client, progress
-        self.mirror = Mirror(store, client.partner)
+        self.mirror = Mirror(store, client.partner, lambda: client.counts.clock)
         self.report = PullReport(client.partner.name)
         self._waiting: list[tuple[Batch, frozenset[Source]]] = []  # with references to what had not come yet
 
@@ -108,6 +108,7 @@ class _Pull:
         """The whole of it."""
         begun, before = monotonic(), (self.client.counts.pages, self.client.counts.requests)
         panel = Panel(self.client, await members(self.client))
+        self.mirror.members = panel.members
         progress = Progress(self.store, self.client.partner.name, self.client.partner.base_url, panel.patients)
         self.report.panel, self.report.resumed = len(panel.patients), await progress.resume()
         try:
