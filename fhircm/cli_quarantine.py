@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
@@ -71,7 +70,7 @@ def show(partner: _Partner, name: _Name) -> None:
         body = await store.held_body(partner, name)
         if body is None:
             raise NotFound(f"Nothing of {partner} is in quarantine under {name}")
-        sys.stdout.buffer.write(body + b"\n")
+        typer.echo(body.decode("utf-8", "backslashreplace"))
 
     _run(go)
 

@@ -25,6 +25,7 @@ import msgspec
 
 from fhircm.exchange.backend_auth import BackendAuth, signing_key
 from fhircm.exchange.errors import (
+    AnswerTooLarge,
     PartnerAnswerBroken,
     PartnerRefused,
     PartnerUnavailable,
@@ -52,6 +53,7 @@ log = logging.getLogger("fhircm.exchange.client")
 
 FHIR_JSON = "application/fhir+json"
 BACKOFF = 0.5  # seconds before the second attempt; doubled each time
+SMALLER = 5  # how many times smaller the pages are that are asked for when one is too large
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +147,22 @@ class PartnerClient:
     async def search(self, type: str, parameters: Sequence[tuple[str, str]] = ()) -> AsyncIterator[list[Received]]:
         """The pages of a search, each as the resources on it: outcomes are left out, and `total` is not believed.
 
-        One resource may come twice; `newest` puts a whole search together.
+        One resource may come twice; `newest` puts a whole search together. When a page is too large, smaller ones are asked for.
         """
-        if self.partner.limits.page_size is not None:
-            parameters = [*parameters, ("_count", str(self.partner.limits.page_size))]
+        size = self.partner.limits.page_size
+        while True:
+            try:
+                async for resources in self._pages(type, parameters, size):
+                    yield resources
+                return
+            except AnswerTooLarge:
+                if size is None or size == 1:
+                    raise
+                size = max(1, size // SMALLER)
+
+    async def _pages(self, type: str, parameters: Sequence[tuple[str, str]], size: int | None) -> AsyncIterator[list[Received]]:
+        if size is not None:
+            parameters = [*parameters, ("_count", str(size))]
         url: str | None = str(httpx.URL(f"{self.partner.base_url}/{type}", params=list(parameters)))
         handling = self.partner.prefer_handling
         headers = {"Prefer": f"handling={handling}"} if handling else {}
@@ -226,6 +240,8 @@ class PartnerClient:
             try:
                 return await attempt()
             except (PartnerUnavailable, PartnerAnswerBroken) as error:
+                if isinstance(error, AnswerTooLarge):
+                    raise
                 wait = BACKOFF * 2 ** (number - 1)
                 asked = error.retry_after if isinstance(error, PartnerUnavailable) else None
                 if number == limits.attempts or (asked is not None and asked > limits.patience):
@@ -263,7 +279,7 @@ class PartnerClient:
             async for part in answer.aiter_bytes():
                 body += part
                 if len(body) > limit:
-                    raise PartnerAnswerBroken(f"{where} was answered with more than {limit} bytes")
+                    raise AnswerTooLarge(f"{where} was answered with more than {limit} bytes")
         finally:
             await answer.aclose()
         return _Got(answer.status_code, answer.headers, bytes(body), where)

@@ -58,6 +58,12 @@ class PartnerAnswerBroken(FhirError):
     status, code = 502, "incomplete"
 
 
+class AnswerTooLarge(PartnerAnswerBroken):
+    """The answer is larger than any that is read; the same question gets the same answer."""
+
+    code = "too-long"
+
+
 class _Coding(msgspec.Struct):
     system: str = ""
     code: str = ""

@@ -22,6 +22,7 @@ from fhircm.exchange.client import (
     PartnerUnavailable,
     SignInRefused,
 )
+from fhircm.exchange.errors import AnswerTooLarge
 from fhircm.exchange.pages import Received, newest, within
 from fhircm.exchange.partners import Calendar, Limits, Organization, Partner
 
@@ -330,6 +331,28 @@ async def test_an_answer_without_end_is_cut_off():
     async with client(answer, limits={"attempts": 1, "body": 1_000_000}) as ehr:
         with pytest.raises(PartnerAnswerBroken, match="more than 1000000 bytes"):
             await ehr.read("Patient", "p1")
+
+
+async def test_a_page_that_is_too_large_is_asked_for_in_smaller_ones():
+    asked = []
+
+    def answer(request):
+        size, start = int(request.url.params["_count"]), int(request.url.params.get("page", 0))
+        asked.append(size)
+        shown = range(start, min(10, start + size))
+        entries = [{"resource": {"resourceType": "Task", "id": str(n), "note": [{"text": "x" * 1000}]}} for n in shown]
+        following = f"{BASE}/Task?_count={size}&page={start + size}"
+        link = [{"relation": "next", "url": following}] if start + size < 10 else []
+        return httpx.Response(200, json={"resourceType": "Bundle", "link": link, "entry": entries})
+
+    async with client(answer, limits={"page_size": 10, "body": 5000}) as ehr:
+        found = await ehr.search_all("Task", [("patient", "p")])
+        assert (sorted(one.id for one in found), asked) == ([str(n) for n in range(10)], [10, 2, 2, 2, 2, 2])
+    asked.clear()
+    async with client(answer, limits={"page_size": 10, "body": 500}) as ehr:
+        with pytest.raises(AnswerTooLarge):
+            await ehr.search_all("Task", [("patient", "p")])
+        assert asked == [10, 2, 1]  # each once: the same question gets the same answer
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 406, 409, 410, 412, 422, 501])
