@@ -13,8 +13,8 @@ from fhircm.exchange.capabilities import Capabilities, discover, refresh
 from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable, SignInRefused
 from fhircm.exchange.mapping import Source, referred
+from fhircm.exchange.members import members
 from fhircm.exchange.pages import Received
-from fhircm.exchange.panel import members
 from fhircm.exchange.partners import PullType
 from fhircm.fhir.outcome import FhirError
 from fhircm.store.resources import Store

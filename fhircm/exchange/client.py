@@ -37,6 +37,7 @@ from fhircm.exchange.errors import (
 from fhircm.exchange.pages import Page, Received, cut, newest, page, within
 from fhircm.exchange.partners import Partner
 from fhircm.fhir import json
+from fhircm.fhir.definitions import definitions
 
 __all__ = [
     "Answer",
@@ -161,6 +162,7 @@ class PartnerClient:
                 size = max(1, size // SMALLER)
 
     async def _pages(self, type: str, parameters: Sequence[tuple[str, str]], size: int | None) -> AsyncIterator[list[Received]]:
+        parameters = [*parameters, *self.partner.search_parameters]
         if size is not None:
             parameters = [*parameters, ("_count", str(size))]
         url: str | None = str(httpx.URL(f"{self.partner.base_url}/{type}", params=list(parameters)))
@@ -309,11 +311,24 @@ class PartnerClient:
         """The URL of the next page, if the token may go there."""
         try:
             url = str(httpx.URL(urljoin(current, following)))
+            if self.partner.rebase_links and not within(self.partner.base_url, url):
+                url = self._rebased(httpx.URL(url))
         except (ValueError, httpx.InvalidURL):
             raise PartnerAnswerBroken("The next page is at an address that is no URL") from None
         if not within(self.partner.base_url, url):
             raise PartnerAnswerBroken("The next page is at another address than the partner's own, where its token must not go")
         return url
+
+    def _rebased(self, url: httpx.URL) -> str:
+        """A link to an address behind the partner's proxy, as it is from outside: below base_url, with its query."""
+        base = httpx.URL(self.partner.base_url)
+        last = url.path.rstrip("/").rpartition("/")[2]
+        path = (
+            base.path
+            if last == base.path.rpartition("/")[2] or last not in definitions().resource_types
+            else f"{base.path}/{last}"
+        )
+        return str(base.copy_with(path=path, query=url.query))
 
 
 @asynccontextmanager

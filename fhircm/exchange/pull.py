@@ -16,8 +16,9 @@ from uuid import uuid4
 from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable
 from fhircm.exchange.mapping import Source
+from fhircm.exchange.members import members
 from fhircm.exchange.mirror import GONE, Batch, Facts, Mirror, Refusal
-from fhircm.exchange.panel import Panel, Reading, Stopped, members, together
+from fhircm.exchange.panel import Panel, Reading, Stopped, together
 from fhircm.exchange.progress import Progress
 from fhircm.fhir.outcome import Conflict, FhirError
 from fhircm.store.resources import SetState, Store
@@ -107,7 +108,7 @@ class _Pull:
     async def run(self) -> PullReport:
         """The whole of it."""
         begun, before = monotonic(), (self.client.counts.pages, self.client.counts.requests)
-        panel = Panel(self.client, await members(self.client))
+        panel = Panel(self.client, await members(self.client, self.store, self.report.refused.append))
         self.mirror.members = panel.members
         progress = Progress(self.store, self.client.partner.name, self.client.partner.base_url, panel.patients)
         self.report.panel, self.report.resumed = len(panel.patients), await progress.resume()

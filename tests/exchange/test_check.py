@@ -82,7 +82,11 @@ class Ehr:
             },
             "/metadata": {**statement, "software": {"name": "Ehr"}},
             "/token": {"access_token": "t", "token_type": "bearer", "scope": "system/Encounter.rs system/CarePlan.rs"},
-            "/Group/panel": {"resourceType": "Group", "id": "panel", "member": [{"entity": {"reference": "Patient/p1"}}] * 2},
+            "/Group/panel": {
+                "resourceType": "Group",
+                "id": "panel",
+                "member": [{"entity": {"reference": f"Patient/p{number}"}} for number in (1, 2)],
+            },
             "/Patient/p1": {"resourceType": "Patient", "id": "p1"},
             "/Encounter": bundle(encounter),
             "/CarePlan": bundle(),
