@@ -304,7 +304,9 @@ def jobs(
 
 @app.command()
 def sandbox(
-    vendor: Annotated[str, typer.Option(help="The shape of EHR: epic or oracle.")],
+    vendor: Annotated[
+        str, typer.Option(help="The shape of EHR: athenahealth, eclinicalworks, epic, hapi, meditech, oracle or r4.")
+    ],
     port: Annotated[int, typer.Option(help="Loopback port.")] = 8081,
     jwks_url: Annotated[str | None, typer.Option(help="Where the client publishes its keys.")] = None,
     jwks_file: Annotated[Path | None, typer.Option(help="Or a file with the client's JWKS.", exists=True)] = None,

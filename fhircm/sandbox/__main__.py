@@ -18,10 +18,10 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from fhircm.sandbox.chart import Chart
-from fhircm.sandbox.ehr import Ehr, vendor
+from fhircm.sandbox.ehr import Ehr, vendor, vendors
 from fhircm.sandbox.faults import Fault
 from fhircm.sandbox.population import population
 from fhircm.sandbox.records import from_bundles
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     habits = vendor(options.vendor)
     server = f"http://127.0.0.1:{options.port}"
     base_url = server + habits["base_path"]
-    chart = Chart(people.hospital if options.vendor == "epic" else people.clinic, options.state)
+    chart = Chart(people.hospital if habits["chart"] == "hospital" else people.clinic, options.state)
     keys = PublishedKeys(options.jwks_url, options.jwks_file)
     sign_in = SignIn(
         options.client_id, keys, f"{server}/oauth2/token", habits["algorithm"], habits["scopes"], options.token_lifetime
@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     uvicorn.run(app, host="127.0.0.1", port=options.port, log_level="warning", access_log=False)
 
 
-def sandbox(ehr: Ehr, staff: Staff, server: str) -> Starlette:
-    """The whole EHR: FHIR API, sign-in, staff door and faults."""
+def sandbox(ehr: Ehr, staff: Staff, server: str, routes: Sequence[BaseRoute] = ()) -> Starlette:
+    """The whole EHR: FHIR API, sign-in, staff door and faults; `routes` go before them."""
     faults: list[Fault] = []
     base_path = ehr.habits["base_path"]
 
@@ -105,11 +105,13 @@ def sandbox(ehr: Ehr, staff: Staff, server: str) -> Starlette:
 
     return Starlette(
         routes=[
+            *routes,
             Route("/oauth2/token", token, methods=["POST"]),
             Route(f"{base_path}/.well-known/smart-configuration", configuration),
             Route("/staff/received", received),
             Route("/staff/faults", set_fault, methods=["GET", "POST", "DELETE"]),
             Route("/staff/{act}", act, methods=["POST"]),
+            Route(base_path, fhir, methods=["GET", "POST"]),
             Route(base_path + "/{path:path}", fhir, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
         ]
     )
@@ -135,7 +137,7 @@ class PublishedKeys:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fhircm sandbox", description="An EHR with a vendor's habits.")
-    parser.add_argument("--vendor", choices=("epic", "oracle"), required=True)
+    parser.add_argument("--vendor", choices=vendors(), required=True)
     parser.add_argument("--port", type=int, default=8081)
     parser.add_argument("--client-id", default="fhircm")
     parser.add_argument("--jwks-url")

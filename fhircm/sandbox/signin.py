@@ -32,7 +32,7 @@ class SignIn:
 
     def __init__(self, client_id: str, keys: Keys, token_url: str, algorithm: str, scopes: str, lifetime: int) -> None:
         self.client_id, self.keys, self.token_url, self.algorithm = client_id, keys, token_url, algorithm
-        self.v2_only, self.lifetime = scopes == "v2", lifetime
+        self.v1_only, self.v2_only, self.lifetime = scopes == "v1", scopes == "v2", lifetime
         self._tokens: dict[str, tuple[float, list[tuple[str, str]]]] = {}
         self._used: dict[str, float] = {}
 
@@ -61,7 +61,7 @@ class SignIn:
         self._tokens.clear()
 
     def _scope(self, scope: str) -> tuple[str, str] | None:
-        if (found := _V2.fullmatch(scope)) and found[2]:
+        if not self.v1_only and (found := _V2.fullmatch(scope)) and found[2]:
             return found[1], found[2]
         if not self.v2_only and (found := _V1.fullmatch(scope)):
             return found[1], _LETTERS[found[2]]
