@@ -18,8 +18,8 @@ from fhircm.sandbox.chart import Chart, Tree
 from fhircm.sandbox.searching import Searching
 from fhircm.sandbox.signin import SignIn
 from fhircm.sandbox.statement import statement
-from fhircm.sandbox.wrong import FHIR, Answer, Wrong
 from fhircm.sandbox.writing import Writing
+from fhircm.sandbox.wrong import FHIR, Answer, Wrong
 
 _INTERACTIONS = {
     ("GET", 1): "search-type",
