@@ -234,8 +234,6 @@ class Panel:
             reading.refused.append(Refusal(what, (Issue("error", error.code, str(error)),)))
 
 
-
-
 async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
     """Do these together and return their results; when one fails, end the others and raise its error."""
     tasks = [asyncio.create_task(work) for work in works]
