@@ -27,7 +27,7 @@ from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.protocol import load_pathways
 from fhircm.coordination.timeline import rendered, timeline
-from fhircm.exchange import capabilities, guides, pull, push
+from fhircm.exchange import drift, guides, pull, push
 from fhircm.exchange.attachments import fetch_from
 from fhircm.exchange.backend_auth import access_token, signing_key
 from fhircm.exchange.check import CheckReport, check
@@ -258,15 +258,18 @@ def means(settings: Settings, store: Store, sources: Sources) -> Means:
 
 
 async def _round(settings: Settings, store: Store, client: PartnerClient, clients: list[PartnerClient], around: Context) -> int:
-    """Pull when it is time, then push what is due."""
-    partner = client.partner
-    snapshot = await capabilities.kept(store, partner.name)
+    """Pull when it is time, then push what is due; nothing while the partner is maintained."""
+    partner, owner = client.given, f"Organization/{around.organization}"
+    if partner.schedule.maintained(datetime.now(UTC)):
+        return 0
+    snapshot = await drift.kept(store, partner.name)
     try:
         if await _is_time(settings, store, partner):
-            snapshot, drift = await capabilities.refresh(store, client)
-            for line in drift:
+            snapshot, told = await drift.refresh(store, client, owner)
+            for line in told:
                 log.warning("%s: %s", partner.name, line)
             log.info("%s: %s", partner.name, (await pull_partner(settings, store, client)).summary())
+        snapshot = (await drift.note_granted(store, client, owner))[0] or snapshot
     except (PartnerUnavailable, PartnerRefused, PartnerAnswerBroken, pull.PullRunning) as error:
         log.warning("%s could not be pulled: %s", partner.name, type(error).__name__)
         await _pulled(store, partner)  # the next attempt is a whole interval away; what was read is kept
@@ -279,7 +282,7 @@ async def _round(settings: Settings, store: Store, client: PartnerClient, client
         snapshot,
         store.clock,
         attempts=settings.push_attempts,
-        owner=f"Organization/{around.organization}",
+        owner=owner,
         fetch=fetch_from(clients),
     )
     return report.done
@@ -298,7 +301,10 @@ async def _pulled(store: Store, partner: Partner) -> None:
 async def pull_partner(
     settings: Settings, store: Store, client: PartnerClient, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> pull.PullReport:
-    """Pull a partner now."""
+    """Pull a partner now, as far as its last snapshot says that it can be asked."""
+    client.partner, left_out = drift.followed(client.given, await drift.kept(store, client.given.name))
+    for line in left_out:
+        log.info("%s: %s", client.partner.name, line)
     report = await pull.pull(store, client, progress=progress, lease_seconds=settings.lease.total_seconds())
     await _pulled(store, client.partner)
     return report
@@ -307,7 +313,8 @@ async def pull_partner(
 async def check_partner(settings: Settings, store: Store, partner: Partner) -> CheckReport:
     """Try everything that the hub wants of a partner."""
     async with connect(partner, settings.keys_dir) as client:
-        return await check(client, store, base_url(settings))
+        organization = build.coordinating_organization(settings.organization_name)
+        return await check(client, store, base_url(settings), owner=f"Organization/{organization.id}")
 
 
 def _parked(around: Context, where: str, what: str, error: Exception) -> Op:

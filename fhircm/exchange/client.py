@@ -110,6 +110,7 @@ class PartnerClient:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.partner, self.auth, self.counts = partner, auth, Counts()
+        self.given = partner  # as its file says; `partner` may be what of it can be asked now
         limits = partner.limits
         self._http = httpx.AsyncClient(
             headers={**partner.headers, "Accept": FHIR_JSON, "User-Agent": "fhircm"},
