@@ -31,6 +31,7 @@ from fhircm.exchange.errors import (
     PartnerUnavailable,
     SignInRefused,
     issues,
+    plainly,
     retry_after,
     summary,
 )
@@ -304,7 +305,7 @@ class PartnerClient:
         if status < 400:
             raise PartnerAnswerBroken(f"{name} answered {status} to {got.where}: redirects are not followed")
         told = issues(got.body)
-        reason = summary(told) if told else _what(got)
+        reason = summary(told) if told else plainly(got.body) or _what(got)
         refused = SignInRefused if status == 401 else PartnerRefused
         raise refused(f"{name} answered {status} to {got.where}: {reason}", answered=status, told=told or ())
 

@@ -205,7 +205,8 @@ def _merged(keys: Keys, key: str, remedy: str) -> dict[str, Any]:
 
 def _search_parameters(keys: Keys, parameters: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     section = keys.keys("search_parameters", "a mapping of search parameters to values", {})
-    return tuple((name, fill(section, name, section.text(name, "a text"), parameters)) for name in section.names)
+    names = [name for name in section.names if not section.says(name, None)]
+    return tuple((name, fill(section, name, section.text(name, "a text"), parameters)) for name in names)
 
 
 def _base_url(keys: Keys, text: str) -> str:
@@ -290,7 +291,8 @@ def _limits(keys: Keys) -> Limits:
 
 def _headers(keys: Keys, parameters: Mapping[str, str]) -> dict[str, str]:
     printable = re.compile(r"[\x20-\x7e]+")
-    headers = {name: fill(keys, name, keys.text(name, "a text", printable), parameters) for name in keys.names}
+    names = [name for name in keys.names if not keys.says(name, None)]
+    headers = {name: fill(keys, name, keys.text(name, "a text", printable), parameters) for name in names}
     for name in headers:
         if name.lower() in ("authorization", "accept", "host", "content-type"):
             keys.wrong(name, "is set by fhircm itself: remove it")

@@ -86,7 +86,11 @@ class Ehr:
                 "grant_types_supported": ["client_credentials"],
             },
             "/metadata": {**statement, "software": {"name": "Ehr"}},
-            "/token": {"access_token": "t", "token_type": "bearer", "scope": "system/Encounter.rs system/CarePlan.rs system/*.cruds"},
+            "/token": {
+                "access_token": "t",
+                "token_type": "bearer",
+                "scope": "system/Encounter.rs system/CarePlan.rs system/*.cruds",
+            },
             "/Group/panel": {
                 "resourceType": "Group",
                 "id": "panel",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import yaml
@@ -62,6 +63,12 @@ class InProcess:
         self.requests: list[httpx.Request] = []
         self.token = self.granted(scopes or "system/*.cruds")
 
+    @property
+    def panel(self) -> list[str]:
+        """The ids of the Patients in its panel."""
+        members = self.chart.get("Group", "panel")["member"]
+        return [member["entity"]["reference"].removeprefix("Patient/") for member in members]
+
     def granted(self, scopes: str) -> str:
         """A token for scopes, as its token endpoint would give it."""
         given = [found for scope in scopes.split() if (found := self.sign_in._scope(scope))]
@@ -97,8 +104,7 @@ class InProcess:
         tree = {**OWN, "shape": self.shape, "base_url": self.base_url}
         if self.shape in PARAMETERS:
             tree["parameters"] = PARAMETERS[self.shape]
-            if self.shape != "athenahealth":
-                del tree["base_url"]
+            del tree["base_url"]  # the shape knows it
         if self.habits["chart"] == "hospital":
             tree["organization"] = {"id": "lakeside", "name": "Lakeside Hospital", "npi": "1234567893"}
         for key, value in changes.items():
@@ -106,7 +112,7 @@ class InProcess:
         path = folder / f"{self.shape}-partner" / "partner.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(tree))
-        return load_partner(path, self.base_url)
+        return load_partner(path, SERVER + urlsplit(load_partner(path).base_url).path)
 
     def client(self, folder: Path, **changes) -> PartnerClient:
         """The hub's client for that partner."""
