@@ -5,7 +5,7 @@ https://hl7.org/fhir/smart-app-launch/backend-services.html and https://hl7.org/
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -228,18 +228,23 @@ async def _granted(
         capabilities = kept or capabilities
     if missing := [scope for scope in client.partner.scopes if scope not in scopes]:
         report.add(Level.CANNOT, f"Asked for and not granted: {' '.join(missing)}")
-    wanted = [(one.type, "search-type") for one in client.partner.pull if one.searches]
-    wanted += [(one.type, "read") for one in client.partner.pull if one.by_reference]
-    beyond = [f"{type} ({how.removesuffix('-type')})" for type, how in wanted if not allows(scopes, type, how)]
-    beyond += [
-        f"{type} ({how})"
-        for type in GIVEN_BACK
-        for how in _WRITES
-        if capabilities.declares(type, how) and not allows(scopes, type, how)
-    ]
-    if beyond:
-        report.add(Level.CANNOT, f"Not within the granted scopes, and so not asked for: {', '.join(dict.fromkeys(beyond))}")
+    read = [(one.type, "search-type") for one in client.partner.pull if one.searches]
+    read += [(one.type, "read") for one in client.partner.pull if one.by_reference]
+    written = [(type, how) for type in GIVEN_BACK for how in _WRITES if capabilities.declares(type, how)]
+    if beyond := _beyond(scopes, read):
+        report.add(Level.CANNOT, f"Not within the granted scopes, and so not asked for: {beyond}")
+    if beyond := _beyond(scopes, written):
+        report.add(Level.CANNOT, f"It takes more than the granted scopes reach: {beyond}")
     return capabilities
+
+
+def _beyond(scopes: Sequence[str], wanted: Sequence[tuple[str, str]]) -> str:
+    """What scopes do not reach, by type."""
+    by_type: dict[str, list[str]] = {}
+    for type, how in wanted:
+        if not allows(scopes, type, how):
+            by_type.setdefault(type, []).append(how.removesuffix("-type"))
+    return "; ".join(f"{type} ({', '.join(how)})" for type, how in by_type.items())
 
 
 async def _types(report: CheckReport, client: PartnerClient, capabilities: Capabilities, patients: list[str]) -> None:

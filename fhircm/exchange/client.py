@@ -168,8 +168,7 @@ class PartnerClient:
         if size is not None:
             parameters = [*parameters, ("_count", str(size))]
         url: str | None = str(httpx.URL(f"{self.partner.base_url}/{type}", params=list(parameters)))
-        handling = self.partner.prefer_handling
-        headers = {"Prefer": f"handling={handling}"} if handling else {}
+        headers = self.handling
         seen: set[str] = set()
         while url is not None:
             if url in seen:
@@ -186,12 +185,18 @@ class PartnerClient:
         """All resources of a search, each once, the newest of those that came twice."""
         return newest([received async for page in self.search(type, parameters) for received in page])
 
-    async def get_json(self, path: str, *, signed_in: bool = False) -> dict[str, Any]:
+    @property
+    def handling(self) -> dict[str, str]:
+        """The header that says how strictly the partner shall take a search."""
+        handling = self.partner.prefer_handling
+        return {"Prefer": f"handling={handling}"} if handling else {}
+
+    async def get_json(self, path: str, *, signed_in: bool = False, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
         """A JSON object below the base URL, such as `metadata`; without a token unless `signed_in`."""
-        headers = {"Accept": FHIR_JSON if path == "metadata" else "application/json"}
+        sent = {"Accept": FHIR_JSON if path == "metadata" else "application/json", **(headers or {})}
 
         async def attempt() -> dict[str, Any]:
-            got = await self._fetch(f"{self.partner.base_url}/{path}", headers, signed_in)
+            got = await self._fetch(f"{self.partner.base_url}/{path}", sent, signed_in)
             try:
                 tree = json.loads(got.body)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

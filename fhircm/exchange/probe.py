@@ -33,36 +33,46 @@ class Habit:
 async def habits(client: PartnerClient, capabilities: Capabilities, patient: str, types: Sequence[PullType]) -> list[Habit]:
     """What is seen with the first patient, of types whose search works. What does not answer is passed over."""
     seen: list[Habit] = []
+    honest: list[str] = []
+    unused: list[str] = []
     several: tuple[PullType, dict[str, Any]] | None = None
     for one in types:
         bundle = await _asked(client, one, patient, [("_count", "1")])
         if bundle is None or isinstance(bundle, int) or not _matches(bundle):
             continue
-        seen += await _last_updated(client, capabilities, one, patient)
+        told = await _last_updated(client, capabilities, one, patient)
+        if isinstance(told, bool):
+            (honest if told else unused).append(one.type)
+        elif told is not None:
+            seen.append(told)
         if several is None or (_next(bundle) and not _next(several[1])):
             several = one, bundle
+    if honest:
+        seen.append(Habit(f"_lastUpdated is honest: {', '.join(honest)}"))
+    if unused:
+        seen.append(Habit(f"_lastUpdated is honest, and not used: {', '.join(unused)}; see last_updated in pull"))
     if several is not None:
         seen += _page(client, *several)
         seen += await _unknown(client, several[0], patient)
     return seen
 
 
-async def _last_updated(client: PartnerClient, capabilities: Capabilities, one: PullType, patient: str) -> list[Habit]:
+async def _last_updated(client: PartnerClient, capabilities: Capabilities, one: PullType, patient: str) -> Habit | bool | None:
+    """Whether it is used, when it is honest; else what is wrong with it, if it is used or declared."""
     declared = "_lastUpdated" in capabilities.search_params(one.type)
     uses = one.last_updated or (one.if_declared and declared)
     if not uses and not declared:
-        return []
+        return None
     answer = await _asked(client, one, patient, [("_count", "1"), ("_lastUpdated", FUTURE)])
     where = f"pull, type {one.type}, last_updated"
     if isinstance(answer, dict) and not _matches(answer):
-        advice = "" if uses else f"; it may be used: see {where}"
-        return [Habit(f"{one.type}: _lastUpdated is honest{advice}")]
+        return uses
     if isinstance(answer, dict):
         text = f"{one.type}: _lastUpdated is passed over: a search for what changed in a future year finds what there is"
-        return [Habit(text, uses, f"Set {where} to false: changes are then found by comparing")]
+        return Habit(text, uses, f"Set {where} to false: changes are then found by comparing")
     if isinstance(answer, int) and uses:
-        return [Habit(f"{one.type}: _lastUpdated is refused ({answer})", True, f"Set {where} to false")]
-    return []
+        return Habit(f"{one.type}: _lastUpdated is refused ({answer})", True, f"Set {where} to false")
+    return None
 
 
 async def _unknown(client: PartnerClient, one: PullType, patient: str) -> list[Habit]:
@@ -103,7 +113,7 @@ async def _asked(client: PartnerClient, one: PullType, patient: str, more: list[
     search = [(name, value.replace("{patient}", patient)) for name, value in one.searches[0]]
     query = urlencode([*search, *client.partner.search_parameters, *more])
     try:
-        return await client.get_json(f"{one.type}?{query}", signed_in=True)
+        return await client.get_json(f"{one.type}?{query}", signed_in=True, headers=client.handling)
     except PartnerRefused as error:
         return error.answered
     except FhirError:
