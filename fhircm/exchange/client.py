@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import msgspec
@@ -35,10 +35,9 @@ from fhircm.exchange.errors import (
     retry_after,
     summary,
 )
-from fhircm.exchange.pages import Page, Received, cut, newest, page, within
+from fhircm.exchange.pages import Page, Received, cut, newest, next_page, page
 from fhircm.exchange.partners import Partner
 from fhircm.fhir import json
-from fhircm.fhir.definitions import definitions
 
 __all__ = [
     "Answer",
@@ -179,7 +178,9 @@ class PartnerClient:
             one = await self._page(url, type, headers)
             self.counts.pages += 1
             yield one.resources
-            url = self._next_page(one.following, url) if one.following else None
+            url = (
+                next_page(self.partner.base_url, url, one.following, rebase=self.partner.rebase_links) if one.following else None
+            )
 
     async def search_all(self, type: str, parameters: Sequence[tuple[str, str]] = ()) -> list[Received]:
         """All resources of a search, each once, the newest of those that came twice."""
@@ -313,29 +314,6 @@ class PartnerClient:
         reason = summary(told) if told else plainly(got.body) or _what(got)
         refused = SignInRefused if status == 401 else PartnerRefused
         raise refused(f"{name} answered {status} to {got.where}: {reason}", answered=status, told=told or ())
-
-    def _next_page(self, following: str, current: str) -> str:
-        """The URL of the next page, if the token may go there."""
-        try:
-            url = str(httpx.URL(urljoin(current, following)))
-            if self.partner.rebase_links and not within(self.partner.base_url, url):
-                url = self._rebased(httpx.URL(url))
-        except (ValueError, httpx.InvalidURL):
-            raise PartnerAnswerBroken("The next page is at an address that is no URL") from None
-        if not within(self.partner.base_url, url):
-            raise PartnerAnswerBroken("The next page is at another address than the partner's own, where its token must not go")
-        return url
-
-    def _rebased(self, url: httpx.URL) -> str:
-        """A link to an address behind the partner's proxy, as it is from outside: below base_url, with its query."""
-        base = httpx.URL(self.partner.base_url)
-        last = url.path.rstrip("/").rpartition("/")[2]
-        path = (
-            base.path
-            if last == base.path.rpartition("/")[2] or last not in definitions().resource_types
-            else f"{base.path}/{last}"
-        )
-        return str(base.copy_with(path=path, query=url.query))
 
 
 @asynccontextmanager
