@@ -185,7 +185,7 @@ def pull(
                 with _bar() as bar:
                     task = bar.add_task(f"{partner.name}: patients", total=None)
                     advance = partial(_advance, bar, task)
-                    async with connect(partner, settings.keys_dir) as client:
+                    async with connect(partner, settings.keys_dir, wiring.tokens(settings, store)) as client:
                         report = await wiring.pull_partner(settings, store, client, advance)
                 out.print(f"{partner.name}: {report.summary()}", highlight=False, soft_wrap=True)
                 for refused in report.refused:

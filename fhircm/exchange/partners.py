@@ -17,11 +17,12 @@ from zoneinfo import ZoneInfo
 
 import holidays
 
+from fhircm.exchange import credentials
+from fhircm.exchange.credentials import ALGORITHMS, Credentials
 from fhircm.exchange.yaml_keys import Keys, YamlWrong, load
 from fhircm.fhir.artefacts import folder as shipped_folder
 from fhircm.fhir.definitions import definitions
 
-ALGORITHMS = ("RS384", "ES384")
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
@@ -96,6 +97,7 @@ class Partner:
     calendar: Calendar
     group: str  # id of the Group that is the panel
     pull: tuple[PullType, ...]
+    credentials: Credentials = field(default_factory=Credentials)
     limits: Limits = field(default_factory=Limits)
     headers: Mapping[str, str] = field(default_factory=dict)
     prefer_handling: str | None = "strict"  # Prefer: handling=… of searches
@@ -144,7 +146,8 @@ def _partner(keys: Keys, path: Path, base_url: str | None) -> Partner:
         vendor=keys.text("vendor", "the vendor's name"),
         base_url=_base_url(keys, base_url or written),
         client_id=keys.text("client_id", "the id under which the partner registered the hub", re.compile(r"\S+")),
-        algorithm=keys.choice("algorithm", ALGORITHMS),
+        algorithm=keys.choice("algorithm", ALGORITHMS, "RS384" if "credentials" in keys.tree else ...),
+        credentials=credentials.read(keys),
         scopes=_scopes(keys),
         organization=_organization(keys.keys("organization", "id, name and npi of the partner's organisation")),
         time_zone=_time_zone(keys),

@@ -22,7 +22,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, KeySet, RSAKey
 from joserfc.jws import extract_compact
 
-from fhircm.exchange.backend_auth import ASSERTION_TYPE, assertion
+from fhircm.exchange.proof import ASSERTION_TYPE, assertion
 from fhircm.smart.jwks import JwksUnavailable, PublishedKeys
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
