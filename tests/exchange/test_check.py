@@ -6,9 +6,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fhircm.exchange.backend_auth import BackendAuth, signing_key
+from fhircm.exchange.backend_auth import BackendAuth
 from fhircm.exchange.check import Level, check
 from fhircm.exchange.client import PartnerClient
+from fhircm.exchange.credentials import client_at
 from fhircm.exchange.partners import Calendar, Limits, Organization, Partner, PullType
 
 BASE = "https://ehr.example/fhir"
@@ -97,8 +98,9 @@ class Ehr:
 
     async def check(self, tmp_path, store=None, **changes):
         who = partner(**changes)
-        auth = BackendAuth(BASE, who.client_id, signing_key(tmp_path, who.name, who.algorithm), who.scopes)
-        async with PartnerClient(who, auth, transport=httpx.MockTransport(self.answer)) as client:
+        there = httpx.MockTransport(self.answer)
+        auth = BackendAuth(BASE, client_at(who, tmp_path), who.scopes, transport=there)
+        async with PartnerClient(who, auth, transport=there) as client:
             return await check(client, store, "https://hub.example")
 
 
