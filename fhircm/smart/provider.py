@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 from joserfc.jwk import ECKey, RSAKey
 
-from fhircm.exchange.authorization_code import AnswerRefused, Started, begin, code_in, redemption
+from fhircm.exchange.authorization_code import AnswerRefused, Started, begin, code_in, plain, redemption
 from fhircm.exchange.id_token import Expected, IdTokenRefused, verified
 from fhircm.exchange.jwks import JwksUnavailable, PublishedKeys
 from fhircm.exchange.proof import Client
