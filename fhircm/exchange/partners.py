@@ -17,8 +17,9 @@ from zoneinfo import ZoneInfo
 
 import holidays
 
-from fhircm.exchange import credentials
+from fhircm.exchange import credentials, launch
 from fhircm.exchange.credentials import ALGORITHMS, Credentials
+from fhircm.exchange.launch import Registration
 from fhircm.exchange.yaml_keys import Keys, YamlWrong, load
 from fhircm.fhir.artefacts import folder as shipped_folder
 from fhircm.fhir.definitions import definitions
@@ -98,6 +99,7 @@ class Partner:
     group: str  # id of the Group that is the panel
     pull: tuple[PullType, ...]
     credentials: Credentials = field(default_factory=Credentials)
+    launch: Registration | None = None
     limits: Limits = field(default_factory=Limits)
     headers: Mapping[str, str] = field(default_factory=dict)
     prefer_handling: str | None = "strict"  # Prefer: handling=… of searches
@@ -148,6 +150,7 @@ def _partner(keys: Keys, path: Path, base_url: str | None) -> Partner:
         client_id=keys.text("client_id", "the id under which the partner registered the hub", re.compile(r"\S+")),
         algorithm=keys.choice("algorithm", ALGORITHMS, "RS384" if "credentials" in keys.tree else ...),
         credentials=credentials.read(keys),
+        launch=launch.read(keys),
         scopes=_scopes(keys),
         organization=_organization(keys.keys("organization", "id, name and npi of the partner's organisation")),
         time_zone=_time_zone(keys),
