@@ -127,7 +127,13 @@ def application(settings: Settings) -> FastAPI:
             settings.registration_scopes,
         ),
         web=WebSettings(
-            settings.organization_name, settings.time_zone, settings.session_idle, settings.session_longest, provider(settings)
+            settings.organization_name,
+            settings.time_zone,
+            settings.session_idle,
+            settings.session_longest,
+            provider(settings),
+            [partner for partner in partners(settings, None) if partner.launch is not None],
+            f"Organization/{build.coordinating_organization(settings.organization_name).id}",
         ),
     )
     return create_app(config)

@@ -83,9 +83,8 @@ def read(keys: Keys) -> Registration | None:
     )
     if missing := [scope for scope in ("openid", "fhirUser") if scope not in registration.scopes]:
         section.wrong("scopes", f"must hold {' and '.join(missing)}: without, the EHR does not say who somebody is")
-    reach = {code: role.reach for code, role in roles().items()}
-    if wrong := sorted(code for code in registration.roles if reach.get(code) != "relationship"):
-        may = ", ".join(code for code, far in reach.items() if far == "relationship")
+    if wrong := sorted(registration.roles - _given_by_ehrs()):
+        may = ", ".join(sorted(_given_by_ehrs()))
         section.wrong("roles", f"must not hold {', '.join(wrong)}: an EHR may give these roles only: {may}")
     section.done()
     return registration
@@ -255,6 +254,11 @@ async def ask_for(store: Store, partner: Partner, patient: str, owner: str) -> N
 def _registration(partner: Partner) -> Registration:
     assert partner.launch is not None
     return partner.launch
+
+
+def _given_by_ehrs() -> frozenset[str]:
+    """The roles of people who see a record because they care for the patient: no EHR makes an administrator."""
+    return frozenset(code for code, role in roles().items() if role.reach == "relationship" and role.pages == ("worklist",))
 
 
 def _list(keys: Keys, name: str, pattern: re.Pattern[str], default: list[str]) -> list[str]:
