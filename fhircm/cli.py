@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from fhircm import cli_audit, cli_emergency, cli_organization, cli_people, cli_quarantine, cli_smart, wiring
+from fhircm import cli_audit, cli_emergency, cli_keys, cli_organization, cli_people, cli_quarantine, cli_smart, wiring
 from fhircm.exchange.client import connect
 from fhircm.exchange.partners import PartnerWrong
 from fhircm.fhir.outcome import FhirError
@@ -44,6 +44,7 @@ app = typer.Typer(
 partner_app = typer.Typer(no_args_is_help=True, help="The EHRs and other systems that the hub exchanges with.")
 app.add_typer(partner_app, name="partner")
 cli_smart.add_commands(app)
+app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_people.user_app, name="user")
 app.add_typer(cli_organization.app, name="organization")
 app.add_typer(cli_quarantine.app, name="quarantine")

@@ -11,11 +11,13 @@ from enum import StrEnum
 
 from fhircm.exchange.capabilities import Capabilities, discover, refresh
 from fhircm.exchange.client import PartnerClient
+from fhircm.exchange.discovery import elsewhere
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable, SignInRefused
 from fhircm.exchange.mapping import Source, referred
 from fhircm.exchange.pages import Received
 from fhircm.exchange.panel import members
 from fhircm.exchange.partners import PullType
+from fhircm.exchange.tokens import told
 from fhircm.fhir.outcome import FhirError
 from fhircm.store.resources import Store
 
@@ -80,7 +82,7 @@ async def check(client: PartnerClient, store: Store | None = None, public_base_u
     if capabilities is None:
         return report
     _sign_in_promises(report, client, capabilities)
-    patients = await _panel(report, client, public_base_url)
+    patients = await _panel(report, client, store, public_base_url)
     if patients is not None:
         await _types(report, client, capabilities, patients)
     _give_back(report, capabilities)
@@ -112,6 +114,10 @@ async def _discovery(report: CheckReport, client: PartnerClient, store: Store | 
 
 def _sign_in_promises(report: CheckReport, client: PartnerClient, capabilities: Capabilities) -> None:
     partner = client.partner
+    if sentence := elsewhere(partner.credentials.token_endpoint or capabilities.token_endpoint, partner.base_url):
+        report.add(Level.OK, sentence)
+    if partner.credentials.method != "private_key_jwt":
+        return
     if capabilities.algorithms and partner.algorithm not in capabilities.algorithms:
         offered = ", ".join(capabilities.algorithms)
         remedy = f"Set algorithm in {partner.folder / 'partner.yaml'} to one of these that fhircm has (RS384, ES384)"
@@ -120,14 +126,15 @@ def _sign_in_promises(report: CheckReport, client: PartnerClient, capabilities: 
         report.add(Level.CANNOT, "It does not say that it has the grant client_credentials (SMART backend services)")
 
 
-async def _panel(report: CheckReport, client: PartnerClient, public_base_url: str) -> list[str] | None:
+async def _panel(report: CheckReport, client: PartnerClient, store: Store | None, public_base_url: str) -> list[str] | None:
     """Sign in and read the panel: the first request that needs a token."""
     partner = client.partner
     try:
         patients = await members(client)
     except SignInRefused as error:
         keys = f"{public_base_url}{JWKS_PATH}"
-        remedy = f"Register the client id {partner.client_id} at the partner with the keys at {keys}, and its scopes"
+        proof = f"the keys at {keys}" if partner.credentials.method == "private_key_jwt" else "the secret that partner.yaml names"
+        remedy = f"Register the client id {partner.client_id} at the partner with {proof}, and its scopes"
         report.add(Level.FIX, f"Sign-in does not work: {error}", remedy)
         return None
     except PartnerRefused as error:
@@ -138,7 +145,11 @@ async def _panel(report: CheckReport, client: PartnerClient, public_base_url: st
     except FhirError as error:
         report.add(Level.FIX, f"The panel cannot be read: {error}", "Try again; if it stays so, ask the partner")
         return None
-    report.add(Level.OK, f"Signed in with {partner.algorithm} as {partner.client_id}")
+    how = partner.credentials.method
+    how = (partner.credentials.algorithm or partner.algorithm) if how == "private_key_jwt" else how
+    report.add(Level.OK, f"Signed in with {how} as {partner.client_id}")
+    for sentence in await told(store, partner.name) if store else []:
+        report.add(Level.CHANGED, sentence)
     _scopes(report, client)
     if patients:
         report.add(Level.OK, f"Panel Group/{partner.group}: {len(patients)} patients")
