@@ -76,7 +76,7 @@ def rotate(
             return _of_identity_tokens(settings, lambda keys: _rotated(keys, algorithm))
         found = _partner(settings, partner)
         wait = 0.0 if now else settings.key_publication.total_seconds()
-        made = client_keys.rotate(settings.keys_dir, found.name, algorithm or _algorithm(found), wait)
+        made = client_keys.rotate(settings.keys_dir, found.name, algorithm or found.algorithm, wait)
         typer.echo(f"{made.kid} is published and signs {'from now on' if now else f'from {_when(made.since)} on'}")
         return 0
 
@@ -89,7 +89,7 @@ def retire(partner: Annotated[str, typer.Argument(help="A partner's folder name.
 
     def go(settings: Settings) -> None:
         found = _partner(settings, partner)
-        for one in client_keys.retire(settings.keys_dir, found.name, _algorithm(found)):
+        for one in client_keys.retire(settings.keys_dir, found.name, found.algorithm):
             typer.echo(f"{one.kid} is destroyed")
 
     _run(go)
@@ -97,10 +97,6 @@ def retire(partner: Annotated[str, typer.Argument(help="A partner's folder name.
 
 def _partner(settings: Settings, name: str) -> Partner:
     return wiring.partners(settings, [name])[0]
-
-
-def _algorithm(partner: Partner) -> str:
-    return partner.credentials.algorithm or partner.algorithm
 
 
 def _state(one: HeldKey, signs: HeldKey | None) -> str:

@@ -146,8 +146,7 @@ async def _panel(report: CheckReport, client: PartnerClient, store: Store | None
         report.add(Level.FIX, f"The panel cannot be read: {error}", "Try again; if it stays so, ask the partner")
         return None
     how = partner.credentials.method
-    how = (partner.credentials.algorithm or partner.algorithm) if how == "private_key_jwt" else how
-    report.add(Level.OK, f"Signed in with {how} as {partner.client_id}")
+    report.add(Level.OK, f"Signed in with {partner.algorithm if how == 'private_key_jwt' else how} as {partner.client_id}")
     for sentence in await told(store, partner.name) if store else []:
         report.add(Level.CHANGED, sentence)
     _scopes(report, client)

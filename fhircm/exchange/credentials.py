@@ -72,7 +72,7 @@ class Credentials:
     """How the hub signs in as a backend service. `parameters` go with each token request, as some vendors want it."""
 
     method: str = "private_key_jwt"
-    algorithm: str | None = None  # of assertions; None: the one of partner.yaml's top level
+    algorithm: str = "RS384"  # of assertions
     secret: Secret | None = None
     token_endpoint: str | None = None  # None: discovery names it
     audience: str | None = None  # of assertions; None: the token endpoint
@@ -80,12 +80,14 @@ class Credentials:
 
 
 def read(keys: Keys) -> Credentials:
-    """The `credentials` of a partner.yaml. Raises YamlWrong."""
+    """The `credentials` of a partner.yaml; what they do not say of `algorithm` stands at its top level. Raises YamlWrong."""
     section = keys.keys("credentials", "a mapping: method, secret, algorithm, token_endpoint, audience, parameters", {})
     method = section.choice("method", METHODS, "private_key_jwt")
+    algorithm = section.choice("algorithm", ALGORITHMS, None)
+    otherwise = keys.choice("algorithm", ALGORITHMS, ... if method == "private_key_jwt" and algorithm is None else "RS384")
     credentials = Credentials(
         method=method,
-        algorithm=section.choice("algorithm", ALGORITHMS, None),
+        algorithm=algorithm or otherwise,
         secret=read_secret(section, needed=method != "private_key_jwt"),
         token_endpoint=_url(section, "token_endpoint"),
         audience=section.text("audience", "the aud of assertions, if it is not the token endpoint", default=None),
@@ -120,7 +122,7 @@ def client_at(partner: Partner, keys_dir: Path) -> Client:
     told = partner.credentials
     if told.secret is not None:
         return Client(partner.client_id, told.method, secret=told.secret.read)
-    keys = partial(signing_keys, keys_dir, partner.name, told.algorithm or partner.algorithm)
+    keys = partial(signing_keys, keys_dir, partner.name, partner.algorithm)
     return Client(partner.client_id, told.method, keys, audience=told.audience)
 
 

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 import holidays
 
 from fhircm.exchange import credentials, launch
-from fhircm.exchange.credentials import ALGORITHMS, Credentials
+from fhircm.exchange.credentials import Credentials
 from fhircm.exchange.launch import Registration
 from fhircm.exchange.yaml_keys import Keys, YamlWrong, load
 from fhircm.fhir.artefacts import folder as shipped_folder
@@ -142,14 +142,15 @@ def load_partner(path: Path, base_url: str | None = None) -> Partner:
 
 def _partner(keys: Keys, path: Path, base_url: str | None) -> Partner:
     written = keys.text("base_url", "the URL of the partner's FHIR API")
+    signs = credentials.read(keys)
     partner = Partner(
         name=path.parent.name,
         folder=path.parent,
         vendor=keys.text("vendor", "the vendor's name"),
         base_url=_base_url(keys, base_url or written),
         client_id=keys.text("client_id", "the id under which the partner registered the hub", re.compile(r"\S+")),
-        algorithm=keys.choice("algorithm", ALGORITHMS, "RS384" if "credentials" in keys.tree else ...),
-        credentials=credentials.read(keys),
+        algorithm=signs.algorithm,
+        credentials=signs,
         launch=launch.read(keys),
         scopes=_scopes(keys),
         organization=_organization(keys.keys("organization", "id, name and npi of the partner's organisation")),

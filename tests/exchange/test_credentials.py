@@ -7,11 +7,11 @@ from fhircm.exchange.yaml_keys import Keys, YamlWrong
 
 
 def keys(tmp_path, section):
-    return Keys(tmp_path / "partner.yaml", "", {"credentials": section} if section is not None else {})
+    return Keys(tmp_path / "partner.yaml", "", {"credentials": section} if section is not None else {"algorithm": "ES384"})
 
 
 def test_without_the_section_the_hub_signs(tmp_path):
-    assert read(keys(tmp_path, None)) == Credentials()
+    assert read(keys(tmp_path, None)) == Credentials(algorithm="ES384")
 
 
 def test_every_key_is_read(tmp_path):
@@ -31,18 +31,26 @@ def test_every_key_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("section", "told"),
     [
+        ({"algorithm": None}, "credentials.algorithm must be one of RS384, ES384"),
+        ({}, "partner.yaml: algorithm is missing"),
         ({"method": "password"}, "credentials.method must be one of private_key_jwt"),
         ({"method": "client_secret_basic"}, "credentials.secret is missing"),
         ({"method": "client_secret_basic", "secret": "hunter2"}, "credentials.secret must never stand in this file"),
         ({"method": "client_secret_basic", "secret": {}}, "credentials.secret must have either file or env"),
         ({"method": "client_secret_basic", "secret": {"file": "a", "env": "B"}}, "must have either file or env"),
         ({"method": "client_secret_basic", "secret": {"env": "NOT A NAME"}}, "credentials.secret.env must be"),
-        ({"secret": {"env": "X"}}, "credentials.secret is not used with this method"),
+        ({"algorithm": "RS384", "secret": {"env": "X"}}, "credentials.secret is not used with this method"),
         ({"algorithm": "HS256"}, "credentials.algorithm must be one of RS384, ES384"),
-        ({"token_endpoint": "login"}, "credentials.token_endpoint must be an https URL"),
-        ({"token_endpoint": "https://me:pw@x/token"}, "credentials.token_endpoint must be a URL without user name"),
-        ({"parameters": {"client_secret": "x"}}, "credentials.parameters.client_secret is set by fhircm itself"),
-        ({"colour": "red"}, "credentials.colour is not a key"),
+        ({"algorithm": "RS384", "token_endpoint": "login"}, "credentials.token_endpoint must be an https URL"),
+        (
+            {"algorithm": "RS384", "token_endpoint": "https://me:pw@x/token"},
+            "credentials.token_endpoint must be a URL without user name",
+        ),
+        (
+            {"algorithm": "RS384", "parameters": {"client_secret": "x"}},
+            "credentials.parameters.client_secret is set by fhircm itself",
+        ),
+        ({"algorithm": "RS384", "colour": "red"}, "credentials.colour is not a key"),
     ],
 )
 def test_each_mistake_is_told_with_its_place_and_without_the_secret(tmp_path, section, told):
