@@ -315,13 +315,22 @@ def sandbox(
     data: Annotated[Path | None, typer.Option(help="Real records instead: Bundles, one a line; .gz too.", exists=True)] = None,
     state: Annotated[Path | None, typer.Option(help="Folder that keeps what is written, over restarts.")] = None,
     token_lifetime: Annotated[int, typer.Option(help="Seconds.")] = 300,
+    app_redirect_uri: Annotated[
+        str | None, typer.Option(help="Of an app that this EHR launches, such as the hub: its address of return.")
+    ] = None,
 ) -> None:
     """Start an EHR with a vendor's habits, for demos, tests and integration work without a vendor."""
     from fhircm.sandbox.__main__ import main as start
 
     arguments = ["--vendor", vendor, "--port", str(port), "--client-id", client_id, "--seed", str(seed)]
     arguments += ["--humans", str(humans), "--token-lifetime", str(token_lifetime)]
-    for option, value in (("--jwks-url", jwks_url), ("--jwks-file", jwks_file), ("--data", data), ("--state", state)):
+    for option, value in (
+        ("--jwks-url", jwks_url),
+        ("--jwks-file", jwks_file),
+        ("--data", data),
+        ("--state", state),
+        ("--app-redirect-uri", app_redirect_uri),
+    ):
         arguments += [option, str(value)] if value else []
     start(arguments)
 

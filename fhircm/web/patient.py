@@ -5,7 +5,7 @@ https://hl7.org/fhir/R4/careplan.html, careteam.html and goal.html. In a session
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,7 +20,7 @@ from fhircm.store.stored import Stored
 from fhircm.web.noting import note_shown
 from fhircm.web.pages import Problem, Visit, at
 from fhircm.web.parts import parts, seen_by
-from fhircm.web.records import patient_line
+from fhircm.web.records import day, name_of, patient_line
 from fhircm.web.rooms import ROOMS, open_to
 from fhircm.web.tasks import work
 
@@ -60,7 +60,7 @@ async def show(visit: Visit) -> Response:
         tasks=sorted((work(one.tree) for one in tasks), key=lambda one: one.order),
         goals=[_goal(one.tree) for one in goals],
         plans=[_plan(one.tree) for one in plans],
-        members=list(dict.fromkeys(member for one in teams for member in _members(one.tree))),
+        members=await _members(visit, store, [one.tree for one in teams]),
     )
 
 
@@ -73,6 +73,40 @@ async def _of(visit: Visit, store: GuardedStore, type: str, patient: str, filter
         return []
     note_shown(visit, "search-type", store.principal, type, found, query=urlencode(asked))
     return found
+
+
+async def _members(visit: Visit, store: GuardedStore, teams: Sequence[Tree]) -> list[tuple[str, str]]:
+    """Who is in these teams, and as what; by the name that the team gives, else by the directory's."""
+    seats = [one for team in teams for one in team.get("participant") or []]
+    named = {str((one.get("member") or {}).get("reference", "")) for one in seats}
+    roles = await _directory(visit, store, "PractitionerRole", named)
+    stands_for = {name: str((tree.get("practitioner") or {}).get("reference", "")) for name, tree in roles.items()}
+    people = await _directory(visit, store, "Practitioner", {*named, *stands_for.values()})
+    organizations = await _directory(visit, store, "Organization", named)
+    listed = []
+    for one in seats:
+        member = one.get("member") or {}
+        reference = str(member.get("reference", ""))
+        person = people.get(stands_for.get(reference, reference))
+        organization = str(organizations.get(reference, {}).get("name") or "")
+        name = str(member.get("display") or "") or (name_of(person) if person else organization)
+        role = next((text for role in one.get("role") or [] if (text := _text(role))), "")
+        if name:
+            listed.append((name, role))
+    return list(dict.fromkeys(listed))
+
+
+async def _directory(visit: Visit, store: GuardedStore, type: str, named: Iterable[str]) -> dict[str, Tree]:
+    """Those of these references that are of a type, with what they refer to."""
+    ids = sorted({id for kind, _, id in (name.partition("/") for name in named) if kind == type and id})
+    if not ids:
+        return {}
+    try:
+        found = (await store.search(parse_query(type, [("_id", ",".join(ids[:100])), ("_count", _PAGE)]))).matches
+    except Forbidden:
+        return {}
+    note_shown(visit, "search-type", store.principal, type, found, query=urlencode({"_id": ",".join(ids[:100])}))
+    return {f"{type}/{one.id}": one.tree for one in found}
 
 
 async def _not_here(visit: Visit, id: str) -> Response:
@@ -93,19 +127,8 @@ def _plan(tree: Tree) -> tuple[str, list[str]]:
 
 def _goal(tree: Tree) -> tuple[str, list[str]]:
     """What is to be reached, and facts about it."""
-    due = [f"by {one['dueDate']}" for one in tree.get("target") or [] if one.get("dueDate")]
+    due = [f"by {day(one['dueDate'])}" for one in tree.get("target") or [] if one.get("dueDate")]
     return _text(tree.get("description") or {}) or "Goal", [str(tree.get("lifecycleStatus", "")), *due[:1]]
-
-
-def _members(tree: Tree) -> list[tuple[str, str]]:
-    """Who is in a team, and as what."""
-    listed = []
-    for one in tree.get("participant") or []:
-        name = (one.get("member") or {}).get("display")
-        role = next((text for role in one.get("role") or [] if (text := _text(role))), "")
-        if name:
-            listed.append((str(name), role))
-    return listed
 
 
 def _text(concept: Tree) -> str:

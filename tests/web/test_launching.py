@@ -64,6 +64,7 @@ async def copied(store, ehr, id, family, cared_for_by):
     subject = {"reference": f"Patient/{patient}"}
     trees = [
         {"resourceType": "Practitioner", "id": who, "name": [{"text": "Dr. Wren Heron"}]},
+        {"resourceType": "PractitionerRole", "id": f"role-{id}", "practitioner": {"reference": f"Practitioner/{who}"}},
         {"resourceType": "Patient", "id": patient, "name": [{"family": family, "given": ["Flo"]}], "birthDate": "1950-02-03"},
         {
             "resourceType": "CareTeam",
@@ -71,7 +72,8 @@ async def copied(store, ehr, id, family, cared_for_by):
             "status": "active",
             "subject": subject,
             "participant": [
-                {"role": [{"text": "Primary care"}], "member": {"reference": f"Practitioner/{who}", "display": "Dr. Heron"}}
+                {"role": [{"text": "Primary care"}], "member": {"reference": f"Practitioner/{who}", "display": "Dr. Heron"}},
+                {"role": [{"text": "Case manager"}], "member": {"reference": f"PractitionerRole/role-{id}"}},
             ],
         },
         {
@@ -130,6 +132,7 @@ async def test_a_launch_ends_on_the_page_of_the_patient_who_is_open_in_the_ehr(h
         "Home by May",
         "Dr. Heron",
         "Primary care",
+        "Case manager",
     ):
         assert text in page.text
     [login] = [one for one in await hub.state.parts.logins.all() if one.issuer == "partner:north"]
