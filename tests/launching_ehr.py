@@ -7,6 +7,8 @@ from urllib.parse import parse_qs, parse_qsl, urlsplit
 import httpx
 from joserfc import jwt
 from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from fhircm.exchange.launch import Registration
 from fhircm.exchange.partners import load_partners
@@ -17,8 +19,8 @@ from fhircm.sandbox.signin import Refused, SignIn
 class LaunchingEhr:
     """One EHR of a name, at https://<name>.example. `lie` changes claims of its id_tokens, `about` its discovery, `extra` token answers."""
 
-    def __init__(self, name, hub, method="none", secret=""):
-        self.name, self.server = name, f"https://{name}.example"
+    def __init__(self, name, hub, method="none", secret="", server=None):
+        self.name, self.server = name, server or f"https://{name}.example"
         self.base_url = f"{self.server}/fhir"
         app = App("the hub", (f"{hub}/launch/callback/{name}",), method, secret)
         sign_in = SignIn("the hub", self.no_keys, f"{self.server}/oauth2/token", "RS384", "v2", 300)
@@ -35,29 +37,43 @@ class LaunchingEhr:
         network.route(host=urlsplit(self.server).hostname).mock(side_effect=self.answer)
 
     async def answer(self, request):
+        """What the hub hears from it."""
         self.asked.append(request)
         if self.down:
             raise httpx.ConnectError("down")
-        match request.url.path:
-            case "/fhir/.well-known/smart-configuration":
-                told = self.door.configuration() | {"token_endpoint": f"{self.server}/oauth2/token"} | self.about
-                return httpx.Response(200, json={name: value for name, value in told.items() if value is not None})
-            case "/oauth2/token":
-                form = dict(parse_qsl(request.content.decode()))
-                try:
-                    answer = await self.door.token(form, request.headers.get("authorization", ""))
-                except Refused as error:
-                    return httpx.Response(400, json={"error": str(error)})
-                return httpx.Response(200, json=answer | self.extra)
-            case "/.well-known/openid-configuration":
-                return httpx.Response(200, json={"issuer": self.server, "jwks_uri": f"{self.server}/oauth2/jwks"})
         async with self.screen() as http:
-            return await http.request(request.method, request.url.path, content=request.content)
+            return await http.request(request.method, request.url.path, content=request.content, headers=request.headers)
+
+    @property
+    def app(self):
+        """The EHR itself."""
+        return Starlette(
+            routes=[
+                *self.door.routes(),
+                Route("/fhir/.well-known/smart-configuration", self._configuration),
+                Route("/.well-known/openid-configuration", self._openid),
+                Route("/oauth2/token", self._token, methods=["POST"]),
+            ]
+        )
+
+    async def _configuration(self, _):
+        told = self.door.configuration() | {"token_endpoint": f"{self.server}/oauth2/token"} | self.about
+        return JSONResponse({name: value for name, value in told.items() if value is not None})
+
+    async def _openid(self, _):
+        return JSONResponse({"issuer": self.server, "jwks_uri": f"{self.server}/oauth2/jwks"})
+
+    async def _token(self, request):
+        form = dict(parse_qsl((await request.body()).decode()))
+        try:
+            answer = await self.door.token(form, request.headers.get("authorization", ""))
+        except Refused as error:
+            return JSONResponse({"error": str(error)}, 400)
+        return JSONResponse(answer | self.extra)
 
     def screen(self):
-        """The EHR itself, over HTTP."""
-        there = httpx.ASGITransport(Starlette(routes=self.door.routes()))
-        return httpx.AsyncClient(transport=there, base_url=self.server)
+        """The EHR over HTTP, without a browser."""
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url=self.server)
 
     def id_token(self, asked, user, names_user):
         """As the door makes it, with the lies."""

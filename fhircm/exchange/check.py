@@ -86,6 +86,11 @@ async def check(client: PartnerClient, store: Store | None = None, public_base_u
     if patients is not None:
         await _types(report, client, capabilities, patients)
     _give_back(report, capabilities)
+    if (launch := client.partner.launch) is not None:
+        back = f"{public_base_url}/launch/callback/{client.partner.name}"
+        report.add(
+            Level.OK, f"May launch the hub as {launch.client_id}: registered there with {public_base_url}/launch and {back}"
+        )
     return report
 
 

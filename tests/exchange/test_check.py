@@ -10,6 +10,7 @@ from fhircm.exchange.backend_auth import BackendAuth
 from fhircm.exchange.check import Level, check
 from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.credentials import client_at
+from fhircm.exchange.launch import Registration
 from fhircm.exchange.partners import Calendar, Limits, Organization, Partner, PullType
 
 BASE = "https://ehr.example/fhir"
@@ -224,3 +225,9 @@ async def test_what_changed_since_is_told(tmp_path, store):
     del ehr.answers["/metadata"]["rest"][0]["resource"][-1]
     assert found(await ehr.check(tmp_path, store), Level.CHANGED) == ["Communication is gone"]
     assert not found(await ehr.check(tmp_path, store), Level.CHANGED)
+
+
+async def test_how_the_hub_is_registered_for_launches_is_told(tmp_path):
+    report = await Ehr().check(tmp_path, launch=Registration("the-app"))
+    told = "May launch the hub as the-app: registered there with https://hub.example/launch and"
+    assert f"{told} https://hub.example/launch/callback/north-clinic" in found(report, Level.OK)

@@ -3,6 +3,7 @@
 import pytest
 import respx
 
+from fhircm.app import AuditConfig
 from fhircm.exchange.mapping import hub_id
 from fhircm.fhir.query import parse_query
 from fhircm.fhir.validation import check_tree
@@ -341,3 +342,23 @@ async def test_a_patient_page_without_a_launch_follows_the_care_relationship(hub
     async with Browser(hub) as custodian:
         await custodian.sign_in("custos")
         assert "Flo Lake" in (await custodian.get(f"/patients/{hub_id(ehr.base_url, 'Patient/p-7')}")).text
+
+
+async def test_who_was_launched_for_whom_is_in_the_audit_and_no_token_is_anywhere(hub_of, ehr, tmp_path, caplog):
+    caplog.set_level("DEBUG")
+    async with hub_of(ehr.partner(), audit=AuditConfig(tmp_path / "audit", 10_000_000)) as app, Browser(app) as browser:
+        await populate(app.state.store)
+        await copied(app.state.store, ehr, "p-7", "Lake", cared_for_by="p1")
+        answer = await away(browser, ehr)
+        await browser.get((await browser.get(answer)).headers["location"])
+        ehr.lie = {"nonce": "x"}
+        await through(browser, ehr)
+        app.state.journal.sync()
+        told = "".join(path.read_text() for path in (tmp_path / "audit").rglob("*") if path.is_file())
+    assert told.count("launch from north") == 2  # let in, and not let in
+    assert hub_id(ehr.base_url, "Patient/p-7") in told
+    secrets = [query(answer)["code"], query(answer)["state"], *ehr.door.sign_in._tokens]
+    assert len(secrets) >= 3
+    for secret in secrets:
+        assert secret not in told
+        assert not [line for line in caplog.messages if secret in line and "callback" not in line]
