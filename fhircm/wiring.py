@@ -29,13 +29,16 @@ from fhircm.coordination.protocol import load_pathways
 from fhircm.coordination.timeline import rendered, timeline
 from fhircm.exchange import drift, guides, pull, push
 from fhircm.exchange.attachments import fetch_from
-from fhircm.exchange.backend_auth import access_token, signing_key
+from fhircm.exchange.backend_auth import access_token
 from fhircm.exchange.check import CheckReport, check
 from fhircm.exchange.client import PartnerClient, connect
+from fhircm.exchange.client_keys import signing_key, signing_keys
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable
 from fhircm.exchange.partners import Partner, load_partners
+from fhircm.exchange.proof import Client
 from fhircm.exchange.source_address import Allowed
 from fhircm.exchange.sources import Sources
+from fhircm.exchange.tokens import SharedTokens
 from fhircm.fhir.outcome import FhirError, NotFound, VersionConflict
 from fhircm.jobs import JOBS
 from fhircm.jobs.import_progress import Imports
@@ -124,7 +127,13 @@ def application(settings: Settings) -> FastAPI:
             settings.registration_scopes,
         ),
         web=WebSettings(
-            settings.organization_name, settings.time_zone, settings.session_idle, settings.session_longest, provider(settings)
+            settings.organization_name,
+            settings.time_zone,
+            settings.session_idle,
+            settings.session_longest,
+            provider(settings),
+            [partner for partner in partners(settings, None) if partner.launch is not None],
+            f"Organization/{build.coordinating_organization(settings.organization_name).id}",
         ),
     )
     return create_app(config)
@@ -236,7 +245,8 @@ async def worker(settings: Settings) -> AsyncIterator[Worker]:
     chosen = partners(settings, None)
     async with open_store(settings) as store, AsyncExitStack() as stack:
         around = context(settings, store, chosen)
-        clients = [await stack.enter_async_context(connect(partner, settings.keys_dir)) for partner in chosen]
+        shared = tokens(settings, store)
+        clients = [await stack.enter_async_context(connect(partner, settings.keys_dir, shared)) for partner in chosen]
         rounds: dict[str, Callable[[], Awaitable[int]]] = {
             client.partner.name: partial(_round, settings, store, client, clients, around) for client in clients
         }
@@ -312,7 +322,7 @@ async def pull_partner(
 
 async def check_partner(settings: Settings, store: Store, partner: Partner) -> CheckReport:
     """Try everything that the hub wants of a partner."""
-    async with connect(partner, settings.keys_dir) as client:
+    async with connect(partner, settings.keys_dir) as client:  # and signs in anew: a token that is kept would prove nothing
         organization = build.coordinating_organization(settings.organization_name)
         return await check(client, store, base_url(settings), owner=f"Organization/{organization.id}")
 
@@ -377,4 +387,10 @@ async def remove_guide(store: Store, name: str) -> list[guides.Removed]:
 
 async def client_token(url: str, client_id: str, key: Path, scope: str) -> str:
     """Sign in at a hub as a backend client. Raises PartnerRefused, PartnerUnavailable."""
-    return await access_token(f"{url}/fhir", client_id, signing_key(key.parent, key.stem, "ES384"), scope.split())
+    client = Client(client_id, keys=partial(signing_keys, key.parent, key.stem, "ES384"))
+    return await access_token(f"{url}/fhir", client, scope.split())
+
+
+def tokens(settings: Settings, store: Store) -> SharedTokens:
+    """The access tokens of partners, shared by all processes of this hub."""
+    return SharedTokens(store, Seal.open(settings.keys_dir))

@@ -23,7 +23,8 @@ from urllib.parse import quote, urlsplit
 import httpx
 import msgspec
 
-from fhircm.exchange.backend_auth import BackendAuth, signing_key
+from fhircm.exchange.backend_auth import backend_auth
+from fhircm.exchange.credentials import client_at
 from fhircm.exchange.errors import (
     AnswerTooLarge,
     PartnerAnswerBroken,
@@ -37,6 +38,7 @@ from fhircm.exchange.errors import (
 )
 from fhircm.exchange.pages import Page, Received, cut, newest, next_page, page
 from fhircm.exchange.partners import Partner
+from fhircm.exchange.tokens import Tokens
 from fhircm.fhir import json
 
 __all__ = [
@@ -317,12 +319,12 @@ class PartnerClient:
 
 
 @asynccontextmanager
-async def connect(partner: Partner, keys_dir: Path) -> AsyncIterator[PartnerClient]:
-    """A client that signs in with the hub's key for this partner. Raises KeyWrong."""
-    key = signing_key(keys_dir, partner.name, partner.algorithm)
-    auth = BackendAuth(partner.base_url, partner.client_id, key, partner.scopes)
-    async with PartnerClient(partner, auth) as client:
-        yield client
+async def connect(partner: Partner, keys_dir: Path, tokens: Tokens | None = None) -> AsyncIterator[PartnerClient]:
+    """A client that signs in as partner.yaml says, with tokens shared with whoever has the same `tokens`. Raises KeyWrong."""
+    client = client_at(partner, keys_dir)
+    client.keys()  # a key that is wrong, or cannot be made, is told before anything is asked
+    async with PartnerClient(partner, backend_auth(partner, client, tokens)) as connected:
+        yield connected
 
 
 def _expect(got: _Got, type: str) -> Received:
