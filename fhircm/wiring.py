@@ -287,7 +287,8 @@ async def _round(settings: Settings, store: Store, client: PartnerClient, client
 
 async def _is_time(settings: Settings, store: Store, partner: Partner) -> bool:
     last = await store.state(_PULLED, partner.name)
-    return last is None or datetime.fromisoformat(last["at"]) + settings.pull_interval <= datetime.now(UTC)
+    at = datetime.fromisoformat(last["at"]) if last else None
+    return partner.schedule.due(at, datetime.now(UTC), settings.pull_interval)
 
 
 async def _pulled(store: Store, partner: Partner) -> None:

@@ -17,12 +17,13 @@ from zoneinfo import ZoneInfo
 
 import holidays
 
+from fhircm.exchange import schedule
+from fhircm.exchange.schedule import WEEKDAYS, Schedule
 from fhircm.exchange.yaml_keys import Keys, YamlWrong, load
 from fhircm.fhir.artefacts import folder as shipped_folder
 from fhircm.fhir.definitions import definitions
 
 ALGORITHMS = ("RS384", "ES384")
-WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 _SCOPE = re.compile(r"system/(\*|[A-Z][A-Za-z]+)\.(read|write|\*|(?=[cruds])c?r?u?d?s?)(\?\S+)?")
@@ -96,6 +97,7 @@ class Partner:
     calendar: Calendar
     group: str  # id of the Group that is the panel
     pull: tuple[PullType, ...]
+    schedule: Schedule = field(default_factory=Schedule)
     limits: Limits = field(default_factory=Limits)
     headers: Mapping[str, str] = field(default_factory=dict)
     prefer_handling: str | None = "strict"  # Prefer: handling=… of searches
@@ -138,6 +140,7 @@ def load_partner(path: Path, base_url: str | None = None) -> Partner:
 
 def _partner(keys: Keys, path: Path, base_url: str | None) -> Partner:
     written = keys.text("base_url", "the URL of the partner's FHIR API")
+    time_zone = _time_zone(keys)
     partner = Partner(
         name=path.parent.name,
         folder=path.parent,
@@ -147,10 +150,11 @@ def _partner(keys: Keys, path: Path, base_url: str | None) -> Partner:
         algorithm=keys.choice("algorithm", ALGORITHMS),
         scopes=_scopes(keys),
         organization=_organization(keys.keys("organization", "id, name and npi of the partner's organisation")),
-        time_zone=_time_zone(keys),
+        time_zone=time_zone,
         calendar=_calendar(keys.keys("calendar", "country, subdivision, closed and weekend")),
         group=_group(keys.keys("panel", "group: the id of the Group that is the panel")),
         pull=_pull(keys),
+        schedule=schedule.read(keys, time_zone),
         limits=_limits(keys.keys("limits", "a mapping of limits", {})),
         headers=_headers(keys.keys("headers", "a mapping of header names to values", {})),
         prefer_handling=_handling(keys.keys("quirks", "a mapping of quirks", {})),
