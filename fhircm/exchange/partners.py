@@ -17,7 +17,8 @@ from zoneinfo import ZoneInfo
 
 import holidays
 
-from fhircm.exchange import schedule
+from fhircm.exchange import plan, schedule
+from fhircm.exchange.plan import Budget
 from fhircm.exchange.schedule import WEEKDAYS, Schedule
 from fhircm.exchange.yaml_keys import Keys, YamlWrong, load
 from fhircm.fhir.artefacts import folder as shipped_folder
@@ -60,6 +61,7 @@ class PullType:
     searches: tuple[tuple[tuple[str, str], ...], ...]  # each is sent; what they find is put together
     by_reference: bool  # read by id when something that was pulled refers to it
     last_updated: bool  # the partner has _lastUpdated for this type
+    across: bool = False  # and answers it for all patients at once, so that one search tells whose changed
 
     @property
     def strategy(self) -> str:
@@ -98,6 +100,7 @@ class Partner:
     group: str  # id of the Group that is the panel
     pull: tuple[PullType, ...]
     schedule: Schedule = field(default_factory=Schedule)
+    budget: Budget = field(default_factory=Budget)
     limits: Limits = field(default_factory=Limits)
     headers: Mapping[str, str] = field(default_factory=dict)
     prefer_handling: str | None = "strict"  # Prefer: handling=… of searches
@@ -155,6 +158,7 @@ def _partner(keys: Keys, path: Path, base_url: str | None) -> Partner:
         group=_group(keys.keys("panel", "group: the id of the Group that is the panel")),
         pull=_pull(keys),
         schedule=schedule.read(keys, time_zone),
+        budget=plan.read(keys),
         limits=_limits(keys.keys("limits", "a mapping of limits", {})),
         headers=_headers(keys.keys("headers", "a mapping of header names to values", {})),
         prefer_handling=_handling(keys.keys("quirks", "a mapping of quirks", {})),
@@ -254,6 +258,7 @@ def _pull_type(keys: Keys) -> PullType:
         searches,
         keys.take("by_reference", bool, "true or false", False),
         keys.take("last_updated", bool, "true or false", False),
+        keys.take("across", bool, "true or false", False),
     )
     if type == "Patient":
         keys.wrong("type", "Patient is always pulled, by the members of the panel: remove this entry")
@@ -261,6 +266,8 @@ def _pull_type(keys: Keys) -> PullType:
         keys.wrong("", "finds nothing: give searches, or by_reference: true")
     if one.last_updated and not one.searches:
         keys.wrong("last_updated", "has no meaning without searches")
+    if one.across and not one.last_updated:
+        keys.wrong("across", "has no meaning without last_updated: true")
     keys.done()
     return one
 
