@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
+from fhircm.exchange.news import due
 from fhircm.store.resources import SetState, Store
 
 ANY = "*"  # every type
@@ -33,14 +34,18 @@ def namespace(partner: str) -> str:
 
 
 def hinted(partner: str, patient: str, types: Iterable[str], means: str, at: datetime) -> list[SetState]:
-    """The facts of a hint, to commit with whatever tells of it. `patient` is an id at the partner; no types stand for all of them."""
+    """The facts of a hint, to commit with whatever tells of it. `patient` is an id at the partner; no types stand for all of them.
+
+    With news.due(partner, at) beside them, a round follows them at once rather than when it is due.
+    """
     row = {"means": means, "at": at.isoformat(), "mark": uuid4().hex[:8]}  # no two are taken for one another
     return [SetState(namespace(partner), f"{patient}/{type}", row) for type in sorted(set(types)) or [ANY]]
 
 
 async def hint(store: Store, partner: str, patient: str, types: Iterable[str], means: str) -> None:
-    """Hint that a patient's resources of these types changed at a partner; without types, all of them."""
-    await store.transact(hinted(partner, patient, types, means, store.clock()), origin="hub")
+    """Hint that a patient's resources of these types changed at a partner; without types, all of them. A round follows at once."""
+    at = store.clock()
+    await store.transact([*hinted(partner, patient, types, means, at), due(partner, at)], origin="hub")
 
 
 async def waiting(store: Store, partner: str) -> list[Hint]:

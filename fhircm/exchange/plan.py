@@ -266,7 +266,10 @@ def _visits(chosen: Iterable[_Due]) -> list[Visit]:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Requests that may be made of a partner by the hour. What a round overspends, with a search of many pages, the next ones have less."""
+    """Requests that may be made of a partner by the hour.
+
+    What a round overspends, with a search of many pages, the next ones have less; what a human asked for, at most an hour's worth.
+    """
 
     per_hour: int | None = None  # none: as many as the other limits allow
 
@@ -280,7 +283,7 @@ class Budget:
         """What is to be kept once so many were made."""
         if self.per_hour is None:
             return None
-        return {"left": round(self._left(kept, now) - spent, 3), "at": now.isoformat()}
+        return {"left": round(max(self._left(kept, now) - spent, -self.per_hour), 3), "at": now.isoformat()}
 
     def _left(self, kept: Mapping[str, Any] | None, now: datetime) -> float:
         whole = float(self.per_hour or 0)

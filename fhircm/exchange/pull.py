@@ -34,14 +34,15 @@ async def pull(
     lease_seconds: float = 30.0,
     owner: str | None = None,
     merged: Merged | None = None,
+    seconds: float | None = None,
 ) -> PullReport:
     """Look at the whole panel; `progress` is told how many patients are done, and of how many.
 
-    `owner` is the local reference of the organisation that coordinates: its people hear of what is gone. `merged` is told of patients whom
+    After `seconds` it stops with what it has, and its report says so; the next call goes on. `owner` is the local reference of the organisation that coordinates: its people hear of what is gone. `merged` is told of patients whom
     the partner merged. Raises PullRunning, PartnerUnavailable, PartnerRefused and PartnerAnswerBroken. Whatever it raises, the next call
     goes on from there.
     """
-    return await _leased(Whole(store, client, owner, merged, progress), lease_seconds)
+    return await _leased(Whole(store, client, owner, merged, seconds, progress), lease_seconds)
 
 
 async def reconcile(
@@ -52,9 +53,15 @@ async def reconcile(
     lease_seconds: float = 30.0,
     owner: str | None = None,
     merged: Merged | None = None,
+    seconds: float | None = None,
+    within_budget: float | None = None,
 ) -> PullReport:
-    """The same without believing anything that was said of changes: this finds deletions, merges, gaps, and a dishonest `_lastUpdated`."""
-    return await _leased(Whole(store, client, owner, merged, progress, full=True), lease_seconds)
+    """The same without believing anything that was said of changes: this finds deletions, merges, gaps, and a dishonest `_lastUpdated`.
+
+    `within_budget`: it stops likewise when it has used up this part of what the partner's budget has left.
+    """
+    whole = Whole(store, client, owner, merged, seconds, progress, full=True, within_budget=within_budget)
+    return await _leased(whole, lease_seconds)
 
 
 async def changes(
@@ -64,9 +71,14 @@ async def changes(
     lease_seconds: float = 30.0,
     owner: str | None = None,
     merged: Merged | None = None,
+    seconds: float | None = None,
+    hinted_only: bool = False,
 ) -> PullReport:
-    """Look where something is likely to have changed, for as many requests as the partner's budget has left. Raises as `pull` does."""
-    return await _leased(Planned(store, client, owner, merged), lease_seconds)
+    """Look where something is likely to have changed, or (`hinted_only`) where somebody said so.
+
+    It makes as many requests as the partner's budget has left. Raises as `pull` does.
+    """
+    return await _leased(Planned(store, client, owner, merged, seconds, hinted_only=hinted_only), lease_seconds)
 
 
 async def _leased(round: Round, seconds: float) -> PullReport:

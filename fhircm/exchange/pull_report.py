@@ -23,6 +23,7 @@ class PullReport:
     pages: int = 0
     requests: int = 0
     seconds: float = 0.0
+    cut: bool = False  # its time or its requests were used up; the next pull goes on from there
     looks: Counter[str] = field(default_factory=Counter)  # of a planned round: types of patients looked at, by reason
     due: int = 0  # looks that were due and that the budget did not reach
     short: float = 0.0  # requests an hour that the budget lacks to keep the longest interval

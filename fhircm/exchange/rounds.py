@@ -34,9 +34,13 @@ Merged = Callable[[str, str], Awaitable[None]]  # the ids at the partner of a Pa
 class Round:
     """What all rounds have in common."""
 
-    def __init__(self, store: Store, client: PartnerClient, owner: str | None, merged: Merged | None) -> None:
+    def __init__(
+        self, store: Store, client: PartnerClient, owner: str | None, merged: Merged | None, seconds: float | None
+    ) -> None:
         self.store, self.client, self.partner = store, client, client.partner
         self.owner, self.merged = owner, merged
+        self.allowance: int | None = None  # requests of this round
+        self._ends = None if seconds is None else monotonic() + seconds
         self.mirror = Mirror(store, client.partner, lambda: client.counts.clock)
         self.report = PullReport(client.partner.name)
         self.full = False  # nothing is believed that was said of changes
@@ -57,13 +61,16 @@ class Round:
             await self._open()
             await self._work()
         except Stopped as stopped:
+            self._charge()
+            await self.keep(now=True)
             assert stopped.__cause__ is not None
             raise stopped.__cause__ from None
         finally:
             if hasattr(self, "panel"):
                 await self.panel.close()
             self._count()
-        await self._close()
+        self._charge()
+        await self.keep(now=True)
         log.info("%s: %s", self.report.partner, self.report.summary())
         return self.report
 
@@ -88,9 +95,19 @@ class Round:
     async def _work(self) -> None:
         raise NotImplementedError
 
-    async def _close(self) -> None:
-        """What is kept at the end."""
-        await self.keep(now=True)
+    def _charge(self) -> None:
+        """Take what this round asked from the partner's budget."""
+        kept = self.partner.budget.after(self.ledger.row.get("budget"), self.store.clock(), self.requests)
+        if kept is not None:
+            self.ledger.row["budget"] = kept
+
+    def is_over(self) -> bool:
+        """Whether this round has used up its requests or its time; what is left is then for the next one."""
+        spent = self.allowance is not None and self.requests >= self.allowance
+        if spent or (self._ends is not None and monotonic() >= self._ends):
+            self.report.cut = True
+            return True
+        return False
 
     # --- one patient ----------------------------------------------------------------------------------------------------------------
 

@@ -9,19 +9,34 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from fhircm.exchange import hints
+from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable
 from fhircm.exchange.freshness import longest
 from fhircm.exchange.loops import open_loops
 from fhircm.exchange.mapping import Source
 from fhircm.exchange.pages import Received
-from fhircm.exchange.panel import OVERLAP, Stopped, together
+from fhircm.exchange.panel import OVERLAP, together
 from fhircm.exchange.partners import PullType
-from fhircm.exchange.plan import NEVER, PATIENT, WAITED, Situation, Visit, plan
-from fhircm.exchange.rounds import Round
+from fhircm.exchange.plan import HINTED, NEVER, PATIENT, WAITED, Situation, Visit, plan
+from fhircm.exchange.rounds import Merged, Round
+from fhircm.store.resources import Store
 
 
 class Planned(Round):
-    """What is due, the most urgent first."""
+    """What is due, the most urgent first; `hinted_only`: what was hinted at, and nothing else."""
+
+    def __init__(
+        self,
+        store: Store,
+        client: PartnerClient,
+        owner: str | None,
+        merged: Merged | None,
+        seconds: float | None,
+        *,
+        hinted_only: bool = False,
+    ) -> None:
+        super().__init__(store, client, owner, merged, seconds)
+        self.hinted_only = hinted_only
 
     async def _known(self) -> Collection[Source]:
         """What patients share and is found by reference alone is read once; whether it changed, a round over the whole panel sees."""
@@ -31,44 +46,37 @@ class Planned(Round):
         return frozenset(one for one in known if one.type in by_reference)
 
     async def _work(self) -> None:
-        now = self.store.clock()
-        allowance = self.partner.budget.allowance(self.ledger.row.get("budget"), now)
-        try:
-            for one in self.partner.pull:
-                if one.across and self.ledger.trusts(one.type) and allowance != 0:
-                    await self._across(one)
-            await self._visits(allowance)
-            await self.mend()
-        except Stopped:
-            self._charge()
-            await self.keep(now=True)
-            raise
+        self.allowance = self.partner.budget.allowance(self.ledger.row.get("budget"), self.store.clock())
+        for one in self.partner.pull:
+            if one.across and self.ledger.trusts(one.type) and not self.hinted_only and not self.is_over():
+                await self._across(one)
+        await self._visits()
+        await self.mend()
         for one in self.panel.absent():
             self.ledger.gap(one, "not given")
-        self._charge()
 
-    def _charge(self) -> None:
-        kept = self.partner.budget.after(self.ledger.row.get("budget"), self.store.clock(), self.requests)
-        if kept is not None:
-            self.ledger.row["budget"] = kept
-
-    async def _visits(self, allowance: int | None) -> None:
-        now, patients = self.store.clock(), self.panel.patients
+    async def _visits(self) -> None:
+        now, patients, allowance = self.store.clock(), self.panel.patients, self.allowance
+        if self.hinted_only:
+            patients = sorted({hint.patient for hint in self.hints.values()} & self.panel.members)
         left = None if allowance is None else max(0, allowance - self.requests)
         situation = Situation(
             patients,
             self.looks.types,
             self.looks.of,
             longest(self.partner).total_seconds(),
-            frozenset() if allowance is None else await open_loops(self.store, self.partner, patients),
+            frozenset() if allowance is None or self.hinted_only else await open_loops(self.store, self.partner, patients),
             dict(self._hinted()),
             {type: mark["told"] for type, mark in self.ledger.row["across"].items() if mark.get("told")},
         )
         chosen = plan(situation, now, left, seed=int(now.timestamp()))
-        per_hour = self.partner.budget.per_hour
-        self.report.due, self.report.short = chosen.left, max(0.0, chosen.needed - per_hour) if per_hour else 0.0
-        self.ledger.row["short"] = round(self.report.short, 1)
         visits = iter(chosen.visits)
+        if self.hinted_only:
+            visits = iter([Visit(visit.patient, due) for visit in chosen.visits if (due := _hinted_at(visit))])
+        else:
+            per_hour = self.partner.budget.per_hour
+            self.report.due, self.report.short = chosen.left, max(0.0, chosen.needed - per_hour) if per_hour else 0.0
+            self.ledger.row["short"] = round(self.report.short, 1)
 
         async def some() -> None:
             for visit in visits:
@@ -135,3 +143,7 @@ class Planned(Round):
     def _oldest(self, type: str) -> int:
         """The partner's clock at the look that is longest ago; 0 while somebody was never looked at."""
         return min((self.looks.look(patient, type).since for patient in self.panel.patients), default=0)
+
+
+def _hinted_at(visit: Visit) -> dict[str, str]:
+    return {type: why for type, why in visit.types.items() if why == HINTED}

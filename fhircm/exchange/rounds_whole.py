@@ -6,12 +6,14 @@ https://hl7.org/fhir/R4/http.html
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil
 
 from fhircm.exchange.client import PartnerClient
+from fhircm.exchange.freshness import longest
 from fhircm.exchange.mapping import Source
 from fhircm.exchange.mirror import GONE, Row
 from fhircm.exchange.panel import Stopped, together
-from fhircm.exchange.progress import Progress
+from fhircm.exchange.progress import RESUME_WITHIN, Progress
 from fhircm.exchange.rounds import Merged, Round
 from fhircm.store.resources import SetState, Store
 
@@ -19,7 +21,7 @@ TOGETHER = 100  # shared resources read again in one batch
 
 
 class Whole(Round):
-    """The whole panel; `full`: without believing `_lastUpdated`."""
+    """The whole panel; `full`: without believing `_lastUpdated`; `within_budget`: with no more than this part of what the budget has left."""
 
     def __init__(
         self,
@@ -27,23 +29,33 @@ class Whole(Round):
         client: PartnerClient,
         owner: str | None,
         merged: Merged | None,
+        seconds: float | None,
         tell: Callable[[int, int], None],
         *,
         full: bool = False,
+        within_budget: float | None = None,
     ) -> None:
-        super().__init__(store, client, owner, merged)
-        self.tell, self.full = tell, full
+        super().__init__(store, client, owner, merged, seconds)
+        self.tell, self.full, self.within_budget = tell, full, within_budget
 
     async def _work(self) -> None:
-        progress = Progress(self.store, self.partner.name, f"{self.partner.base_url} {self.full}", self.panel.patients)
+        if self.within_budget is not None:
+            left = self.partner.budget.allowance(self.ledger.row.get("budget"), self.store.clock())
+            self.allowance = None if left is None else ceil(left * self.within_budget)
+        what = f"{self.partner.base_url} {self.full}"
+        resume = longest(self.partner) if self.full else RESUME_WITHIN
+        progress = Progress(self.store, self.partner.name, what, self.panel.patients, resume)
         self.report.resumed = await progress.resume()
         try:
             await self._patients(progress)
+            if self.report.cut:
+                await self.mend()
+                await progress.save(now=True)
+                return
             await self._rest()
             await self.mend()
         except Stopped:
             await progress.save(now=True)
-            await self.keep(now=True)
             raise
         self._gaps()
         report = self.report
@@ -56,6 +68,8 @@ class Whole(Round):
 
         async def some() -> None:
             for number in numbers:
+                if self.is_over():
+                    return
                 await self._one(number, progress)
                 self.report.patients += 1
                 self.tell(self.report.resumed + self.report.patients, len(self.panel.patients))

@@ -178,13 +178,14 @@ async def test_patients_with_an_open_loop_come_first(store, clock):
 
 
 async def test_one_search_tells_whose_resources_changed(store, clock):
-    ehr = Budgeted(clock, patients=10, across=("Encounter",), last_updated=("Encounter",), per_hour=5)
+    ehr = Budgeted(clock, patients=10, across=("Encounter",))
     ehr.partner = replace(ehr.partner, pull=tuple(replace(one, last_updated=one.type == "Encounter") for one in ehr.partner.pull))
     async with ehr.client() as client:
         await pull(store, client)
         ehr.later(HOUR)
         ehr.requests.clear()
         ehr.change("Encounter", "p7-e1", status="finished")
+        client.partner = replace(ehr.partner, budget=Budget(5))
         report = await changes(store, client)
         assert report.written == 1
         assert ehr.asked()[1:3] == [("Encounter", None), ("Encounter", "p7")]

@@ -91,6 +91,7 @@ def test_what_takes_more_than_a_round_has_is_done_alone_and_paid_for_later():
     budget = Budget(40)
     assert budget.allowance(None, NOW) == 40
     kept = budget.after(None, NOW, 50)
+    assert budget.after(None, NOW, 5000)["left"] == -40
     assert budget.allowance(kept, NOW) == 0
     assert budget.allowance(kept, NOW + timedelta(minutes=30)) == 10
     assert budget.allowance(kept, NOW + timedelta(days=3)) == 40  # an hour's worth and no more, however long nothing was asked
