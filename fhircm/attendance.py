@@ -12,6 +12,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from time import monotonic
 
 from fhircm.exchange.news import DUE, due
 from fhircm.store.resources import FinishTimer, RepeatTimer, Store
@@ -20,7 +21,7 @@ from fhircm.store.timers import StaleClaim, Timer
 log = logging.getLogger("fhircm.worker")
 
 AT_ONCE = 32  # rounds of one worker at a time
-IDLE = 1.0  # seconds; the longest time that a due round, whose signal was missed, waits to be noticed
+IDLE = 0.25  # seconds; the longest time that a due round waits to be noticed while a hand is free
 ANEW = 300.0  # seconds between two looks whether every partner has a due time
 JITTER = 0.1  # of the time until the next round, by which it may come later: so partners do not stay in step
 BUSY = timedelta(seconds=1)  # until a partner is tried again that another worker is at
@@ -51,19 +52,29 @@ class Attendance:
         self._lot = random.Random(holder)  # noqa: S311 nothing is secret about it
 
     async def run(self) -> None:
-        """Attend until cancelled."""
+        """Attend until cancelled. A database that fails is waited for."""
+        planned, pause = -ANEW, IDLE
         try:
-            looked = -ANEW
             while True:
-                if (now := asyncio.get_running_loop().time()) - looked >= ANEW:
-                    await self.plan()
-                    looked = now
-                if not await self.start():
-                    await self._wait()
+                try:
+                    if (now := monotonic()) - planned >= ANEW:
+                        await self.plan()
+                        planned = now
+                    if not await self.start():
+                        await self._wait()
+                    pause = IDLE
+                except Exception as error:
+                    log.error("partners failed with %s; again in %.1f s", type(error).__name__, pause)
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, 60.0)
         finally:
-            for task in self._running.values():
-                task.cancel()
-            await asyncio.gather(*self._running.values(), return_exceptions=True)
+            await self.close()
+
+    async def close(self) -> None:
+        """End what runs, and give it back."""
+        for task in self._running.values():
+            task.cancel()
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
 
     async def plan(self) -> None:
         """See that every partner has a due time."""
@@ -95,12 +106,18 @@ class Attendance:
         try:
             if name not in self.rounds:  # taken out of the settings; a worker that knows it sets it anew
                 await self.store.transact([FinishTimer(timer)], origin="hub")
-            elif await self.store.lease(timer.key, self.holder, self.lease.total_seconds()):
+            elif await self.store.lease(timer.key, self._holder(timer), self.lease.total_seconds()):
                 await self._held(timer, name)
             else:
                 await self.store.retry_timer(timer, self.store.clock() + BUSY)
         except StaleClaim:
             log.debug("%s was woken meanwhile", name)
+        except Exception as error:  # the database failed: when the claim ends, somebody takes it again
+            log.error("partner:%s was left with %s", name, type(error).__name__)
+
+    def _holder(self, timer: Timer) -> str:
+        """Each turn has a name of its own: a partner that is woken while this worker is at it must wait, here as elsewhere."""
+        return f"{self.holder}/{timer.token}"
 
     async def _held(self, timer: Timer, name: str) -> None:
         renewal = asyncio.create_task(self._renew(timer))
@@ -108,7 +125,7 @@ class Attendance:
             turn = await self._round(timer, name, renewal)
         finally:
             renewal.cancel()
-            await self.store.release(timer.key, self.holder)
+            await self.store.release(timer.key, self._holder(timer))
         if turn is not None:
             late = (turn.again - self.store.clock()) * (JITTER * self._lot.random())
             again = turn.again + max(late, timedelta())
@@ -137,6 +154,6 @@ class Attendance:
         seconds = self.lease.total_seconds()
         while True:
             await asyncio.sleep(seconds / 3)
-            if not await self.store.lease(timer.key, self.holder, seconds):
+            if not await self.store.lease(timer.key, self._holder(timer), seconds):
                 return
             await self.store.extend_timer(timer, self.lease)
