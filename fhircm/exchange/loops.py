@@ -14,22 +14,15 @@ from fhircm.exchange.plan import rules
 from fhircm.fhir.query import parse_query
 from fhircm.store.resources import Store, Stored
 
-TOGETHER = 100  # patients in one search
+TOGETHER = 40  # patients in one search: what a parameter may hold is limited
 PAGE = "500"
 
 
 async def open_loops(store: Store, partner: Partner, patients: Sequence[str]) -> frozenset[str]:
     """Those of these patients (ids at the partner) who have an open loop."""
-    found: set[str] = set()
-    for start in range(0, len(patients), TOGETHER):
-        found |= await _open(store, partner, patients[start : start + TOGETHER])
-    return frozenset(found)
-
-
-async def _open(store: Store, partner: Partner, patients: Sequence[str]) -> set[str]:
     here = {f"Patient/{hub_id(partner.base_url, f'Patient/{id}')}": id for id in patients}
     whose: dict[str, set[str]] = {reference: {id} for reference, id in here.items()}
-    async for person in _found(store, "Person", [("patient", ",".join(sorted(here)))]):
+    async for person in _of(store, "Person", sorted(here), []):
         links = {link.get("target", {}).get("reference", "") for link in person.tree.get("link", [])}
         ours = {here[link] for link in links & here.keys()}
         for link in links:
@@ -37,13 +30,21 @@ async def _open(store: Store, partner: Partner, patients: Sequence[str]) -> set[
                 whose.setdefault(link, set()).update(ours)
     found: set[str] = set()
     for type, (status, within) in rules().loops.items():
-        asked = [("patient", ",".join(sorted(whose))), ("status", status)]
+        asked = [("status", status)]
         if within is not None:
             asked.append(("_lastUpdated", f"ge{(store.clock() - within).strftime('%Y-%m-%dT%H:%M:%SZ')}"))
-        async for stored in _found(store, type, asked):
+        async for stored in _of(store, type, sorted(whose), asked):
             for reference in _patients(stored):
                 found |= whose.get(reference, set())
-    return found
+    return frozenset(found)
+
+
+async def _of(store: Store, type: str, patients: Sequence[str], asked: Collection[tuple[str, str]]) -> AsyncIterator[Stored]:
+    """The resources of a type of these patients."""
+    for start in range(0, len(patients), TOGETHER):
+        some = ",".join(patients[start : start + TOGETHER])
+        async for stored in _found(store, type, [("patient", some), *asked]):
+            yield stored
 
 
 async def _found(store: Store, type: str, asked: Collection[tuple[str, str]]) -> AsyncIterator[Stored]:

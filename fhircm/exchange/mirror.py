@@ -184,6 +184,7 @@ class Mirror:
         checked: dict[Source, tuple[str, Checked]] = {}
         existing: dict[Source, Stored] = {}
         links = {one: referred(self.base, got.body) for one, got in resources.items()}
+        patients = batch.patients
         while True:
             accepted = resources.keys() - refused.keys()
             wanted = {target for one in accepted for target in links[one]} - accepted
@@ -198,7 +199,7 @@ class Mirror:
             for one in changed:
                 if one in batch.own and batch.key:
                     try:
-                        quarantine.check_place(self.base, resources[one], batch.patients, self.members)
+                        quarantine.check_place(self.base, resources[one], patients, self.members)
                     except FhirError as error:
                         refused[one] = error
             changed = [one for one in changed if one not in refused]

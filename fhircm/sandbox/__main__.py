@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from fhircm.sandbox.chart import Chart
 from fhircm.sandbox.ehr import Ehr, vendor
-from fhircm.sandbox.faults import Fault
+from fhircm.sandbox.faults import Fault, Late
 from fhircm.sandbox.population import population
 from fhircm.sandbox.records import from_bundles
 from fhircm.sandbox.signin import Refused, SignIn
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     app = sandbox(Ehr(habits, base_url, chart, sign_in), Staff(chart, known_at_both(people.truth)), server)
     print(f"{options.vendor} at {base_url}, token endpoint {server}/oauth2/token, panel Group/panel", flush=True)
-    uvicorn.run(app, host="127.0.0.1", port=options.port, log_level="warning", access_log=False)
+    uvicorn.run(Late(app, options.latency), host="127.0.0.1", port=options.port, log_level="warning", access_log=False)
 
 
 def sandbox(ehr: Ehr, staff: Staff, server: str) -> Starlette:
@@ -144,6 +144,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--humans", type=int, default=140)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--state", type=Path)
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds that each answer comes later")
     parser.add_argument("--token-lifetime", type=int, default=300)
     return parser.parse_args(arguments)
 
