@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from fhircm import (
     cli_audit,
     cli_emergency,
+    cli_exchange,
     cli_keys,
     cli_organization,
     cli_partner,
@@ -61,6 +62,7 @@ app.add_typer(cli_organization.app, name="organization")
 app.add_typer(cli_quarantine.app, name="quarantine")
 app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_emergency.app, name="emergency")
+app.command()(cli_exchange.reconcile)
 guide_app = typer.Typer(no_args_is_help=True, help="Implementation guides: profiles and search parameters beside FHIR R4 itself.")
 app.add_typer(guide_app, name="ig")
 

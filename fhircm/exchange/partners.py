@@ -18,9 +18,10 @@ from zoneinfo import ZoneInfo
 
 import holidays
 
-from fhircm.exchange import credentials, launch, pull_types, roster, schedule, shapes
+from fhircm.exchange import credentials, launch, plan, pull_types, roster, schedule, shapes
 from fhircm.exchange.credentials import Credentials
 from fhircm.exchange.launch import Registration
+from fhircm.exchange.plan import Budget
 from fhircm.exchange.pull_types import PullType, fill
 from fhircm.exchange.roster import Membership
 from fhircm.exchange.schedule import WEEKDAYS, Schedule
@@ -99,6 +100,8 @@ class Partner:
     schedule: Schedule = field(default_factory=Schedule)
     credentials: Credentials = field(default_factory=Credentials)
     launch: Registration | None = None
+    budget: Budget = field(default_factory=Budget)
+    budget: Budget = field(default_factory=Budget)
     limits: Limits = field(default_factory=Limits)
     headers: Mapping[str, str] = field(default_factory=dict)
     prefer_handling: str | None = "strict"  # Prefer: handling=… of searches
@@ -173,6 +176,7 @@ def _partner(own: Keys, path: Path, base_url: str | None) -> Partner:
         panel=None if isinstance(membership, str) else membership,
         pull=pull_types.read(keys, parameters),
         schedule=schedule.read(keys, time_zone),
+        budget=plan.read(keys),
         limits=_limits(keys.keys("limits", "a mapping of limits", {})),
         headers=_headers(keys.keys("headers", "a mapping of header names to values", {}), parameters),
         prefer_handling=_handling(quirks),

@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute, Route
 from fhircm.sandbox.authorize import App, AppDoor
 from fhircm.sandbox.chart import Chart
 from fhircm.sandbox.ehr import Ehr, vendor, vendors
-from fhircm.sandbox.faults import Fault
+from fhircm.sandbox.faults import Fault, Late
 from fhircm.sandbox.population import population
 from fhircm.sandbox.records import from_bundles
 from fhircm.sandbox.signin import Refused, SignIn
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         door = AppDoor(App(options.app_client_id, tuple(options.app_redirect_uri)), sign_in, server, base_url)
     app = sandbox(Ehr(habits, base_url, chart, sign_in), Staff(chart, known_at_both(people.truth)), server, door=door)
     print(f"{options.vendor} at {base_url}, token endpoint {server}/oauth2/token, panel Group/panel", flush=True)
-    uvicorn.run(app, host="127.0.0.1", port=options.port, log_level="warning", access_log=False)
+    uvicorn.run(Late(app, options.latency), host="127.0.0.1", port=options.port, log_level="warning", access_log=False)
 
 
 def sandbox(ehr: Ehr, staff: Staff, server: str, routes: Sequence[BaseRoute] = (), door: AppDoor | None = None) -> Starlette:
@@ -156,6 +156,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--humans", type=int, default=140)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--state", type=Path)
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds that each answer comes later")
     parser.add_argument("--token-lifetime", type=int, default=300)
     return parser.parse_args(arguments)
 
