@@ -13,6 +13,7 @@ from fhircm.exchange.errors import PartnerAnswerBroken
 from fhircm.store.resources import SetState, Store
 
 NAMESPACE = "capability"
+CONDITIONAL_CREATE = "conditional-create"  # beside the interactions: it honours If-None-Exist
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,12 @@ def _types(statement: dict[str, Any]) -> dict[str, dict[str, list[str]]]:
     for resource in (_mapping(one) for rest in servers for one in _list(rest.get("resource"))):
         if isinstance(type := resource.get("type"), str):
             types[type] = {
-                "interactions": sorted(_texts(_mapping(one).get("code") for one in _list(resource.get("interaction")))),
+                "interactions": sorted(
+                    [
+                        *_texts(_mapping(one).get("code") for one in _list(resource.get("interaction"))),
+                        *([CONDITIONAL_CREATE] if resource.get("conditionalCreate") is True else []),
+                    ]
+                ),
                 "search": sorted(_texts(_mapping(one).get("name") for one in _list(resource.get("searchParam")))),
             }
     return dict(sorted(types.items()))

@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 
 import holidays
 
+from fhircm.exchange import breaker
 from fhircm.exchange.yaml_keys import Keys, YamlWrong, load
 from fhircm.fhir.artefacts import folder as shipped_folder
 from fhircm.fhir.definitions import definitions
@@ -100,6 +101,7 @@ class Partner:
     headers: Mapping[str, str] = field(default_factory=dict)
     prefer_handling: str | None = "strict"  # Prefer: handling=… of searches
     deliver: Mapping[str, Any] = field(default_factory=dict)
+    breaker: breaker.Policy = field(default_factory=breaker.Policy)
 
     @property
     def types(self) -> frozenset[str]:
@@ -154,6 +156,7 @@ def _partner(keys: Keys, path: Path, base_url: str | None) -> Partner:
         limits=_limits(keys.keys("limits", "a mapping of limits", {})),
         headers=_headers(keys.keys("headers", "a mapping of header names to values", {})),
         prefer_handling=_handling(keys.keys("quirks", "a mapping of quirks", {})),
+        breaker=breaker.read(keys.keys("breaker", "a mapping of failures, first_wait and longest_wait", {})),
         deliver=keys.take("deliver", dict, "a mapping of occasions to ways", {}),
     )
     keys.done()
