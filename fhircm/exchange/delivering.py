@@ -66,12 +66,12 @@ class Delivering:
         self.trying: set[str] = set()  # kinds of request by which it is tried whether they work again
 
     def settles(self, due: Due, behind: Sequence[Due]) -> datetime | None:
-        """Until when further versions are waited for, while nothing else is due for the same patient."""
+        """Until when further versions are waited for, while nothing that cannot wait is due for the same patient."""
         occasion = occasions().get(due.occasion or "")
         queued = moment(due.queued)
         if occasion is None or not occasion.settle or due.letter or queued is None:
             return None
-        if any((one.about, one.occasion) != (due.about, due.occasion) and not one.letter for one in behind):
+        if any(not occasions()[one.occasion].settle for one in behind if one.occasion in occasions()):
             return None
         until = queued + timedelta(seconds=occasion.settle)
         return until if queued <= self.sender.clock() < until else None

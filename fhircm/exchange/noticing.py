@@ -93,7 +93,8 @@ class Noticing:
             return []
         key = f"{at}:{occasion.key(stored.type, stored.id, stored.version)}"
         lane = await lane_of(self.store, stored.tree)
-        return [Due(key, lane, stored.type, stored.id, stored.version, occasion.name, self._now()).put(self.partner.name)]
+        queued = stored.last_updated.isoformat()
+        return [Due(key, lane, stored.type, stored.id, stored.version, occasion.name, queued).put(self.partner.name)]
 
     async def _version_before(self, stored: Stored) -> dict[str, Any] | None:
         if stored.version == 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fhircm.exchange.case import NPI, concept_text, name_of, npi, patient_at, source_at
+from fhircm.exchange.case import NPI, concept_text, name_of, npi, patient_at, read, source_at
 from fhircm.exchange.partners import Partner
 from fhircm.fhir.query import parse_query
 from fhircm.fhir.references import parse_reference, references
@@ -40,6 +40,8 @@ async def target(store: Store, partner: Partner, url: str, contained: bool = Fal
         there = await patient_at(store, target, partner)
         return {"reference": f"Patient/{there}"} if there else {}
     named = await known_as(store, partner, target)
+    if parsed.type == "PractitionerRole" and "display" not in named and (holder := await read(store, target.get("practitioner"))):
+        named = await known_as(store, partner, holder)  # a role has no name of its own
     return {"reference": named["reference"]} if "reference" in named else named
 
 
