@@ -30,12 +30,14 @@ from fhircm.coordination.timeline import rendered, timeline
 from fhircm.exchange import capabilities, guides, pull, push
 from fhircm.exchange.attachments import fetch_from
 from fhircm.exchange.backend_auth import access_token, signing_key
+from fhircm.exchange.breaker import Breakers
 from fhircm.exchange.check import CheckReport, check
 from fhircm.exchange.client import PartnerClient, connect
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable
 from fhircm.exchange.partners import Partner, load_partners
 from fhircm.exchange.source_address import Allowed
 from fhircm.exchange.sources import Sources
+from fhircm.exchange.writing import Explained, explain
 from fhircm.fhir.outcome import FhirError, NotFound, VersionConflict
 from fhircm.jobs import JOBS
 from fhircm.jobs.import_progress import Imports
@@ -370,3 +372,15 @@ async def remove_guide(store: Store, name: str) -> list[guides.Removed]:
 async def client_token(url: str, client_id: str, key: Path, scope: str) -> str:
     """Sign in at a hub as a backend client. Raises PartnerRefused, PartnerUnavailable."""
     return await access_token(f"{url}/fhir", client_id, signing_key(key.parent, key.stem, "ES384"), scope.split())
+
+
+async def explain_delivery(settings: Settings, store: Store, partner: Partner, resource: str) -> list[Explained]:
+    """How a partner would be told of the newest version of a resource. Raises NotFound, Gone."""
+    type, _, id = resource.partition("/")
+    stored = await store.read(type, id)
+    snapshot = await capabilities.kept(store, partner.name)
+    if snapshot is None:
+        raise NotFound(f"{partner.name} was never asked what it can do: run `fhircm partner check {partner.name}`, or pull it")
+    breakers = Breakers(store, partner.name, partner.breaker, store.clock)
+    await breakers.load()
+    return await explain(store, partner, snapshot, stored, store.clock(), breakers)

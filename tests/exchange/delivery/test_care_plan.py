@@ -88,7 +88,10 @@ async def test_a_plan_is_created_then_kept_alike_where_the_partner_takes_plans(w
     await world.change("CarePlan", "plan", title="Care plan, revised")
     settle(world)
     await world.push(world.clinic)
-    assert [one["title"] for one in world.clinic.kept["CarePlan", there["id"]]] == ["Care plan of Amara Okafor", "Care plan, revised"]
+    assert [one["title"] for one in world.clinic.kept["CarePlan", there["id"]]] == [
+        "Care plan of Amara Okafor",
+        "Care plan, revised",
+    ]
     assert world.clinic.posts()["CarePlan"] == 1
 
 
@@ -186,7 +189,9 @@ async def test_a_burst_is_sent_once_in_its_newest_version(world, act):
     (document,) = world.clinic.all("DocumentReference")
     assert attachments(document)[0]["title"] == "Version 4"
     assert sorted(set(report.superseded)) == [f"CarePlan/plan/_history/{version}" for version in range(1, 6)]
-    told = [row for row in (await world.store.states("delivery:clinic", "CarePlan/plan")).values() if row["state"] == "superseded"]
+    told = [
+        row for row in (await world.store.states("delivery:clinic", "CarePlan/plan")).values() if row["state"] == "superseded"
+    ]
     assert [row["by"] for row in told] == [6] * 5
     for _ in range(2):
         settle(world)

@@ -167,7 +167,9 @@ def consent(act, world, *, permit=False, organization=None, id="consent", **prov
 @pytest.mark.parametrize("whose", ["Organization/riverbend", None, "hospital"])
 async def test_a_consent_keeps_news_from_the_partner_that_it_names(world, act, whose):
     await known(world, act, 11)
-    there = whose and act.at(world.hospital if whose == "hospital" else world.clinic, "Organization/lakeside" if whose == "hospital" else whose)
+    there = whose and act.at(
+        world.hospital if whose == "hospital" else world.clinic, "Organization/lakeside" if whose == "hospital" else whose
+    )
     await world.write(consent(act, world, organization=there))
     await message(world, act, "h11", "news")
     report = await world.push(world.clinic)
