@@ -96,7 +96,7 @@ class Sender:
             row = await self._make(case, shipment, row)
             await self._kept(case, shipment, row, agent)
         if row["version"] != shipment.version or shipment.prefer:
-            row = {**await self._bring(shipment, row), "version": shipment.version}
+            row = {**await self._bring(shipment, row), "version": shipment.version, "tried": []}
             await self._kept(case, shipment, row, agent)
         return str(row["url"])
 
@@ -114,6 +114,7 @@ class Sender:
         return {
             "url": f"{self.partner.base_url}/{reference}",
             "version": version,
+            "state": "done",
             "sent": sent.decode(),
             "had": there.body.decode(),
         }
@@ -129,11 +130,15 @@ class Sender:
                 if error.answered not in (404, 410):
                     raise
                 raise Clash((), "the partner deleted it") from None
-            merged = merge(sent, had, there.tree, json.parse(ours), shipment.prefer)
+            tried = [json.parse(one.encode()) for one in row.get("tried", [])]
+            merged = merge(sent, had, there.tree, json.parse(ours), shipment.prefer, tried)
             if merged.clashes:
                 raise Clash(merged.clashes, f"hub and partner both changed {', '.join(merged.clashes)}")
             if not merged.members:
                 return {**row, "sent": ours.decode(), "had": there.body.decode()}
+            # Should the answer be lost, what stands there is known to be the hub's own.
+            row = {**row, "tried": [*row.get("tried", []), json.dumps(merged.members).decode()]}
+            await self.store.transact([SetState(self.rows, shipment.key, row)], origin="hub")
             try:
                 there = await self._write(shipment, id, there, merged.members)
                 return {**row, "sent": ours.decode(), "had": there.body.decode()}

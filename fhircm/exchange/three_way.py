@@ -6,6 +6,7 @@ hub sent then tells what the hub changed since; what the partner had then tells 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,16 +25,24 @@ class Merged:
 
 
 def merge(
-    sent: dict[str, Any], had: dict[str, Any], theirs: dict[str, Any], ours: dict[str, Any], prefer: str | None = None
+    sent: dict[str, Any],
+    had: dict[str, Any],
+    theirs: dict[str, Any],
+    ours: dict[str, Any],
+    prefer: str | None = None,
+    tried: Sequence[dict[str, Any]] = (),
 ) -> Merged:
-    """What is to be set in theirs. `prefer` settles the clashes: "hub" or "partner"."""
+    """What is to be set in theirs. `prefer` settles the clashes: "hub" or "partner".
+
+    `tried` are members that the hub tried to set since and never heard whether they were: where they stand there, nobody else changed.
+    """
     members: dict[str, Any] = {}
     clashes: list[str] = []
     for name in sorted({*sent, *ours} - _OWN):
         before, now, there, was = (one.get(name, _NOTHING) for one in (sent, ours, theirs, had))
         if now == before or says(there, now):
             continue
-        if there == was or says(there, before):
+        if there == was or says(there, before) or any(name in one and _stands(there, one[name]) for one in tried):
             members[name] = None if now is _NOTHING else now
         elif (united := _united(before, now, there)) is not None:
             members[name] = united
@@ -42,6 +51,10 @@ def merge(
         elif prefer is None:
             clashes.append(name)
     return Merged(members, tuple(clashes))
+
+
+def _stands(there: Any, value: Any) -> bool:
+    return there is _NOTHING if value is None else says(there, value)
 
 
 def says(there: Any, ours: Any) -> bool:

@@ -5,10 +5,14 @@ import json
 from dataclasses import replace
 from datetime import timedelta
 
+import httpx
 import pytest
 
 from fhircm.exchange import care_plan
+from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.dead_letters import letters, replay
+from fhircm.exchange.partners import PullType
+from fhircm.exchange.pull import pull
 from fhircm.fhir.validation import check
 
 LADDER = {"care-plan-changed": "default", "care-team-changed": "default", "goal-changed": "default"}
@@ -310,3 +314,31 @@ def told(name, goal):
     sections = [{"heading": "Goals", "empty": "None told", "items": [{"name": goal, "facts": ["active"]}]}]
     facts = [["Patient", name]]
     return {"title": "Plan", "author": "Hub", "language": "en", "footer": "x", "facts": facts, "text": [], "sections": sections}
+
+
+async def test_what_the_hub_wrote_comes_back_and_starts_nothing(world, act):
+    """Round after round of pull and push: nothing grows, and nothing more is written on either side."""
+    world.clinic.can |= {"CarePlan": NATIVE, "Goal": NATIVE, "CareTeam": NATIVE}
+    searches = ((("patient", "{patient}"),),)
+    pulled = tuple(PullType(type, searches, by_reference=False, last_updated=False) for type in ("CarePlan", "Goal", "CareTeam"))
+    world.clinic.partner = replace(world.clinic.partner, pull=pulled)
+    world.clinic.put({"resourceType": "Group", "id": "panel", "member": [{"entity": {"reference": "Patient/c1"}}]})
+    await plan(world, act)
+    for number in range(4):
+        settle(world)
+        async with PartnerClient(world.clinic.partner, transport=httpx.MockTransport(world.clinic.answer)) as client:
+            await pull(world.store, client)
+        before = await world.store.changes((0, 0), types=None, limit=5000)
+        written = [method for method, _ in world.clinic.log if method != "GET"]
+        report = await world.push(world.clinic)
+        if number:
+            assert report.delivered == []
+            assert [method for method, _ in world.clinic.log if method != "GET"] == written == ["POST"] * 3
+        if number > 1:
+            assert len(before.changes) == seen, "nothing was written at the hub either"
+        seen = len((await world.store.changes((0, 0), types=None, limit=5000)).changes)
+    (copy,) = [one for one in before.changes if one.type == "CarePlan" and one.id != "plan"]
+    mirror = await world.read("CarePlan", copy.id)
+    assert "https://fhircm.example/delivery" in {one["system"] for one in mirror["identifier"]}, (
+        "by that it is known as the hub's own"
+    )
