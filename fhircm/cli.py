@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from fhircm import (
     cli_audit,
+    cli_delivery,
     cli_emergency,
     cli_exchange,
     cli_keys,
@@ -60,6 +61,8 @@ app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_people.user_app, name="user")
 app.add_typer(cli_organization.app, name="organization")
 app.add_typer(cli_quarantine.app, name="quarantine")
+app.add_typer(cli_delivery.app, name="dead-letters")
+partner_app.command("explain")(cli_delivery.explain)
 app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_emergency.app, name="emergency")
 app.command()(cli_exchange.reconcile)

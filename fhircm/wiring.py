@@ -30,6 +30,7 @@ from fhircm.coordination.protocol import load_pathways
 from fhircm.coordination.timeline import rendered, timeline
 from fhircm.exchange import drift, freshness, guides, hints, pull, push
 from fhircm.exchange.backend_auth import access_token
+from fhircm.exchange.breaker import Breakers
 from fhircm.exchange.check import CheckReport, check
 from fhircm.exchange.client import PartnerClient, connect
 from fhircm.exchange.client_keys import signing_key, signing_keys
@@ -41,6 +42,7 @@ from fhircm.exchange.proof import Client
 from fhircm.exchange.source_address import Allowed
 from fhircm.exchange.sources import Sources
 from fhircm.exchange.tokens import SharedTokens
+from fhircm.exchange.writing import Explained, explain
 from fhircm.fhir.outcome import FhirError, NotFound, VersionConflict
 from fhircm.jobs import JOBS
 from fhircm.jobs.import_progress import Imports
@@ -347,7 +349,7 @@ async def _push(
     snapshot = await drift.kept(store, partner.name)
     cursor = f"push:{partner.name}"
     kept = await skip(store, partner.name, cursor)
-    if snapshot is None or (kept is None and not await push.has_replays(store, partner.name)):
+    if snapshot is None or (kept is None and not await push.anything_due(store, partner.name)):
         return 0, None
     async with clients.at(partner.name) as client:
         report = await push.push(
@@ -360,7 +362,7 @@ async def _push(
             owner=f"Organization/{around.organization}",
             fetch=clients.fetch,
         )
-    if kept is not None and report.waiting_until is None:
+    if kept is not None:
         await read_to(store, partner.name, cursor, kept)
     return report.done, report.waiting_until
 
@@ -467,3 +469,15 @@ async def client_token(url: str, client_id: str, key: Path, scope: str) -> str:
 def tokens(settings: Settings, store: Store) -> SharedTokens:
     """The access tokens of partners, shared by all processes of this hub."""
     return SharedTokens(store, Seal.open(settings.keys_dir))
+
+
+async def explain_delivery(settings: Settings, store: Store, partner: Partner, resource: str) -> list[Explained]:
+    """How a partner would be told of the newest version of a resource. Raises NotFound, Gone."""
+    type, _, id = resource.partition("/")
+    stored = await store.read(type, id)
+    snapshot = await drift.kept(store, partner.name)
+    if snapshot is None:
+        raise NotFound(f"{partner.name} was never asked what it can do: run `fhircm partner check {partner.name}`, or pull it")
+    breakers = Breakers(store, partner.name, partner.breaker, store.clock)
+    await breakers.load()
+    return await explain(store, partner, snapshot, stored, store.clock(), breakers)
