@@ -64,18 +64,19 @@ class AppDoor:
         base_url: str,
         standalone: Mapping[str, Any] | None = None,
         now: Callable[[], float] = time.time,
+        key: RSAKey | None = None,
     ) -> None:
         self.app, self.sign_in, self.server, self.base_url = app, sign_in, server, base_url
         self.standalone = standalone or {"user": "Practitioner/p-1"}
         self.now = now
-        self.rotate_key()
+        self.key = key or _new_key()
         self._launches: dict[str, tuple[float, Mapping[str, Any]]] = {}
         self._codes: dict[str, _Grant] = {}
         self._refresh: dict[str, _Grant] = {}
 
     def rotate_key(self) -> None:
         """Sign with another key from now on."""
-        self.key = RSAKey.generate_key(2048, {"use": "sig", "alg": "RS256"}, auto_kid=True)
+        self.key = _new_key()
 
     def launch(self, user: str, patient: str | None = None, **context: Any) -> str:
         """Somebody opens the app in the EHR: the value of `launch`, good once and for a few minutes."""
@@ -214,3 +215,7 @@ class AppDoor:
         except (TypeError, ValueError):
             return JSONResponse({"error": "user, and patient or more"}, 400)
         return JSONResponse({"iss": self.base_url, "launch": launch})
+
+
+def _new_key() -> RSAKey:
+    return RSAKey.generate_key(2048, {"use": "sig", "alg": "RS256"}, auto_kid=True)
