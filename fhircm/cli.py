@@ -333,6 +333,9 @@ def sandbox(
     data: Annotated[Path | None, typer.Option(help="Real records instead: Bundles, one a line; .gz too.", exists=True)] = None,
     state: Annotated[Path | None, typer.Option(help="Folder that keeps what is written, over restarts.")] = None,
     token_lifetime: Annotated[int, typer.Option(help="Seconds.")] = 300,
+    client_secret_file: Annotated[
+        Path | None, typer.Option(help="File with a secret that the client has in place of keys.", exists=True)
+    ] = None,
     app_redirect_uri: Annotated[
         str | None, typer.Option(help="Of an app that this EHR launches, such as the hub: its address of return.")
     ] = None,
@@ -348,6 +351,7 @@ def sandbox(
         ("--data", data),
         ("--state", state),
         ("--app-redirect-uri", app_redirect_uri),
+        ("--client-secret-file", client_secret_file),
     ):
         arguments += [option, str(value)] if value else []
     start(arguments)

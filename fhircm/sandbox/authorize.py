@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlencode
+from urllib.parse import parse_qsl, urlencode
 
 from joserfc import jwt
 from joserfc.jwk import RSAKey
@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from fhircm.sandbox.signin import Refused, SignIn
+from fhircm.sandbox.signin import Refused, SignIn, shown
 
 _LAUNCH = 300.0  # seconds in which a launch must be taken up
 _CODE = 60.0
@@ -176,17 +176,11 @@ class AppDoor:
         return jwt.encode({"alg": "RS256", "kid": self.key.kid}, claims, self.key, algorithms=["RS256"])
 
     async def _prove(self, form: Mapping[str, str], authorization: str) -> None:
-        app, given = self.app, (form.get("client_id", ""), form.get("client_secret", ""))
+        app = self.app
         if app.method == "private_key_jwt":
             await self.sign_in.check(form.get("client_assertion", ""), app.client_id)
             return
-        if app.method == "client_secret_basic":
-            try:
-                pair = base64.b64decode(authorization.removeprefix("Basic ")).decode().partition(":")
-            except ValueError:
-                raise Refused("invalid_client") from None
-            given = unquote(pair[0]), unquote(pair[2])
-        if given != (app.client_id, app.secret):
+        if shown(app.method, form, authorization) != (app.client_id, app.secret):
             raise Refused("invalid_client")
 
     # --- over HTTP ---
