@@ -22,7 +22,7 @@ async def pulled(store, **row):
 
 async def test_one_that_was_never_pulled_is_told_with_what_to_do(store):
     found = await status(store, partner())
-    assert (found.verdict, found.last_success, found.types) == (Verdict.ATTENTION, None, [])
+    assert (found.verdict, found.last_success) == (Verdict.ATTENTION, None)
     assert "fhircm partner check north-clinic" in rendered(found)
 
 
