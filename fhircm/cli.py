@@ -66,6 +66,8 @@ partner_app.command("explain")(cli_delivery.explain)
 app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_emergency.app, name="emergency")
 app.command()(cli_exchange.reconcile)
+app.command()(cli_exchange.push)
+partner_app.command("status")(cli_exchange.status)
 guide_app = typer.Typer(no_args_is_help=True, help="Implementation guides: profiles and search parameters beside FHIR R4 itself.")
 app.add_typer(guide_app, name="ig")
 
