@@ -89,10 +89,7 @@ def _text(name: str, facts: Facts, shape: shapes.Shape) -> str:
         "",
         f"shape: {facts.shape}",
     ]
-    if facts.base_url is not None:
-        lines.append(f"base_url: {_quoted(facts.base_url)}   # of its FHIR API; FHIRCM_PARTNER_BASE_URLS replaces it")
-    else:
-        lines.append(f"# base_url: {shape.base_url}   # the shape knows it")
+    lines.append(f"base_url: {_quoted(_address(facts, shape))}   # of its FHIR API; FHIRCM_PARTNER_BASE_URLS replaces it")
     if shape.parameters or facts.parameters:
         lines.append("parameters:")
         means = {one.name: one.means for one in shape.parameters}
@@ -129,6 +126,14 @@ def _text(name: str, facts: Facts, shape: shapes.Shape) -> str:
         "#   message: []",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _address(facts: Facts, shape: shapes.Shape) -> str:
+    """The base URL as it is to stay: ids at the hub are derived from it, so that it stands in the file even when the shape knows it."""
+    url = facts.base_url or shape.base_url or ""
+    for name, value in facts.parameters.items():
+        url = url.replace(f"{{{name}}}", value)
+    return url
 
 
 def _panel(facts: Facts) -> list[str]:

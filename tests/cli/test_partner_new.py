@@ -35,7 +35,9 @@ def test_every_shape_can_be_begun_with(shape, tmp_path):
     options = {"parameter": wanted[0]} if wanted else {}
     done = new(tmp_path, "new-one", shape, base_url=None if shape in PARAMETERS else "https://ehr.example/fhir", **options)
     assert done.returncode == 0, done.stderr
-    assert load_partners(tmp_path)[0].shape == shape
+    [partner] = load_partners(tmp_path)
+    assert partner.shape == shape
+    assert f'base_url: "{partner.base_url}"' in (partner.folder / "partner.yaml").read_text()  # ids are derived from it
 
 
 def test_what_is_there_is_left_as_it_is(tmp_path):
