@@ -100,6 +100,14 @@ def sandbox(ehr: Ehr, staff: Staff, server: str, routes: Sequence[BaseRoute] = (
                 faults.append(Fault(**details))
         return JSONResponse([asdict(fault) for fault in faults])
 
+    async def habits(request: Request) -> Response:
+        """The vendor changes its mind: what is sent replaces habits of vendors/<name>.yaml."""
+        changes = await request.json()
+        if unknown := sorted(set(changes) - set(ehr.habits)):
+            return JSONResponse({"error": f"no habit: {', '.join(unknown)}"}, 409)
+        ehr.habits.update(changes)
+        return JSONResponse(sorted(changes))
+
     async def received(_: Request) -> Response:
         return JSONResponse(ehr.received)
 
@@ -109,6 +117,7 @@ def sandbox(ehr: Ehr, staff: Staff, server: str, routes: Sequence[BaseRoute] = (
             Route("/oauth2/token", token, methods=["POST"]),
             Route(f"{base_path}/.well-known/smart-configuration", configuration),
             Route("/staff/received", received),
+            Route("/staff/habits", habits, methods=["POST"]),
             Route("/staff/faults", set_fault, methods=["GET", "POST", "DELETE"]),
             Route("/staff/{act}", act, methods=["POST"]),
             Route(base_path, fhir, methods=["GET", "POST"]),
