@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 from fhircm.exchange.capabilities import Capabilities, discover, granted
 from fhircm.exchange.client import PartnerClient
+from fhircm.exchange.discovery import elsewhere
 from fhircm.exchange.drift import GIVEN_BACK, note_granted, refresh
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable, SignInRefused
 from fhircm.exchange.granted import allows
@@ -25,6 +26,7 @@ from fhircm.exchange.probe import habits
 from fhircm.exchange.roster import RosterWrong
 from fhircm.exchange.schedule import Schedule
 from fhircm.exchange.shapes import recognised
+from fhircm.exchange.tokens import told
 from fhircm.fhir.outcome import FhirError
 from fhircm.store.resources import Store
 
@@ -99,6 +101,11 @@ async def check(
     if patients:
         await _types(report, client, capabilities, patients)
     _give_back(report, capabilities)
+    if (launch := client.partner.launch) is not None:
+        back = f"{public_base_url}/launch/callback/{client.partner.name}"
+        report.add(
+            Level.OK, f"May launch the hub as {launch.client_id}: registered there with {public_base_url}/launch and {back}"
+        )
     return report
 
 
@@ -169,6 +176,10 @@ async def _discovery(report: CheckReport, client: PartnerClient, store: Store | 
 
 def _sign_in_promises(report: CheckReport, client: PartnerClient, capabilities: Capabilities) -> None:
     partner = client.partner
+    if sentence := elsewhere(partner.credentials.token_endpoint or capabilities.token_endpoint, partner.base_url):
+        report.add(Level.OK, sentence)
+    if partner.credentials.method != "private_key_jwt":
+        return
     if capabilities.algorithms and partner.algorithm not in capabilities.algorithms:
         offered = ", ".join(capabilities.algorithms)
         remedy = f"Set algorithm in {partner.folder / 'partner.yaml'} to one of these that fhircm has (RS384, ES384)"
@@ -188,7 +199,8 @@ async def _panel(report: CheckReport, client: PartnerClient, store: Store | None
         return None
     except SignInRefused as error:
         keys = f"{public_base_url}{JWKS_PATH}"
-        remedy = f"Register the client id {partner.client_id} at the partner with the keys at {keys}, and its scopes"
+        proof = f"the keys at {keys}" if partner.credentials.method == "private_key_jwt" else "the secret that partner.yaml names"
+        remedy = f"Register the client id {partner.client_id} at the partner with {proof}, and its scopes"
         report.add(Level.FIX, f"Sign-in does not work: {error}", remedy)
         return None
     except PartnerRefused as error:
@@ -201,7 +213,10 @@ async def _panel(report: CheckReport, client: PartnerClient, store: Store | None
     except FhirError as error:
         report.add(Level.FIX, f"The panel cannot be read: {error}", "Try again; if it stays so, ask the partner")
         return None
-    report.add(Level.OK, f"Signed in with {partner.algorithm} as {partner.client_id}")
+    how = partner.credentials.method
+    report.add(Level.OK, f"Signed in with {partner.algorithm if how == 'private_key_jwt' else how} as {partner.client_id}")
+    for sentence in await told(store, partner.name) if store else []:
+        report.add(Level.CHANGED, sentence)
     for refusal in wrong[:TOLD]:
         report.add(Level.FIX, f"Panel: {refusal}", f"Correct {what}: nobody is guessed")
     if len(wrong) > TOLD:

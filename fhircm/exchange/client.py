@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from itertools import pairwise
@@ -23,7 +23,8 @@ from urllib.parse import quote, urlsplit
 import httpx
 import msgspec
 
-from fhircm.exchange.backend_auth import BackendAuth, signing_key
+from fhircm.exchange.backend_auth import backend_auth
+from fhircm.exchange.credentials import client_at
 from fhircm.exchange.errors import (
     AnswerTooLarge,
     PartnerAnswerBroken,
@@ -37,6 +38,7 @@ from fhircm.exchange.errors import (
 )
 from fhircm.exchange.pages import Page, Received, cut, newest, next_page, page
 from fhircm.exchange.partners import Partner
+from fhircm.exchange.tokens import Tokens
 from fhircm.fhir import json
 
 __all__ = [
@@ -78,12 +80,23 @@ class _Got:
 
 
 @dataclass(slots=True)
+class Spent:
+    """What one type cost so far."""
+
+    requests: int = 0
+    bytes: int = 0  # of answers
+    seconds: float = 0.0  # until they were there
+    waited: float = 0.0  # between attempts
+
+
+@dataclass(slots=True)
 class Counts:
     """What a client did so far."""
 
     requests: int = 0
     pages: int = 0
     waited: float = 0.0  # seconds between attempts
+    by_type: dict[str, Spent] = field(default_factory=dict)  # by the first step of the path
     date: str | None = None  # the partner's own clock, from its last answer
 
     @property
@@ -120,6 +133,7 @@ class PartnerClient:
             mounts={"all://127.0.0.1": None, "all://localhost": None},  # never through a proxy of the environment
             transport=transport,
         )
+        self._base_path = urlsplit(partner.base_url).path
         self._slots = asyncio.Semaphore(limits.concurrency)
         self._pace = 1.0 / limits.requests_per_second
         self._next = 0.0
@@ -144,7 +158,7 @@ class PartnerClient:
         async def attempt() -> Received:
             return _expect(await self._fetch(url, {}, True), type)
 
-        return await self._again(attempt)
+        return await self._again(attempt, type)
 
     async def search(self, type: str, parameters: Sequence[tuple[str, str]] = ()) -> AsyncIterator[list[Received]]:
         """The pages of a search, each as the resources on it: outcomes are left out, and `total` is not believed.
@@ -206,7 +220,7 @@ class PartnerClient:
                 raise PartnerAnswerBroken(f"{path} was answered with {_what(got)} in place of a JSON object")
             return tree
 
-        return await self._again(attempt)
+        return await self._again(attempt, path.partition("/")[0])
 
     # --- writing -------------------------------------------------------------------------------------------------------------
 
@@ -241,9 +255,9 @@ class PartnerClient:
             got = await self._fetch(url, headers, True)
             return page(got.body, type)
 
-        return await self._again(attempt)
+        return await self._again(attempt, type)
 
-    async def _again(self, attempt: Callable[[], Awaitable[Any]]) -> Any:
+    async def _again(self, attempt: Callable[[], Awaitable[Any]], type: str) -> Any:
         """Try a read until it succeeds, the attempts are used up, or the partner asks for more patience than there is."""
         limits = self.partner.limits
         for number in range(1, limits.attempts + 1):
@@ -259,6 +273,7 @@ class PartnerClient:
                 wait = max(wait, asked or 0.0)
                 log.info("%s: attempt %d failed (%s); again in %.1f s", self.partner.name, number, error, wait)
                 self.counts.waited += wait
+                self._spent(type).waited += wait
                 await self._sleep(wait)
         raise AssertionError("unreachable")
 
@@ -269,6 +284,8 @@ class PartnerClient:
         async with self._slots:
             await self._wait_for_turn()
             self.counts.requests += 1
+            spent, begun = self._spent(request.url.path[len(self._base_path) :].strip("/").partition("/")[0]), monotonic()
+            spent.requests += 1
             try:
                 async with asyncio.timeout(limits.timeout):
                     got = await self._exchange(request, limits.body, signed_in)
@@ -278,6 +295,9 @@ class PartnerClient:
             except httpx.HTTPError as error:
                 sent = not isinstance(error, httpx.ConnectError)
                 raise PartnerUnavailable(f"{name} cannot be reached ({type(error).__name__})", sent=sent) from None
+            finally:
+                spent.seconds += monotonic() - begun
+        spent.bytes += len(got.body)
         self.counts.date = got.headers.get("Date", self.counts.date)
         return got
 
@@ -293,6 +313,10 @@ class PartnerClient:
         finally:
             await answer.aclose()
         return _Got(answer.status_code, answer.headers, bytes(body), where)
+
+    def _spent(self, type: str) -> Spent:
+        known = type in self.partner.types or type in ("Group", "metadata")
+        return self.counts.by_type.setdefault(type if known else "other", Spent())  # a page may be at any address
 
     async def _wait_for_turn(self) -> None:
         now = monotonic()
@@ -317,12 +341,12 @@ class PartnerClient:
 
 
 @asynccontextmanager
-async def connect(partner: Partner, keys_dir: Path) -> AsyncIterator[PartnerClient]:
-    """A client that signs in with the hub's key for this partner. Raises KeyWrong."""
-    key = signing_key(keys_dir, partner.name, partner.algorithm)
-    auth = BackendAuth(partner.base_url, partner.client_id, key, partner.scopes)
-    async with PartnerClient(partner, auth) as client:
-        yield client
+async def connect(partner: Partner, keys_dir: Path, tokens: Tokens | None = None) -> AsyncIterator[PartnerClient]:
+    """A client that signs in as partner.yaml says, with tokens shared with whoever has the same `tokens`. Raises KeyWrong."""
+    client = client_at(partner, keys_dir)
+    client.keys()  # a key that is wrong, or cannot be made, is told before anything is asked
+    async with PartnerClient(partner, backend_auth(partner, client, tokens)) as connected:
+        yield connected
 
 
 def _expect(got: _Got, type: str) -> Received:

@@ -18,7 +18,10 @@ from zoneinfo import ZoneInfo
 
 import holidays
 
-from fhircm.exchange import pull_types, roster, schedule, shapes
+from fhircm.exchange import credentials, launch, plan, pull_types, roster, schedule, shapes
+from fhircm.exchange.credentials import Credentials
+from fhircm.exchange.launch import Registration
+from fhircm.exchange.plan import Budget
 from fhircm.exchange.pull_types import PullType, fill
 from fhircm.exchange.roster import Membership
 from fhircm.exchange.schedule import WEEKDAYS, Schedule
@@ -36,7 +39,6 @@ __all__ = [
     "load_partners",
 ]
 
-ALGORITHMS = ("RS384", "ES384")
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _ID = roster.ID
 _SCOPE = re.compile(r"system/(\*|[A-Z][A-Za-z]+)\.(read|write|\*|(?=[cruds])c?r?u?d?s?)(\?\S+)?")
@@ -96,6 +98,10 @@ class Partner:
     group: str  # id of the Group that is the panel; empty when `panel` says what else it is
     pull: tuple[PullType, ...]
     schedule: Schedule = field(default_factory=Schedule)
+    credentials: Credentials = field(default_factory=Credentials)
+    launch: Registration | None = None
+    budget: Budget = field(default_factory=Budget)
+    budget: Budget = field(default_factory=Budget)
     limits: Limits = field(default_factory=Limits)
     headers: Mapping[str, str] = field(default_factory=dict)
     prefer_handling: str | None = "strict"  # Prefer: handling=… of searches
@@ -152,13 +158,16 @@ def _partner(own: Keys, path: Path, base_url: str | None) -> Partner:
     time_zone = _time_zone(keys)
     quirks = keys.keys("quirks", "a mapping of quirks", {})
     membership = roster.read(keys.keys("panel", "group, list, search or roster"), path.parent, parameters)
+    signs = credentials.read(keys)
     partner = Partner(
         name=path.parent.name,
         folder=path.parent,
         vendor=keys.text("vendor", "the vendor's name"),
         base_url=_base_url(keys, base_url or fill(keys, "base_url", written, parameters)),
         client_id=keys.text("client_id", "the id under which the partner registered the hub", re.compile(r"\S+")),
-        algorithm=keys.choice("algorithm", ALGORITHMS),
+        algorithm=signs.algorithm,
+        credentials=signs,
+        launch=launch.read(keys),
         scopes=_scopes(keys),
         organization=_organization(keys.keys("organization", "id, name and npi of the partner's organisation")),
         time_zone=time_zone,
@@ -167,6 +176,7 @@ def _partner(own: Keys, path: Path, base_url: str | None) -> Partner:
         panel=None if isinstance(membership, str) else membership,
         pull=pull_types.read(keys, parameters),
         schedule=schedule.read(keys, time_zone),
+        budget=plan.read(keys),
         limits=_limits(keys.keys("limits", "a mapping of limits", {})),
         headers=_headers(keys.keys("headers", "a mapping of header names to values", {}), parameters),
         prefer_handling=_handling(quirks),

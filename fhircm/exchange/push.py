@@ -103,6 +103,11 @@ async def replay(store: Store, partner: str, key: str) -> None:
     await store.transact([SetState(parked(partner), key, {**row, "replay": "asked", "attempts": 0})], origin="hub")
 
 
+async def has_replays(store: Store, partner: str) -> bool:
+    """Whether something was put in line again."""
+    return any(row.get("replay") for row in (await store.states(parked(partner))).values())
+
+
 @dataclass
 class _Round:
     store: Store

@@ -7,9 +7,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fhircm.exchange.backend_auth import BackendAuth, signing_key
+from fhircm.exchange.backend_auth import BackendAuth
 from fhircm.exchange.check import Level, check
 from fhircm.exchange.client import PartnerClient
+from fhircm.exchange.credentials import client_at
+from fhircm.exchange.launch import Registration
 from fhircm.exchange.partners import Calendar, Limits, Organization, Partner, PullType
 from fhircm.exchange.roster import Membership
 from fhircm.exchange.schedule import Schedule, Window
@@ -112,8 +114,9 @@ class Ehr:
 
     async def check(self, tmp_path, store=None, **changes):
         who = partner(**changes)
-        auth = BackendAuth(BASE, who.client_id, signing_key(tmp_path, who.name, who.algorithm), who.scopes)
-        async with PartnerClient(who, auth, transport=httpx.MockTransport(self.answer)) as client:
+        there = httpx.MockTransport(self.answer)
+        auth = BackendAuth(BASE, client_at(who, tmp_path), who.scopes, transport=there)
+        async with PartnerClient(who, auth, transport=there) as client:
             return await check(client, store, "https://hub.example")
 
 
@@ -314,3 +317,9 @@ async def test_the_schedule_is_told(tmp_path):
     assert found(report, Level.CANNOT)[0].startswith(
         "It is maintained now, so what follows may fail; nothing is asked of it until"
     )
+
+
+async def test_how_the_hub_is_registered_for_launches_is_told(tmp_path):
+    report = await Ehr().check(tmp_path, launch=Registration("the-app"))
+    told = "May launch the hub as the-app: registered there with https://hub.example/launch and"
+    assert f"{told} https://hub.example/launch/callback/north-clinic" in found(report, Level.OK)
