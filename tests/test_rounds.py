@@ -7,6 +7,7 @@ import pytest
 
 from fhircm import wiring
 from fhircm.exchange import drift
+from fhircm.exchange.clients import Clients
 from fhircm.fhir.query import parse_query
 from fhircm.settings import Settings
 from fhircm.store.database import open_database
@@ -23,14 +24,12 @@ async def store(database_url):
     await opened.close()
 
 
-async def rounds(store, ehr, folder: Path, number=1, **changes):
-    """The paths that so many rounds ask for."""
-    settings = Settings()
-    async with ehr.client(folder, **changes) as client:
-        around = wiring.context(settings, store, [client.given])
-        for _ in range(number):
-            ehr.requests.clear()
-            await wiring._round(settings, store, client, [client], around)
+async def rounds(store, ehr, folder: Path, **changes):
+    """The paths that a round asks for."""
+    settings, partner = Settings(), ehr.partner(folder, **changes)
+    ehr.requests.clear()
+    async with Clients([partner], lambda _: ehr.client(folder, **changes)) as clients:
+        await wiring._round(settings, store, clients, partner, wiring.context(settings, store, [partner]))
     return {request.url.path.removeprefix(ehr.habits["base_path"]).split("/")[1] for request in ehr.requests}
 
 
