@@ -329,6 +329,7 @@ def sandbox(
     humans: Annotated[int, typer.Option(help="How many people the synthetic population has.")] = 140,
     data: Annotated[Path | None, typer.Option(help="Real records instead: Bundles, one a line; .gz too.", exists=True)] = None,
     state: Annotated[Path | None, typer.Option(help="Folder that keeps what is written, over restarts.")] = None,
+    client_secret: Annotated[str | None, typer.Option(help="The client's secret, for a vendor that wants one.")] = None,
     token_lifetime: Annotated[int, typer.Option(help="Seconds.")] = 300,
     app_redirect_uri: Annotated[
         str | None, typer.Option(help="Of an app that this EHR launches, such as the hub: its address of return.")
@@ -339,6 +340,7 @@ def sandbox(
 
     arguments = ["--vendor", vendor, "--port", str(port), "--client-id", client_id, "--seed", str(seed)]
     arguments += ["--humans", str(humans), "--token-lifetime", str(token_lifetime)]
+    arguments += ["--client-secret", client_secret] if client_secret else []
     for option, value in (
         ("--jwks-url", jwks_url),
         ("--jwks-file", jwks_file),

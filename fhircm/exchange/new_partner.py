@@ -42,6 +42,8 @@ class Facts:
     list: str | None = None
     roster: str | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
+    secret_env: str | None = None  # the variable of the environment that holds the client's secret, for a vendor that wants one
+    secret_file: str | None = None
 
 
 def write(root: Path, name: str, facts: Facts) -> Partner:
@@ -96,6 +98,7 @@ def _text(name: str, facts: Facts, shape: shapes.Shape) -> str:
         lines += [f"  {key}: {_quoted(value)}   # {means.get(key, '')}".rstrip(" #") for key, value in facts.parameters.items()]
     lines += [
         f"client_id: {_quoted(facts.client_id)}   # under which the partner registered the hub",
+        *_credentials(facts),
         "",
         "organization:                       # that runs the system",
         f"  id: {_quoted(facts.organization_id)}   # of its Organization there",
@@ -126,6 +129,16 @@ def _text(name: str, facts: Facts, shape: shapes.Shape) -> str:
         "#   message: []",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _credentials(facts: Facts) -> list[str]:
+    given = [("env", facts.secret_env), ("file", facts.secret_file)]
+    where = ", ".join(f"{kind}: {_quoted(value)}" for kind, value in given if value)
+    return (
+        [f"credentials: {{secret: {{{where}}}}}   # where the client's secret is found; it must never stand here"]
+        if where
+        else []
+    )
 
 
 def _address(facts: Facts, shape: shapes.Shape) -> str:

@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sign_in = SignIn(
         options.client_id, keys, f"{server}/oauth2/token", habits["algorithm"], habits["scopes"], options.token_lifetime
     )
+    if "private_key_jwt" not in habits["token_auth"] and not options.client_secret:
+        sys.exit(f"{options.vendor} wants a secret of its clients: give --client-secret")
+    sign_in.methods, sign_in.secret = tuple(habits["token_auth"]), options.client_secret
     door = None
     if options.app_redirect_uri:
         door = AppDoor(App(options.app_client_id, tuple(options.app_redirect_uri)), sign_in, server, base_url)
@@ -72,7 +75,7 @@ def sandbox(ehr: Ehr, staff: Staff, server: str, routes: Sequence[BaseRoute] = (
         return JSONResponse(
             {
                 "token_endpoint": f"{server}/oauth2/token",
-                "token_endpoint_auth_methods_supported": ["private_key_jwt"],
+                "token_endpoint_auth_methods_supported": ehr.habits["token_auth"],
                 "token_endpoint_auth_signing_alg_values_supported": [ehr.habits["algorithm"]],
                 "grant_types_supported": ["client_credentials"],
                 "code_challenge_methods_supported": ["S256"],
@@ -86,7 +89,7 @@ def sandbox(ehr: Ehr, staff: Staff, server: str, routes: Sequence[BaseRoute] = (
         try:
             if door and form.get("grant_type") in ("authorization_code", "refresh_token"):
                 return JSONResponse(await door.token(form, request.headers.get("authorization", "")))
-            return JSONResponse(await ehr.sign_in.token(form))
+            return JSONResponse(await ehr.sign_in.token(form, request.headers.get("authorization", "")))
         except Refused as error:
             return JSONResponse({"error": str(error)}, 401 if str(error) == "invalid_client" else 400)
 
@@ -166,6 +169,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--state", type=Path)
     parser.add_argument("--latency", type=float, default=0.0, help="seconds that each answer comes later")
+    parser.add_argument("--client-secret")
     parser.add_argument("--token-lifetime", type=int, default=300)
     return parser.parse_args(arguments)
 

@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import unquote_plus
 
 from joserfc import jwt
 from joserfc.errors import JoseError
@@ -35,16 +36,35 @@ class SignIn:
         self.v1_only, self.v2_only, self.lifetime = scopes == "v1", scopes == "v2", lifetime
         self._tokens: dict[str, tuple[float, list[tuple[str, str]]]] = {}
         self._used: dict[str, float] = {}
+        self.methods: tuple[str, ...] = ("private_key_jwt",)  # in which the client may prove who it is
+        self.secret: str | None = None
 
-    async def token(self, form: dict[str, str]) -> dict[str, Any]:
+    async def token(self, form: dict[str, str], authorization: str = "") -> dict[str, Any]:
         """The answer to a token request. Raises Refused."""
         if form.get("grant_type") != "client_credentials":
             raise Refused("unsupported_grant_type")
-        await self.check(form.get("client_assertion", ""), self.client_id)
+        if "client_assertion" in form and "private_key_jwt" in self.methods:
+            await self.check(form["client_assertion"], self.client_id)
+        else:
+            self._check_secret(form, authorization)
         granted = [(scope, found) for scope in form.get("scope", "").split() if (found := self._scope(scope))]
         if not granted:
             raise Refused("invalid_scope")
         return self.issued([found for _, found in granted], " ".join(scope for scope, _ in granted))
+
+    def _check_secret(self, form: dict[str, str], authorization: str) -> None:
+        """https://www.rfc-editor.org/rfc/rfc6749#section-2.3.1"""
+        client, secret, method = form.get("client_id", ""), form.get("client_secret", ""), "client_secret_post"
+        if authorization.startswith("Basic "):
+            method = "client_secret_basic"
+            try:
+                client, _, secret = _decoded(authorization.removeprefix("Basic ")).decode().partition(":")
+            except ValueError:
+                raise Refused("invalid_client") from None
+            client, secret = unquote_plus(client), unquote_plus(secret)
+        known = self.secret is not None and secrets.compare_digest(secret.encode(), self.secret.encode())
+        if method not in self.methods or client != self.client_id or not known:
+            raise Refused("invalid_client")
 
     def issued(self, reach: list[tuple[str, str]], scope: str) -> dict[str, Any]:
         """A new access token, as a token endpoint answers; `reach` are types with the letters of what may be done with them."""
