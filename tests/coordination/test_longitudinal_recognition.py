@@ -14,6 +14,7 @@ from fhircm.coordination.longitudinal.sources import Records, Source
 from fhircm.coordination.longitudinal.table import RULES, TableWrong, read, table
 from fhircm.coordination.longitudinal.terms import Terms, known
 from fhircm.coordination.longitudinal.words import told
+from fhircm.fhir.artefacts import folder
 from fhircm.fhir.validation import check, check_tree
 from fhircm.store.operations import Put
 
@@ -351,3 +352,13 @@ async def test_the_plan_in_words_names_every_source_and_every_difference():
     assert "a: Diabetes" in text and "< 7 %" in text and "< 8 %" in text
     assert "ServiceRequest/r3: its state is 'revoked'" in text
     assert "Call (scheduled)" in text
+
+
+def test_the_page_of_the_rules_is_the_table():
+    page = (folder("mappings").parent / "docs/reference/longitudinal-rules.md").read_text()
+    written = [
+        f"| `{type}.{name}` | {', '.join(f'`{one}`' for one in chain)} |"
+        for type, of in table().rules.items()
+        for name, chain in of.items()
+    ]
+    assert [line for line in page.splitlines() if line.startswith("| `") and "." in line.split("|")[1]] == written
