@@ -167,6 +167,8 @@ def below(value, comparator="<", unit="%", **more):
         ("target", goal(target=below(7, ">")), goal(target=below(8)), "", None),
         ("target", goal(target=below(7, unit="mmol/L")), goal(target=below(8)), "", None),
         ("target", goal(target=below(7)), goal(target=below(7, dueDate="2026-05-01")), "strictest", 1),
+        ("target", goal(target=[{"dueDate": "2026-05-01"}]), goal(target=[{"dueDate": "2026-04"}]), "strictest", 1),
+        ("target", goal(target=[{"dueDate": "2026-05-01"}]), goal(target=below(7)), "", None),
         ("target", goal(target=below(7)), goal(), None, None),  # what one does not say is no difference
         (
             "achievementStatus",

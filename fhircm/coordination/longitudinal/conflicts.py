@@ -219,13 +219,14 @@ def _tightness(targets: Any) -> tuple[Any, ...] | None:
     if not isinstance(targets, list) or len(targets) != 1:
         return None
     target = targets[0]
-    limit = _limit(target)
+    says_how_far = any(name.startswith("detail") for name in target)
+    limit = _limit(target) if says_how_far else ("due", Decimal(0), None)
     due = target.get("dueDate")
     if limit is None or (due is not None and not isinstance(due, str)):
         return None
     direction, value, unit = limit
     measure = tuple(sorted(codings(target.get("measure"))))
-    return (direction, unit, measure), value if direction == "below" else -value, date_range(due)[0] if due else float("inf")
+    return (direction, unit, measure), -value if direction == "above" else value, date_range(due)[0] if due else float("inf")
 
 
 def _limit(target: Tree) -> tuple[str, Decimal, Any] | None:
