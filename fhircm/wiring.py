@@ -26,6 +26,7 @@ from fhircm.attendance import Turn
 from fhircm.coordination import build, task_states
 from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
+from fhircm.coordination.longitudinal import follow, words
 from fhircm.coordination.protocol import load_pathways
 from fhircm.coordination.timeline import rendered, timeline
 from fhircm.exchange import drift, freshness, guides, hints, pull, push
@@ -519,3 +520,9 @@ async def push_partner(settings: Settings, store: Store, partner: Partner) -> pu
             owner=f"Organization/{organization.id}",
             fetch=clients.fetch,
         )
+
+
+async def plan_in_words(settings: Settings, store: Store, patient: str) -> str:
+    """The longitudinal care plan of a person, as the records say now. Nothing is written. Raises NotFound."""
+    around = context(settings, store, partners(settings, None))
+    return await words.told(around, await follow.current(around, patient))
