@@ -176,5 +176,8 @@ def _numbers(identifiers: list[dict[str, Any]], kind: dict[str, list[str]]) -> I
     for identifier in identifiers:
         codes = {coding.get("code") for coding in identifier.get("type", {}).get("coding", [])}
         value = _plain(identifier.get("value", "").casefold())
+        shape = tables()["identifiers"]["shapes"].get(identifier["system"], {})
+        if not re.fullmatch(shape.get("valid", ".*"), value):
+            continue  # half of a number, as XXX-XX-1930, is many people's
         if (identifier["system"] in kind.get("systems", ()) or codes & set(kind["types"])) and value and not _filler(value):
             yield identifier["system"], value
