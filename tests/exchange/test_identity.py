@@ -277,3 +277,33 @@ async def test_a_panel_costs_no_comparison_of_all_with_all(hub, monkeypatch):
     await hub.see(patient(CLINIC, "7", "Name007", "G007", "1950-08-01"))
     assert len(await hub.people()) == 1
     assert len(set(loaded)) == 2
+
+
+async def test_a_question_tells_the_levels_and_goes_before_others_when_it_is_nearly_sure(hub):
+    await hub.see(patient(HOSPITAL, "1", **COMMON), patient(CLINIC, "a", home=AWAY, **COMMON))
+    (task,) = await hub.questions()
+    told = [entry["valueString"] for entry in task["input"]]
+    assert {"address: differs", "birth-date: same", "family: same", "gender: same", "given: same"} == set(told[1:])
+    assert task["priority"] == "routine"
+    await hub.see(patient(HOSPITAL, "1"), patient(CLINIC, "a", gender="male"))
+    (task,) = await hub.questions()
+    assert "gender: forbids" in [entry["valueString"] for entry in task["input"]]
+    assert task["priority"] == "urgent"
+
+
+async def test_an_answer_is_asked_about_again_when_something_new_speaks_against_it(hub):
+    """And until that is answered, the old word stands; when it goes away, so does the question."""
+    await hub.see(patient(HOSPITAL, "1", ssn="412-88-1930", **COMMON), patient(CLINIC, "a", home=AWAY, ssn=None, **COMMON))
+    await hub.answer("same")
+    both = {sources((HOSPITAL, "1"), (CLINIC, "a"))}
+    await hub.see(patient(CLINIC, "a", home=AWAY, ssn="536-90-4812", **COMMON))
+    assert await hub.people() == both
+    (again,) = await hub.questions()
+    assert "speaks against it: personal-id: forbids" in again["reasonCode"]["text"]
+    await hub.see(patient(CLINIC, "a", home=AWAY, **COMMON))
+    assert await hub.questions() == []
+    await hub.see(patient(CLINIC, "a", home=AWAY, ssn="536-90-4812", **COMMON))
+    await hub.answer("different")
+    assert await hub.people() == set()
+    await hub.see(patient(CLINIC, "a", ssn="536-90-4812", **COMMON))
+    assert (await hub.people(), await hub.questions()) == (set(), [])
