@@ -12,7 +12,7 @@ from functools import partial
 
 from fhircm.coordination import escalation, provenance, referral, transition
 from fhircm.coordination.context import Context
-from fhircm.exchange import identity
+from fhircm.exchange import directory, identity, merge
 from fhircm.jobs import export, exported
 from fhircm.store.resources import Change, Op, Timer
 
@@ -40,6 +40,14 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
         "Patient Task",
         lambda context: partial(identity.link_person, context.store, owner=f"Organization/{context.organization}"),
     ),
+    "merge": (
+        merge.types(),
+        lambda context: partial(merge.follow, context.store, owner=f"Organization/{context.organization}"),
+    ),
+    "directory": (
+        " ".join([*directory.TYPES, "Task"]),
+        lambda context: partial(directory.enlist, context.store, owner=f"Organization/{context.organization}"),
+    ),
     "transition": ("Encounter Patient Task", lambda context: partial(transition.follow, context)),
     "referral": ("ServiceRequest Task Encounter DocumentReference Person", lambda context: partial(referral.follow, context)),
     "deadlines": ("Task", lambda context: partial(escalation.watch, context)),
@@ -52,6 +60,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
 TIMERS: dict[str, Callable[..., Awaitable[list[Op]]]] = {
     escalation.KIND: escalation.overdue,
     export.EXPIRY: exported.expire,
+    merge.KIND: merge.carry_on,
 }
 
 

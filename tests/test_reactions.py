@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from fhircm.coordination import escalation, provenance, referral, transition
-from fhircm.exchange import identity
+from fhircm.exchange import directory, identity, merge
 from fhircm.fhir.definitions import definitions
 from fhircm.jobs import exported
 from fhircm.reactions import reactions, timer_handlers
@@ -34,6 +34,9 @@ def test_every_reaction_is_of_types_that_there_are_and_every_workflow_is_listed(
         escalation.overdue,
         provenance.record,
         identity.link_person,
+        merge.follow,
+        merge.carry_on,
+        directory.enlist,
         exported.expire,
     }
     assert all(one.types <= definitions().resource_types for one in reactions(AROUND))

@@ -18,6 +18,7 @@ from fhircm.exchange.exposure import told_while_linked
 from fhircm.exchange.features import features
 from fhircm.exchange.linkage import Linkage, ordered
 from fhircm.exchange.matching import Thresholds
+from fhircm.exchange.merge import survivor
 from fhircm.fhir.query import parse_query
 from fhircm.fhir.validation import check_tree
 from fhircm.store.changes import Change
@@ -40,7 +41,7 @@ async def link_person(
     if not start:
         return []
     around = await surroundings(store, start, thresholds or {})
-    operations = await _persons(around, owner)
+    operations = [*around.carried, *await _persons(around, owner)]
     if task:
         operations += await _who_decided(store, task, change, operations)
     return [*operations, *await review.questions(store, around.linkage, around.explored, start, owner)]
@@ -68,11 +69,13 @@ class Surroundings:
     patients: dict[str, Stored] = field(default_factory=dict)
     persons: dict[str, Stored] = field(default_factory=dict)
     explored: set[str] = field(default_factory=set)
+    given_up: dict[str, list[str]] = field(default_factory=dict)  # by survivor: the records that were merged into it
+    carried: list[Op] = field(default_factory=list)  # what humans said of those, kept for the survivor
 
     async def explore(self, start: Sequence[str]) -> None:
         """Follow links, made or to be made, until nobody new turns up."""
         await self._load(start)
-        waiting = list(start)
+        waiting = [*start, *await self._survivors(start)]
         while waiting and not self.crowded:
             id = waiting.pop(0)
             if id in self.explored:
@@ -81,8 +84,21 @@ class Surroundings:
             known = await self._persons_of(id)
             await self._load(known)
             candidates = await self._candidates(id) | known | (set(start) - {id} if id in start else set())
+            for former in self.given_up.get(id, ()):
+                candidates |= await self._persons_of(former)
+            await self._load(candidates)
             await self._judge(id, sorted(candidates))
             waiting += sorted(known | {other for other in candidates if self.linkage.linkable(id, other)})
+
+    async def _survivors(self, start: Sequence[str]) -> list[str]:
+        """In whose place those stand now that were merged away."""
+        found = []
+        for id in start:
+            if id not in self.patients and (end := await survivor(self.store, id)) and end != id:
+                self.given_up.setdefault(end, []).append(id)
+                found.append(end)
+        await self._load(found)
+        return found
 
     @property
     def crowded(self) -> bool:
@@ -131,6 +147,13 @@ class Surroundings:
         pairs = [ordered(id, other) for other in others if {id, other} <= self.patients.keys()]
         pairs = [pair for pair in pairs if pair not in linkage.matches]
         said = await review.decisions(self.store, pairs)
+        for pair in pairs:
+            other = pair[1] if pair[0] == id else pair[0]
+            formerly = [ordered(former, other) for former in self.given_up.get(id, ())]
+            before = await review.decisions(self.store, formerly)
+            if pair not in said and before:
+                said[pair] = min(before.values())  # different, if there were both
+                self.carried.append(review.carry(pair, said[pair]))
         for pair in pairs:
             match = linkage.judge(*pair)
             if pair in said:

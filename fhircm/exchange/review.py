@@ -17,9 +17,10 @@ from fhircm.exchange.matching import Match
 from fhircm.fhir.query import parse_query
 from fhircm.fhir.systems import COORDINATION
 from fhircm.fhir.validation import check_tree
-from fhircm.store.resources import Op, Put, Store, Stored
+from fhircm.store.resources import Op, Put, SetState, Store, Stored
 
 CODE, DISPLAY = "possible-match", "Decide whether two records are of one person"
+CARRIED = "match-decision"  # namespace of answers that came with a merge: their Task is about the record that was given up
 EVIDENCE, SCORE, DECISION = "match-evidence", "match-score", "match-decision"
 _MANY = 200  # open questions about one record that are looked at
 _AT_ONCE = 4  # Tasks of one pair that are read together
@@ -72,7 +73,14 @@ async def decisions(store: Store, pairs: Sequence[Pair]) -> dict[Pair, str]:
     """What humans last said of these pairs."""
     known = await tasks(store, pairs) if pairs else {}
     last = {pair: _last(listed) for pair, listed in known.items()}
-    return {pair: said for pair, task in last.items() if task is not None and (said := answer(task))}
+    said = {pair: said for pair, task in last.items() if task is not None and (said := answer(task))}
+    carried = await store.states_of(CARRIED, ["/".join(pair) for pair in pairs if pair not in said])
+    return said | {pair: row["said"] for pair in pairs if (row := carried.get("/".join(pair)))}
+
+
+def carry(pair: Pair, said: str) -> SetState:
+    """What was said of a record that was merged into one of these two goes for that one."""
+    return SetState(CARRIED, "/".join(pair), {"said": said})
 
 
 def _last(listed: Sequence[Stored]) -> dict[str, Any] | None:
