@@ -38,7 +38,12 @@ class TimerHandler:
 REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable[list[Op]]]]]] = {
     "identity": (
         "Patient Task",
-        lambda context: partial(identity.link_person, context.store, owner=f"Organization/{context.organization}"),
+        lambda context: partial(
+            identity.link_person,
+            context.store,
+            owner=f"Organization/{context.organization}",
+            thresholds={one.base_url: one.linking for one in context.neighbours if one.linking},
+        ),
     ),
     "merge": (
         merge.types(),

@@ -33,6 +33,7 @@ from fhircm.exchange.backend_auth import access_token, signing_key
 from fhircm.exchange.check import CheckReport, check
 from fhircm.exchange.client import PartnerClient, connect
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable
+from fhircm.exchange.matching import Thresholds
 from fhircm.exchange.partners import Partner, load_partners
 from fhircm.exchange.source_address import Allowed
 from fhircm.exchange.sources import Sources
@@ -215,6 +216,7 @@ def context(settings: Settings, store: Store, chosen: list[Partner]) -> Context:
             BusinessCalendar(
                 one.time_zone, one.calendar.country, one.calendar.subdivision, one.calendar.closed, one.calendar.weekend
             ),
+            one.identity,
         )
         for one in chosen
     ]
@@ -370,3 +372,8 @@ async def remove_guide(store: Store, name: str) -> list[guides.Removed]:
 async def client_token(url: str, client_id: str, key: Path, scope: str) -> str:
     """Sign in at a hub as a backend client. Raises PartnerRefused, PartnerUnavailable."""
     return await access_token(f"{url}/fhir", client_id, signing_key(key.parent, key.stem, "ES384"), scope.split())
+
+
+def thresholds(settings: Settings) -> dict[str, Thresholds]:
+    """What partners ask for besides before their Patients are linked, by base URL. Raises PartnerWrong."""
+    return {one.base_url: one.identity for one in partners(settings, None) if one.identity}

@@ -11,7 +11,7 @@ from fhircm.jobs import exported
 from fhircm.reactions import reactions, timer_handlers
 
 PAGE = Path(__file__).parent.parent / "docs/reference/reactions.md"
-AROUND = SimpleNamespace(store=None, organization="x")
+AROUND = SimpleNamespace(store=None, organization="x", neighbours=())
 
 
 def first_sentence(function):

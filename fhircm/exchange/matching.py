@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 from rapidfuzz.distance import OSA
 
 from fhircm.exchange.features import Features, Name, Token, features, tables
+from fhircm.exchange.yaml_keys import Keys
 
 _GENERATION = 12  # years between two birth dates: more is rather a parent than two digits in each other's place
 Decision = Literal["link", "possible", "distinct"]
@@ -51,6 +52,21 @@ class Thresholds(NamedTuple):
 
     link: float
     possible: float
+
+
+def own_thresholds(keys: Keys) -> Thresholds | None:
+    """The `identity` part of a partner.yaml: bits, or `never`, for links and questions; it can only ask for more than is usual."""
+    usual = tables()["decision"]
+    own = keys.keys("identity", "link and possible, in bits of evidence", {})
+    found = {}
+    for name in ("link", "possible"):
+        if own.tree.get(name) == "never":
+            own.take(name, str, "never")
+            found[name] = inf
+        else:
+            found[name] = own.number(name, float, usual[name], 100, float(usual[name]))
+    own.done()
+    return Thresholds(**found) if found != {name: usual[name] for name in found} else None
 
 
 def score(a: dict[str, Any], b: dict[str, Any]) -> Match:

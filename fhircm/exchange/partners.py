@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 
 import holidays
 
+from fhircm.exchange.matching import Thresholds, own_thresholds
 from fhircm.exchange.yaml_keys import Keys, YamlWrong, load
 from fhircm.fhir.artefacts import folder as shipped_folder
 from fhircm.fhir.definitions import definitions
@@ -100,6 +101,7 @@ class Partner:
     headers: Mapping[str, str] = field(default_factory=dict)
     prefer_handling: str | None = "strict"  # Prefer: handling=… of searches
     deliver: Mapping[str, Any] = field(default_factory=dict)
+    identity: Thresholds | None = None  # where its Patients are linked on more evidence than is usual
 
     @property
     def types(self) -> frozenset[str]:
@@ -155,6 +157,7 @@ def _partner(keys: Keys, path: Path, base_url: str | None) -> Partner:
         headers=_headers(keys.keys("headers", "a mapping of header names to values", {})),
         prefer_handling=_handling(keys.keys("quirks", "a mapping of quirks", {})),
         deliver=keys.take("deliver", dict, "a mapping of occasions to ways", {}),
+        identity=own_thresholds(keys),
     )
     keys.done()
     return partner

@@ -3,13 +3,15 @@
 import copy
 from datetime import date
 from math import inf
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fhircm.exchange.features import features, spellings, tables
-from fhircm.exchange.matching import Thresholds, compare, score
+from fhircm.exchange.matching import Thresholds, compare, own_thresholds, score
+from fhircm.exchange.yaml_keys import Keys, YamlWrong
 
 SSN = "http://hl7.org/fhir/sid/us-ssn"
 
@@ -282,3 +284,15 @@ def test_odd_text_is_no_stumbling_block(holes, family, first):
     one = patient(family, first, **holes)
     assert features(one) == features(copy.deepcopy(one))
     assert score(one, one) == score(copy.deepcopy(one), one)
+
+
+def test_a_partner_yaml_can_only_ask_for_more():
+    def read(tree):
+        return own_thresholds(Keys(Path("partner.yaml"), "", tree))
+
+    assert read({}) is None
+    assert read({"identity": {"link": 32.5}}) == Thresholds(32.5, tables()["decision"]["possible"])
+    assert read({"identity": {"link": "never", "possible": 20}}) == Thresholds(inf, 20)
+    for wrong in ({"link": 1}, {"possible": "often"}, {"links": 30}):
+        with pytest.raises(YamlWrong, match="identity"):
+            read({"identity": wrong})
