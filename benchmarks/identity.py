@@ -15,6 +15,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -117,7 +118,7 @@ def comparing() -> dict[str, float]:
     begun = perf_counter()
     folded = [features(record.tree) for record in some]
     fold = (perf_counter() - begun) / len(some)
-    pairs = [(a, b) for a, b in zip(folded, folded[1:], strict=False)]
+    pairs = list(pairwise(folded))
     same = [(a, a) for a in folded]
     times = {}
     for name, listed in (("two strangers", pairs), ("one and the same", same)):

@@ -75,7 +75,10 @@ class Surroundings:
     async def explore(self, start: Sequence[str]) -> None:
         """Follow links, made or to be made, until nobody new turns up."""
         await self._load(start)
-        waiting = [*start, *await self._survivors(start)]
+        # Of whom it was asked, a rival of theirs may be gone now.
+        asked = [other for id in start for other in sorted(await review.partners_of(self.store, id)) if other not in start]
+        await self._load(asked)
+        waiting = list(dict.fromkeys([*start, *await self._survivors(start), *asked]))
         while waiting and not self.crowded:
             id = waiting.pop(0)
             if id in self.explored:
@@ -84,8 +87,9 @@ class Surroundings:
             known = await self._persons_of(id)
             await self._load(known)
             candidates = await self._candidates(id) | known | (set(start) - {id} if id in start else set())
+            candidates |= await review.partners_of(self.store, id)
             for former in self.given_up.get(id, ()):
-                candidates |= await self._persons_of(former)
+                candidates |= await self._persons_of(former) | await review.partners_of(self.store, former)
             await self._load(candidates)
             await self._judge(id, sorted(candidates))
             waiting += sorted(known | {other for other in candidates if self.linkage.linkable(id, other)})

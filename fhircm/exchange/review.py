@@ -22,6 +22,7 @@ from fhircm.store.resources import Op, Put, SetState, Store, Stored
 CODE, DISPLAY = "possible-match", "Decide whether two records are of one person"
 CARRIED = "match-decision"  # namespace of answers that came with a merge: their Task is about the record that was given up
 EVIDENCE, SCORE, DECISION = "match-evidence", "match-score", "match-decision"
+_OPEN = "ready,in-progress,on-hold"
 _MANY = 200  # open questions about one record that are looked at
 _AT_ONCE = 4  # Tasks of one pair that are read together
 _LONGEST = 200  # and at most in all
@@ -169,20 +170,32 @@ def _reason(match: Match) -> str:
 
 async def _settled(store: Store, linkage: Linkage, start: Sequence[str]) -> list[Op]:
     """Take back the questions about the changed Patients for which nothing speaks any more."""
-    asked: set[Pair] = set()
-    for id in start:
-        for element in ("focus", "patient"):
-            found = await waiting(store, [(element, f"Patient/{id}")])
-            asked |= {ordered(pair[0], pair[1]) for stored in found if len(pair := pair_of(stored.tree)) == 2}
+    open = {pair for id in start for pair in await asked(store, id)}
     operations: list[Op] = []
-    for pair in sorted(asked - linkage.matches.keys()):
+    for pair in sorted(open - linkage.matches.keys()):
         operations += await human.take_back(store, (CODE, *pair), "The records no longer resemble each other")
     return operations
 
 
-async def waiting(store: Store, more: Sequence[tuple[str, str]] = ()) -> list[Stored]:
-    """Open questions, at most so many."""
-    parameters = [*more, ("code", f"{COORDINATION}|{CODE}"), ("status", "ready,in-progress,on-hold"), ("_count", str(_MANY))]
+async def asked(store: Store, id: str) -> set[Pair]:
+    """The pairs of a Patient about which a question is open."""
+    found = [stored for element in ("focus", "patient") for stored in await waiting(store, [(element, f"Patient/{id}")])]
+    return {ordered(pair[0], pair[1]) for stored in found if len(pair := pair_of(stored.tree)) == 2}
+
+
+async def partners_of(store: Store, id: str) -> set[str]:
+    """The other Patients of every question about this one that is open or was answered."""
+    found = [
+        stored
+        for element in ("focus", "patient")
+        for stored in await waiting(store, [(element, f"Patient/{id}")], status=f"{_OPEN},completed")
+    ]
+    return {other for stored in found for other in pair_of(stored.tree)} - {id}
+
+
+async def waiting(store: Store, more: Sequence[tuple[str, str]] = (), *, status: str = _OPEN) -> list[Stored]:
+    """Questions that are open, at most so many."""
+    parameters = [*more, ("code", f"{COORDINATION}|{CODE}"), ("status", status), ("_count", str(_MANY))]
     return list((await store.search(parse_query("Task", parameters))).matches)
 
 
