@@ -24,6 +24,7 @@ from fhircm import (
     cli_delivery,
     cli_emergency,
     cli_exchange,
+    cli_identity,
     cli_keys,
     cli_organization,
     cli_partner,
@@ -70,6 +71,7 @@ app.add_typer(cli_emergency.app, name="emergency")
 app.command()(cli_exchange.reconcile)
 app.command()(cli_exchange.push)
 partner_app.command("status")(cli_exchange.status)
+app.add_typer(cli_identity.app, name="identity")
 guide_app = typer.Typer(no_args_is_help=True, help="Implementation guides: profiles and search parameters beside FHIR R4 itself.")
 app.add_typer(guide_app, name="ig")
 

@@ -26,7 +26,7 @@ def noted(settings: Settings, work: Callable[[], int | None]) -> int:
         if settings.audit:
             what, target = _given(sys.argv[1:])
             journal = Journal(wiring.audit_folder(settings), settings.audit_limit)
-            audit.record_security(journal, what, status=400 if status else 200, login=_operator(), target=target)
+            audit.record_security(journal, what, status=400 if status else 200, login=operator(), target=target)
             journal.close_segment()
 
 
@@ -36,7 +36,7 @@ def _given(words: Sequence[str]) -> tuple[str, str | None]:
     return "-".join(plain[:2]) or "command", plain[2] if len(plain) > 2 else None
 
 
-def _operator() -> str:
+def operator() -> str:
     """The account of the operating system."""
     try:
         return getpass.getuser()

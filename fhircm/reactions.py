@@ -13,7 +13,7 @@ from functools import partial
 from fhircm.coordination import escalation, provenance, referral, transition
 from fhircm.coordination.context import Context
 from fhircm.coordination.longitudinal import follow as longitudinal
-from fhircm.exchange import identity
+from fhircm.exchange import directory, identity, merge
 from fhircm.jobs import export, exported
 from fhircm.store.resources import Change, Op, Timer
 
@@ -39,7 +39,20 @@ class TimerHandler:
 REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable[list[Op]]]]]] = {
     "identity": (
         "Patient Task",
-        lambda context: partial(identity.link_person, context.store, owner=f"Organization/{context.organization}"),
+        lambda context: partial(
+            identity.link_person,
+            context.store,
+            owner=f"Organization/{context.organization}",
+            thresholds={one.base_url: one.linking for one in context.neighbours if one.linking},
+        ),
+    ),
+    "merge": (
+        merge.types(),
+        lambda context: partial(merge.follow, context.store, owner=f"Organization/{context.organization}"),
+    ),
+    "directory": (
+        " ".join([*directory.TYPES, "Task"]),
+        lambda context: partial(directory.enlist, context.store, owner=f"Organization/{context.organization}"),
     ),
     "transition": ("Encounter Patient Task", lambda context: partial(transition.follow, context)),
     "referral": ("ServiceRequest Task Encounter DocumentReference Person", lambda context: partial(referral.follow, context)),
@@ -58,6 +71,7 @@ TIMERS: dict[str, Callable[..., Awaitable[list[Op]]]] = {
     escalation.KIND: escalation.overdue,
     longitudinal.KIND: longitudinal.remake,
     export.EXPIRY: exported.expire,
+    merge.KIND: merge.carry_on,
 }
 
 

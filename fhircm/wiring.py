@@ -38,6 +38,7 @@ from fhircm.exchange.client_keys import signing_key, signing_keys
 from fhircm.exchange.clients import Clients
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable
 from fhircm.exchange.holding import holding
+from fhircm.exchange.matching import Thresholds
 from fhircm.exchange.news import CURSOR, News, due, read_to, skip
 from fhircm.exchange.partners import Partner, load_partners
 from fhircm.exchange.proof import Client
@@ -232,6 +233,7 @@ def context(settings: Settings, store: Store, chosen: list[Partner]) -> Context:
             BusinessCalendar(
                 one.time_zone, one.calendar.country, one.calendar.subdivision, one.calendar.closed, one.calendar.weekend
             ),
+            one.identity,
         )
         for one in chosen
     ]
@@ -526,3 +528,8 @@ async def plan_in_words(settings: Settings, store: Store, patient: str) -> str:
     """The longitudinal care plan of a person, as the records say now. Nothing is written. Raises NotFound."""
     around = context(settings, store, partners(settings, None))
     return await words.told(around, await follow.current(around, patient))
+
+
+def thresholds(settings: Settings) -> dict[str, Thresholds]:
+    """What partners ask for besides before their Patients are linked, by base URL. Raises PartnerWrong."""
+    return {one.base_url: one.identity for one in partners(settings, None) if one.identity}

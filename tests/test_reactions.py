@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 from fhircm.coordination import escalation, provenance, referral, transition
 from fhircm.coordination.longitudinal import follow as longitudinal
-from fhircm.exchange import identity
+from fhircm.exchange import directory, identity, merge
 from fhircm.fhir.definitions import definitions
 from fhircm.jobs import exported
 from fhircm.reactions import reactions, timer_handlers
 
 PAGE = Path(__file__).parent.parent / "docs/reference/reactions.md"
-AROUND = SimpleNamespace(store=None, organization="x")
+AROUND = SimpleNamespace(store=None, organization="x", neighbours=())
 
 
 def first_sentence(function):
@@ -37,6 +37,9 @@ def test_every_reaction_is_of_types_that_there_are_and_every_workflow_is_listed(
         longitudinal.remake,
         provenance.record,
         identity.link_person,
+        merge.follow,
+        merge.carry_on,
+        directory.enlist,
         exported.expire,
     }
     assert all(one.types <= definitions().resource_types for one in reactions(AROUND))

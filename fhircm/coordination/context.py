@@ -55,6 +55,9 @@ class Neighbour:
     npi: str  # of its organisation
     base_url: str  # of its FHIR API: what meta.source begins with
     calendar: BusinessCalendar
+    linking: Any = (
+        None  # what fhircm/exchange/identity.py asks for before it links this partner's Patients, when that is more than usual
+    )
 
 
 @dataclass(frozen=True, slots=True)

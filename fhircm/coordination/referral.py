@@ -8,6 +8,7 @@ the evidence says. Its own step is a change again, so it goes on until Task and 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +21,7 @@ from fhircm.coordination.people import linked, named, organization_of, patient_o
 from fhircm.coordination.protocol import Pathway, Step
 from fhircm.coordination.task_states import business, is_open, machine, mirrored
 from fhircm.coordination.times import moment
+from fhircm.fhir.outcome import Gone, NotFound
 from fhircm.fhir.references import parse_reference
 from fhircm.fhir.systems import REFERRAL
 from fhircm.store.resources import Change, Op, Stored
@@ -51,7 +53,7 @@ async def _tasks_of(context: Context, stored: Stored) -> list[Stored]:
     elif stored.type == "ServiceRequest":
         found = [task] if (task := await context.get("Task", task_id(stored.id))) else []
     elif stored.type == "Person":
-        found = await _of_person(context, tree)
+        found = await _of_person(context, stored)
     elif numbers := evidence.numbers(tree):
         found = await context.find("Task", ("identifier", any_of(token(REFERRAL, number) for number in sorted(numbers))))
     else:
@@ -59,8 +61,13 @@ async def _tasks_of(context: Context, stored: Stored) -> list[Stored]:
     return [task for task in found if identifiers(task.tree, REFERRAL) and not mirrored(task.tree)]
 
 
-async def _of_person(context: Context, person: Tree) -> list[Stored]:
-    targets = (parse_reference(link["target"].get("reference", "")) for link in person.get("link", []))
+async def _of_person(context: Context, person: Stored) -> list[Stored]:
+    """The open referrals of its members, and of those that it lost: what was seen at the other's record is theirs no more."""
+    trees = [person.tree]
+    if person.version > 1:
+        with suppress(NotFound, Gone):
+            trees.append((await context.store.vread("Person", person.id, person.version - 1)).tree)
+    targets = (parse_reference(link["target"].get("reference", "")) for tree in trees for link in tree.get("link", []))
     patients = sorted({to.id for to in targets if to.kind == "local" and to.type == "Patient" and to.id})
     if not patients:
         return []

@@ -13,6 +13,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
+from fhircm.exchange.merge import survivor, target_of
 from fhircm.exchange.outbound import Occasion
 from fhircm.exchange.partners import Partner
 from fhircm.fhir.query import parse_query
@@ -104,6 +105,10 @@ async def read(store: Store, reference: Any) -> dict[str, Any] | None:
 
 async def patient_at(store: Store, patient: dict[str, Any] | None, partner: Partner) -> str | None:
     """The id of this human's Patient at the partner: the record itself, or one that an active Person links to it."""
+    if patient is not None and target_of(patient):  # merged there: the survivor is meant
+        end = await survivor(store, patient["id"])
+        stored = (await store.read_many([("Patient", end)])).get(("Patient", end)) if end else None
+        patient = stored.tree if stored else None
     if patient is None or (own := source_at(patient, partner)):
         return own if patient else None
     page = await store.search(parse_query("Person", [("patient", f"Patient/{patient['id']}")]))

@@ -71,9 +71,9 @@ def features(patient: dict[str, Any]) -> Features:
         suffixes=frozenset(suffix for _, found in parts for suffix in found),
         birth_date=birth_date if _DATE.fullmatch(birth_date) and birth_date not in _placeholders("birth-dates") else "",
         gender=gender if gender in ("male", "female", "other") else "",
-        addresses=frozenset(place for address in addresses if (place := _place(address))),
+        addresses=frozenset(where for address in addresses if (where := place(address))),
         areas=frozenset(code for address in addresses if (code := _postal_code(address))),
-        phones=frozenset(number for point in telecom if point.get("system") in ("phone", "sms") and (number := _phone(point))),
+        phones=frozenset(number for point in telecom if point.get("system") in ("phone", "sms") and (number := telephone(point))),
         emails=frozenset(point["value"].strip().casefold() for point in telecom if point.get("system") == "email"),
         personal=frozenset(_numbers(identifiers, kinds["personal"])),
         member=frozenset(_numbers(identifiers, kinds["member"])),
@@ -152,7 +152,7 @@ def _postal_code(address: dict[str, Any]) -> str:
     return _plain(address.get("postalCode", "").casefold())[:5]
 
 
-def _place(address: dict[str, Any]) -> tuple[str, str] | None:
+def place(address: dict[str, Any]) -> tuple[str, str] | None:
     """Where the house is and which; the flat is left out because half the desks do not ask for it."""
     line = re.sub(r"#", " # ", " ".join(part for part in address.get("line", []) if part))
     streets, units = tables()["address"]["words"], tables()["address"]["units"]
@@ -163,7 +163,8 @@ def _place(address: dict[str, Any]) -> tuple[str, str] | None:
     return (town, house) if house and town else None
 
 
-def _phone(point: dict[str, Any]) -> str:
+def telephone(point: dict[str, Any]) -> str:
+    """The digits of a number without those of the country; nothing for what a form is filled with."""
     digits = re.sub(r"\D", "", point["value"].split("x")[0])[-10:]
     return digits if len(digits) >= 7 and not _filler(digits) else ""
 
@@ -176,5 +177,8 @@ def _numbers(identifiers: list[dict[str, Any]], kind: dict[str, list[str]]) -> I
     for identifier in identifiers:
         codes = {coding.get("code") for coding in identifier.get("type", {}).get("coding", [])}
         value = _plain(identifier.get("value", "").casefold())
+        shape = tables()["identifiers"]["shapes"].get(identifier["system"], {})
+        if not re.fullmatch(shape.get("valid", ".*"), value):
+            continue  # half of a number, as XXX-XX-1930, is many people's
         if (identifier["system"] in kind.get("systems", ()) or codes & set(kind["types"])) and value and not _filler(value):
             yield identifier["system"], value

@@ -1,97 +1,85 @@
 """One Person over the Patients of one human at several partners; what is uncertain goes to a human.
 
-https://hl7.org/fhir/R4/person.html. A link is made only when it is the one possible: each of the two Patients matches exactly
-one Patient of the other's partner. The result follows from the records alone, not from their order of arrival, and the id of a Person
-follows from its members: two workers, or a replay, make the same Person. fhircm/exchange/matching.py judges the pairs.
-
-A human answers a `possible-match` Task by completing it with an output of type `match-decision`, valueCode `same` or `different`.
+https://hl7.org/fhir/R4/person.html. The result follows from the records and from what humans said, not from the order of arrival, and the
+id of a Person follows from its members: two workers, or a replay, make the same Person. fhircm/exchange/matching.py judges the pairs,
+linkage.py makes groups of them, review.py asks humans.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from fhircm.exchange import human
+from fhircm.exchange import human, review
 from fhircm.exchange.candidates import BLOCK, blocks
-from fhircm.exchange.features import Features, features
-from fhircm.exchange.matching import Match, compare
+from fhircm.exchange.exposure import told_while_linked
+from fhircm.exchange.features import features
+from fhircm.exchange.linkage import Linkage, ordered
+from fhircm.exchange.matching import Thresholds
+from fhircm.exchange.merge import survivor
 from fhircm.fhir.query import parse_query
-from fhircm.fhir.systems import COORDINATION
 from fhircm.fhir.validation import check_tree
 from fhircm.store.changes import Change
 from fhircm.store.resources import Op, Put, Store, Stored
 
 CROWD = 24  # so many Patients that all match one another are nobody's identity
-CODE, DISPLAY = "possible-match", "Decide whether two records are of one person"
 APART, APART_DISPLAY = "match-withdrawn", "Two records that were linked no longer match"
 
 
-async def link_person(store: Store, change: Change, *, owner: str | None = None) -> list[Op]:
+async def link_person(
+    store: Store, change: Change, *, owner: str | None = None, thresholds: Mapping[str, Thresholds] | None = None
+) -> list[Op]:
     """Reaction to a Patient, or to a human's decision (Task): link and unlink, or ask.
 
-    `owner` is the local reference of the organisation that coordinates: it owns the Tasks for a human.
+    `owner` is the local reference of the organisation that coordinates: it owns the Tasks for a human. `thresholds` are those of partners
+    that have their own, by base URL.
     """
-    around = _Surroundings(store)
-    if change.type == "Task":
-        start = await _decided(store, change)
-    elif change.type == "Patient":
-        start = [change.id]
-    else:
-        start = []
+    task = await _decided(store, change) if change.type == "Task" else None
+    start = review.pair_of(task.tree) if task else [change.id] if change.type == "Patient" else []
     if not start:
         return []
+    around = await surroundings(store, start, thresholds or {})
+    operations = [*around.carried, *await _persons(around, owner)]
+    if task:
+        operations += await _who_decided(store, task, change, operations)
+    return [*operations, *await review.questions(store, around.linkage, around.explored, start, owner)]
+
+
+async def surroundings(store: Store, start: Sequence[str], thresholds: Mapping[str, Thresholds]) -> Surroundings:
+    """The records around these that could share a Person with them, every pair judged."""
+    around = Surroundings(store, Linkage(thresholds=thresholds))
     await around.explore(start)
-    operations = await _persons(around, owner)
-    return [*operations, *await _questions(around, start, owner)]
+    return around
 
 
-async def _decided(store: Store, change: Change) -> list[str]:
-    """The two Patients of a possible-match Task that a human completed."""
+async def _decided(store: Store, change: Change) -> Stored | None:
+    """A possible-match Task that a human completed."""
     stored = (await store.read_many([("Task", change.id)])).get(("Task", change.id))
-    if stored is None or _code(stored.tree) != CODE or stored.tree["status"] != "completed":
-        return []
-    return _pair_of(stored.tree)
-
-
-def _code(task: dict[str, Any]) -> str | None:
-    codings = task.get("code", {}).get("coding", [])
-    return next((coding.get("code") for coding in codings if coding.get("system") == COORDINATION), None)
-
-
-def _pair_of(task: dict[str, Any]) -> list[str]:
-    """The two Patients that a Task is about: one is its focus, one it is for. Both can be searched by."""
-    references = (task.get(element, {}).get("reference", "") for element in ("for", "focus"))
-    return [reference.removeprefix("Patient/") for reference in references if reference.startswith("Patient/")]
-
-
-Pair = tuple[str, str]  # two Patient ids, the smaller first
-
-
-def _pair(a: str, b: str) -> Pair:
-    return (a, b) if a < b else (b, a)
+    return stored if stored and review.answer(stored.tree) else None
 
 
 @dataclass
-class _Surroundings:
+class Surroundings:
     """The Patients around those that changed: everything that could share a Person with them."""
 
     store: Store
+    linkage: Linkage
     patients: dict[str, Stored] = field(default_factory=dict)
-    folded: dict[str, Features] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-    matches: dict[Pair, Match] = field(default_factory=dict)  # link or possible, of different partners
-    decisions: dict[Pair, str] = field(default_factory=dict)  # what a human said
     persons: dict[str, Stored] = field(default_factory=dict)
     explored: set[str] = field(default_factory=set)
+    given_up: dict[str, list[str]] = field(default_factory=dict)  # by survivor: the records that were merged into it
+    carried: list[Op] = field(default_factory=list)  # what humans said of those, kept for the survivor
 
     async def explore(self, start: Sequence[str]) -> None:
         """Follow links, made or to be made, until nobody new turns up."""
         await self._load(start)
-        waiting = list(start)
-        while waiting and len(self.explored) <= CROWD:
+        # Of whom it was asked, a rival of theirs may be gone now.
+        asked = [other for id in start for other in sorted(await review.partners_of(self.store, id)) if other not in start]
+        await self._load(asked)
+        waiting = list(dict.fromkeys([*start, *await self._survivors(start), *asked]))
+        while waiting and not self.crowded:
             id = waiting.pop(0)
             if id in self.explored:
                 continue
@@ -99,9 +87,31 @@ class _Surroundings:
             known = await self._persons_of(id)
             await self._load(known)
             candidates = await self._candidates(id) | known | (set(start) - {id} if id in start else set())
-            for other in sorted(candidates):
-                await self._judge(id, other)
-            waiting += sorted(known | {other for other in candidates if self.linkable(id, other)})
+            candidates |= await review.partners_of(self.store, id)
+            for former in self.given_up.get(id, ()):
+                candidates |= await self._persons_of(former) | await review.partners_of(self.store, former)
+            await self._load(candidates)
+            await self._judge(id, sorted(candidates))
+            waiting += sorted(known | {other for other in candidates if self.linkage.linkable(id, other)})
+
+    async def _survivors(self, start: Sequence[str]) -> list[str]:
+        """In whose place those stand now that were merged away."""
+        found = []
+        for id in start:
+            if id not in self.patients and (end := await survivor(self.store, id)) and end != id:
+                self.given_up.setdefault(end, []).append(id)
+                found.append(end)
+        await self._load(found)
+        return found
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many match one another that it says nothing of anybody."""
+        return len(self.explored) > CROWD
+
+    def groups(self) -> list[list[str]]:
+        """The humans among them."""
+        return [] if self.crowded else self.linkage.groups(self.explored)
 
     async def _load(self, ids: Iterable[str]) -> None:
         missing = [("Patient", id) for id in ids if id not in self.patients]
@@ -113,93 +123,47 @@ class _Surroundings:
         if any(link.get("type") == "replaced-by" for link in tree.get("link", [])):
             return  # merged into another record of the same partner
         self.patients[id] = stored
-        self.folded[id] = features(tree)
-        self.sources[id] = tree.get("meta", {}).get("source", "").rpartition("/Patient/")[0]
+        self.linkage.folded[id] = features(tree)
+        self.linkage.sources[id] = tree.get("meta", {}).get("source", "").rpartition("/Patient/")[0]
 
     async def _persons_of(self, id: str) -> set[str]:
         """The Patients that share a Person with this one now."""
         found = await _search(self.store, "Person", [("patient", f"Patient/{id}")])
         self.persons.update({person.id: person for person in found})
-        return {member for person in found for member in _members(person.tree)} - {id}
+        return {member for person in found for member in members(person.tree)} - {id}
 
     async def _candidates(self, id: str) -> set[str]:
-        """Patients of other partners that share a birth date, a number of their own, or both names: never the whole panel."""
+        """Patients of other partners that one of the searches finds: never the whole panel."""
         if id not in self.patients:
             return set()
         found: set[str] = set()
-        for block in blocks(self.patients[id].tree, self.folded[id]):
+        for block in blocks(self.patients[id].tree, self.linkage.folded[id]):
             for stored in await _search(self.store, "Patient", block):
                 if stored.id not in self.patients:
                     self._take(stored.id, stored)
                 found.add(stored.id)
-        return {other for other in found if other in self.patients and self.sources[other] != self.sources[id]}
+        sources = self.linkage.sources
+        return {other for other in found if other in self.patients and sources[other] != sources[id]}
 
-    async def _judge(self, id: str, other: str) -> None:
-        pair = _pair(id, other)
-        if pair in self.matches or id == other or not {id, other} <= self.patients.keys():
-            return
-        match = compare(self.folded[id], self.folded[other])
-        stored, _ = await human.latest(self.store, CODE, *pair)
-        if stored is not None and (said := _answer(stored.tree)):
-            self.decisions[pair] = said
-        if match.decision != "distinct" or pair in self.decisions:
-            self.matches[pair] = match
-
-    def linkable(self, a: str, b: str) -> bool:
-        """Whether this pair may be linked if nothing else stands in the way."""
-        pair = _pair(a, b)
-        if pair not in self.matches or self.sources[a] == self.sources[b]:
-            return False
-        said = self.decisions.get(pair)
-        return said == "same" or (said is None and self.matches[pair].decision == "link")
-
-    def sure(self, a: str, b: str) -> bool:
-        """Whether the pair is linkable and neither has another choice at the other's partner; a human's word ends the choice."""
-        return self.linkable(a, b) and self._choices(a, b) == {b} and self._choices(b, a) == {a}
-
-    def _choices(self, of: str, like: str) -> set[str]:
-        """With whom `of` could be linked at the partner of `like`."""
-        others = {other for pair in self.matches if of in pair for other in pair if other != of}
-        rivals = {other for other in others if self.sources[other] == self.sources[like] and self.linkable(of, other)}
-        said = {other for other in rivals if self.decisions.get(_pair(of, other)) == "same"}
-        return said or rivals
-
-    def groups(self) -> list[list[str]]:
-        """The humans: Patients joined by sure links, in which no two contradict each other."""
-        if len(self.explored) > CROWD:
-            return []
-        joined = {id: {id} for id in self.explored & self.patients.keys()}
-        for a, b in self.matches:
-            if a in joined and b in joined and joined[a] is not joined[b] and self.sure(a, b):
-                joined[a] |= joined[b]
-                for member in joined[b]:
-                    joined[member] = joined[a]
-        distinct = {id(group): group for group in joined.values()}
-        return [sorted(group) for group in distinct.values() if len(group) > 1 and self.sound(group)]
-
-    def sound(self, group: Iterable[str]) -> bool:
-        """Whether every two of a group may be one human: at most one for each partner, and none that contradict."""
-        return all(
-            self.sources[a] != self.sources[b]
-            and (
-                self.decisions.get(pair := _pair(a, b)) == "same"
-                or (pair in self.matches and pair not in self.decisions and not self.matches[pair].vetoes)
-                or (pair not in self.matches and compare(self.folded[a], self.folded[b]).decision != "distinct")
-            )
-            for a, b in combinations(group, 2)
-        )
-
-
-def _answer(task: dict[str, Any]) -> str | None:
-    """What a human decided in a completed Task: same or different."""
-    if task["status"] != "completed":
-        return None
-    said = (
-        entry.get("valueCode")
-        for entry in task.get("output", [])
-        if any(coding.get("code") == "match-decision" for coding in entry["type"].get("coding", []))
-    )
-    return next((code for code in said if code in ("same", "different")), None)
+    async def _judge(self, id: str, others: Sequence[str]) -> None:
+        """Judge the pairs that are new, with what humans said of them."""
+        linkage = self.linkage
+        pairs = [ordered(id, other) for other in others if {id, other} <= self.patients.keys()]
+        pairs = [pair for pair in pairs if pair not in linkage.matches]
+        said = await review.decisions(self.store, pairs)
+        for pair in pairs:
+            other = pair[1] if pair[0] == id else pair[0]
+            formerly = [ordered(former, other) for former in self.given_up.get(id, ())]
+            before = await review.decisions(self.store, formerly)
+            if pair not in said and before:
+                said[pair] = min(before.values())  # different, if there were both
+                self.carried.append(review.carry(pair, said[pair]))
+        for pair in pairs:
+            match = linkage.judge(*pair)
+            if pair in said:
+                linkage.decisions[pair] = said[pair]
+            if match.decision != "distinct" or pair in said:
+                linkage.matches[pair] = match
 
 
 async def _search(store: Store, type: str, parameters: list[tuple[str, str]]) -> list[Stored]:
@@ -207,12 +171,13 @@ async def _search(store: Store, type: str, parameters: list[tuple[str, str]]) ->
     return list(page.matches)
 
 
-def _members(person: dict[str, Any]) -> set[str]:
+def members(person: dict[str, Any]) -> set[str]:
+    """The ids of the Patients that a Person links."""
     targets = (link["target"].get("reference", "") for link in person.get("link", []))
     return {target.removeprefix("Patient/") for target in targets if target.startswith("Patient/")}
 
 
-async def _persons(around: _Surroundings, owner: str | None) -> list[Op]:
+async def _persons(around: Surroundings, owner: str | None) -> list[Op]:
     """Write every Person as its members say; retire those that stand for nobody now."""
     groups = {human.stable_id("Person", group[0]): group for group in around.groups()}
     await _known_persons(around, groups)
@@ -226,29 +191,30 @@ async def _persons(around: _Surroundings, owner: str | None) -> list[Op]:
     return operations
 
 
-async def _known_persons(around: _Surroundings, groups: dict[str, list[str]]) -> None:
+async def _known_persons(around: Surroundings, groups: dict[str, list[str]]) -> None:
     """A Person that was retired is not found by its members, but lives again under the same id."""
     missing = [("Person", id) for id in groups if id not in around.persons]
     found = await around.store.read_many(missing) if missing else {}
     around.persons.update({id: stored for (_, id), stored in found.items()})
 
 
-def _person(id: str, group: list[str], around: _Surroundings) -> dict[str, Any]:
+def _person(id: str, group: list[str], around: Surroundings) -> dict[str, Any]:
     first = around.patients[group[0]].tree
     known = {name: first[name] for name in ("name", "gender", "birthDate") if name in first}
     links = [{"target": {"reference": f"Patient/{member}"}, "assurance": _assurance(member, group, around)} for member in group]
     return {"resourceType": "Person", "id": id, **known, "active": True, "link": links}
 
 
-def _assurance(member: str, group: list[str], around: _Surroundings) -> str:
+def _assurance(member: str, group: list[str], around: Surroundings) -> str:
     """The best of this member's links: level4 rests on a number of their own, level3 on all else and on a human's word."""
-    own = [around.matches[pair] for other in group if (pair := _pair(member, other)) in around.matches]
+    matches = around.linkage.matches
+    own = [matches[pair] for other in group if (pair := ordered(member, other)) in matches]
     return max((match.assurance for match in own if match.assurance), default="level3")
 
 
 def _retired(person: dict[str, Any], groups: dict[str, list[str]]) -> dict[str, Any]:
     """A Person without members, pointing to the one that took over the first of them, if any did."""
-    before = _members(person)
+    before = members(person)
     heirs = sorted(id for id, group in groups.items() if before & set(group))
     kept = {name: value for name, value in person.items() if name not in ("link", "active")}
     successors = [{"target": {"reference": f"Person/{heir}"}} for heir in heirs if heir != person["id"]]
@@ -269,71 +235,57 @@ def _write(stored: Stored | None, tree: dict[str, Any]) -> list[Op]:
     return [Put(check_tree({**tree, "meta": meta} if meta else tree), if_version=stored.version)]
 
 
-async def _parted(around: _Surroundings, person: Stored, groups: dict[str, list[str]], owner: str | None) -> list[Op]:
+async def _parted(around: Surroundings, person: Stored, groups: dict[str, list[str]], owner: str | None) -> list[Op]:
     """Tell a human of members that a Person loses: what was done for one may have been meant for the other."""
     where = {member: id for id, group in groups.items() for member in group}
     operations: list[Op] = []
-    for a, b in combinations(sorted(_members(person.tree)), 2):
+    for a, b in combinations(sorted(members(person.tree)), 2):
         if a in where and where[a] == where.get(b):
             continue
         here = [f"Patient/{id}" for id in (a, b) if id in around.patients]
-        operations += await human.tell(
+        deliveries = await told_while_linked(around.store, person, a, b)
+        listed = (
+            f" Sent while they were linked: {len(deliveries)}, listed here; nothing of it can be unsent." if deliveries else ""
+        )
+        told = await human.tell(
             around.store,
             (APART, person.id, str(person.version), a, b),
             APART,
             APART_DISPLAY,
-            "One of the two records changed, or another like it appeared, so they are no longer surely of one person. "
-            "Check what was exchanged for them while they were linked.",
+            "The two records are no longer taken for one person: one of them changed, another like it appeared, or somebody said so. "
+            f"Nothing goes from one to the other any more.{listed} Check what was exchanged for them.",
             focus=here[-1] if here else None,
             patient=here[0] if here else None,
             owner=owner,
         )
-    return operations
-
-
-async def _questions(around: _Surroundings, start: Sequence[str], owner: str | None) -> list[Op]:
-    """Ask a human about every uncertain pair of the Patients that changed; take a question back that settled itself."""
-    together = {id: group for group in around.groups() for id in group}
-    operations: list[Op] = []
-    for pair, match in sorted(around.matches.items()):
-        if pair in around.decisions or around.sources[pair[0]] == around.sources[pair[1]]:
-            continue
-        if together.get(pair[0]) is not None and together[pair[0]] is together.get(pair[1]):
-            operations += await human.take_back(around.store, (CODE, *pair), "The records were linked since")
-            continue
-        operations += await human.tell(
-            around.store,
-            (CODE, *pair),
-            CODE,
-            DISPLAY,
-            _reason(match),
-            focus=f"Patient/{pair[1]}",
-            patient=f"Patient/{pair[0]}",
-            owner=owner,
+        operations += (
+            [Put(check_tree({**put.resource.tree, "input": deliveries}), put.if_version) for put in told] if deliveries else told
         )
-    return [*operations, *await _settled(around, start)]
-
-
-def _reason(match: Match) -> str:
-    """Why a human is asked: names of elements only."""
-    if match.vetoes:
-        return f"Nearly everything agrees, but {', '.join(match.vetoes)} contradict each other"
-    if match.decision == "link":
-        return "The records match, but so does another record of the same partner: which is it?"
-    agree = ", ".join(sorted(field for field, level in match.levels.items() if level == "same"))
-    rest = ", ".join(f"{field} ({level})" for field, level in sorted(match.levels.items()) if level != "same")
-    return f"The same: {agree or 'nothing'}. Not surely: {rest or 'nothing else is known'}"
-
-
-async def _settled(around: _Surroundings, start: Sequence[str]) -> list[Op]:
-    """Take back the questions about the changed Patients for which nothing speaks any more."""
-    asked: set[Pair] = set()
-    for id in start:
-        for element in ("focus", "patient"):
-            parameters = [(element, f"Patient/{id}"), ("code", f"{COORDINATION}|{CODE}"), ("status", "ready,in-progress,on-hold")]
-            found = [_pair_of(stored.tree) for stored in await _search(around.store, "Task", parameters)]
-            asked |= {_pair(*pair) for pair in found if len(pair) == 2}
-    operations: list[Op] = []
-    for pair in sorted(asked - around.matches.keys()):
-        operations += await human.take_back(around.store, (CODE, *pair), "The records no longer resemble each other")
     return operations
+
+
+async def _who_decided(store: Store, task: Stored, change: Change, operations: Sequence[Op]) -> list[Op]:
+    """A Provenance that tells whose word made these Persons what they are."""
+    written = [one.resource.tree for one in operations if isinstance(one, Put) and one.resource.type == "Person"]
+    tree = task.tree
+    said = {
+        "same": "A human decided that two records are of one person",
+        "different": "A human decided that they are of two people",
+    }
+    who = tree.get("owner") if "Practitioner" in tree.get("owner", {}).get("reference", "") else {"display": change.origin}
+    return [
+        Put(
+            check_tree(
+                {
+                    "resourceType": "Provenance",
+                    "id": human.stable_id("Provenance", "decided", person["id"], task.id, str(task.version)),
+                    "target": [{"reference": f"Person/{person['id']}"}],
+                    "recorded": human.instant(store.clock()),
+                    "activity": {"text": said[review.answer(tree) or "different"]},
+                    "agent": [{"who": who}],
+                    "entity": [{"role": "source", "what": {"reference": f"Task/{task.id}"}}],
+                }
+            )
+        )
+        for person in written
+    ]

@@ -21,6 +21,7 @@ import holidays
 from fhircm.exchange import breaker, credentials, launch, plan, pull_types, roster, schedule, shapes
 from fhircm.exchange.credentials import Credentials
 from fhircm.exchange.launch import Registration
+from fhircm.exchange.matching import Thresholds, own_thresholds
 from fhircm.exchange.plan import Budget
 from fhircm.exchange.pull_types import PullType, fill
 from fhircm.exchange.roster import Membership
@@ -114,6 +115,7 @@ class Partner:
         default_factory=dict
     )  # by type, what its vendor wants otherwise; outbound.yaml lies over it
     breaker: breaker.Policy = field(default_factory=breaker.Policy)
+    identity: Thresholds | None = None  # where its Patients are linked on more evidence than is usual
 
     @property
     def types(self) -> frozenset[str]:
@@ -181,6 +183,7 @@ def _partner(own: Keys, path: Path, base_url: str | None) -> Partner:
         limits=_limits(keys.keys("limits", "a mapping of limits", {})),
         headers=_headers(keys.keys("headers", "a mapping of header names to values", {}), parameters),
         prefer_handling=_handling(quirks),
+        identity=own_thresholds(keys),
         breaker=breaker.read(keys.keys("breaker", "a mapping of failures, first_wait and longest_wait", {})),
         rebase_links=quirks.choice("next_link", ("as-sent", "rebased"), "as-sent") == "rebased",
         deliver={name: ways for name, ways in _merged(keys, "deliver", "a mapping of occasions to ways").items() if ways != []},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fhircm.exchange import directory
 from fhircm.exchange.case import NPI, concept_text, name_of, npi, patient_at, read, source_at
 from fhircm.exchange.partners import Partner
 from fhircm.fhir.query import parse_query
@@ -56,8 +57,10 @@ async def known_as(store: Store, partner: Partner, tree: dict[str, Any]) -> dict
 
 
 async def _counterpart(store: Store, partner: Partner, tree: dict[str, Any]) -> str | None:
-    """The partner's own record of the same organisation or practitioner, known by its NPI."""
-    number = npi(tree)
+    """The partner's own record of the same organisation, practitioner, place or role."""
+    if tree["resourceType"] in directory.TYPES and (there := await directory.at_partner(store, tree, partner)):
+        return there
+    number = npi(tree)  # the directory may not have come so far
     if number is None or tree["resourceType"] not in ("Organization", "Practitioner"):
         return None
     page = await store.search(parse_query(tree["resourceType"], [("identifier", f"{NPI}|{number}")]))

@@ -78,7 +78,9 @@ class Panel:
         self.human(
             **home, born=str(int(one["born"][:4]) - 27) + one["born"][4:], gender=one["gender"], given=one["given"]
         )  # parent
-        self.human(family=one["family"], given=one["given"], gender=one["gender"], born=one["born"], middle="")  # namesake
+        common = {"family": "Smith", "given": "Mary", "gender": "female", "middle": ""}
+        self.human(born=one["born"], **common)  # namesakes born on one day: of a common name there are such
+        self.human(born=one["born"], **common)
         self.human(**home, gender="male" if one["gender"] == "female" else "female")  # sibling with the same phone
 
     def written(self, human, base, careless):
