@@ -15,7 +15,7 @@ def test_reconcile_tells_what_is_gone_and_what_is_missing(sqlite_url, monkeypatc
     ehr.change("Encounter", "p1-e0", serviceProvider=ref("Organization/nowhere"))
 
     @asynccontextmanager
-    async def connect(_, __):
+    async def connect(*_):
         async with ehr.client() as client:
             yield client
 
