@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 
 from fhircm.exchange.attachments import Fetch, held
-from fhircm.exchange.care_plan import CONFIDENTIAL, care_plan_attachments
-from fhircm.exchange.case import Case, Unfit, read, source_at
+from fhircm.exchange.care_plan import care_plan_attachments
+from fhircm.exchange.case import Case, Unfit, read, sent, source_at
+from fhircm.exchange.disclosure import CONFIDENTIAL, may_tell
 from fhircm.exchange.human import instant
 from fhircm.exchange.letter import attachment, letter
 from fhircm.exchange.native import Native, counterpart, native
@@ -72,11 +73,6 @@ class Way:
     def needs(self, resource: str) -> tuple[str, str]:
         """The type and interaction that it takes to tell of a resource of this type."""
         return self.type or resource, self.interaction
-
-
-def sent(partner: str) -> str:
-    """The namespace of the rows that tell what was sent to a partner, by the value of its delivery identifier."""
-    return f"delivery:{partner}"
 
 
 def delivery(key: str) -> dict[str, Any]:
@@ -293,6 +289,8 @@ async def _care_plan_document(case: Case, fetch: Fetch | None) -> list[Shipment]
     key, patient = f"{case.key}/care-plan-document", case.need_patient()
     if case.tree["resourceType"] != "CarePlan":
         raise Unfit("it is no care plan")
+    if not may_tell(case.disclosure, case.tree):
+        raise Unfit("it is marked confidential, so a human must decide whether it may be handed on")
     before = await _document_before(case)
     tree = {
         "resourceType": "DocumentReference",
