@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -22,21 +22,26 @@ from fhircm.access.people import People
 from fhircm.access.roles import unknown
 from fhircm.access.sealing import Seal
 from fhircm.access.sessions import Sessions
+from fhircm.attendance import Turn
 from fhircm.coordination import build, task_states
 from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.protocol import load_pathways
 from fhircm.coordination.timeline import rendered, timeline
-from fhircm.exchange import capabilities, guides, pull, push
-from fhircm.exchange.attachments import fetch_from
-from fhircm.exchange.backend_auth import access_token, signing_key
+from fhircm.exchange import drift, freshness, guides, hints, pull, push
+from fhircm.exchange.backend_auth import access_token
 from fhircm.exchange.breaker import Breakers
 from fhircm.exchange.check import CheckReport, check
 from fhircm.exchange.client import PartnerClient, connect
+from fhircm.exchange.client_keys import signing_key, signing_keys
+from fhircm.exchange.clients import Clients
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable
+from fhircm.exchange.news import CURSOR, News, read_to, skip
 from fhircm.exchange.partners import Partner, load_partners
+from fhircm.exchange.proof import Client
 from fhircm.exchange.source_address import Allowed
 from fhircm.exchange.sources import Sources
+from fhircm.exchange.tokens import SharedTokens
 from fhircm.exchange.writing import Explained, explain
 from fhircm.fhir.outcome import FhirError, NotFound, VersionConflict
 from fhircm.jobs import JOBS
@@ -44,7 +49,7 @@ from fhircm.jobs.import_progress import Imports
 from fhircm.jobs.job import Means
 from fhircm.jobs.reindex import start_indexing
 from fhircm.jobs.running import run_jobs
-from fhircm.reactions import REACTIONS, TIMERS, reactions, timer_handlers
+from fhircm.reactions import REACTIONS, TIMERS, Reaction, reactions, timer_handlers
 from fhircm.settings import Settings, SettingsWrong
 from fhircm.store.database import open_database
 from fhircm.store.logins import Logins
@@ -64,6 +69,8 @@ log = logging.getLogger("fhircm.wiring")
 RULES = (task_states.RULE, audit.RULE)
 _SKEW = timedelta(seconds=1)  # by how much the clocks of machines that share a database may differ
 _PULLED = "pulled"  # namespace of when each partner was last pulled
+_SLICE = timedelta(seconds=30)  # of a pull, before the partner is told what is due to it and others have their turn
+_MOMENT = timedelta(milliseconds=50)  # so that what a pull brought is reacted to before its partner is looked at again
 
 
 def clock(settings: Settings) -> Clock:
@@ -126,7 +133,13 @@ def application(settings: Settings) -> FastAPI:
             settings.registration_scopes,
         ),
         web=WebSettings(
-            settings.organization_name, settings.time_zone, settings.session_idle, settings.session_longest, provider(settings)
+            settings.organization_name,
+            settings.time_zone,
+            settings.session_idle,
+            settings.session_longest,
+            provider(settings),
+            [partner for partner in partners(settings, None) if partner.launch is not None],
+            f"Organization/{build.coordinating_organization(settings.organization_name).id}",
         ),
     )
     return create_app(config)
@@ -238,15 +251,16 @@ async def worker(settings: Settings) -> AsyncIterator[Worker]:
     chosen = partners(settings, None)
     async with open_store(settings) as store, AsyncExitStack() as stack:
         around = context(settings, store, chosen)
-        clients = [await stack.enter_async_context(connect(partner, settings.keys_dir)) for partner in chosen]
-        rounds: dict[str, Callable[[], Awaitable[int]]] = {
-            client.partner.name: partial(_round, settings, store, client, clients, around) for client in clients
-        }
+        shared = tokens(settings, store)
+        clients = await stack.enter_async_context(Clients(chosen, lambda partner: connect(partner, settings.keys_dir, shared)))
+        rounds = {partner.name: partial(_round, settings, store, clients, partner, around) for partner in chosen}
         park, unpark = partial(_parked, around), partial(_unparked, around)
         sources = Sources(import_sources(settings))
         stack.push_async_callback(sources.close)
         jobs = partial(run_jobs, means(settings, store, sources), JOBS, settings.lease)
-        yield Worker(store, reactions(around), timer_handlers(around), park, unpark, rounds, settings.lease, jobs)
+        reader = News(store, chosen)
+        listening = [*reactions(around), Reaction(CURSOR, reader.types, reader.tell)]
+        yield Worker(store, listening, timer_handlers(around), park, unpark, rounds, settings.lease, jobs)
 
 
 def means(settings: Settings, store: Store, sources: Sources) -> Means:
@@ -259,56 +273,132 @@ def means(settings: Settings, store: Store, sources: Sources) -> Means:
     return Means(store, f"{base_url(settings)}/fhir", seconds, settings.export_retention, skew, imports, settings.access_grace)
 
 
-async def _round(settings: Settings, store: Store, client: PartnerClient, clients: list[PartnerClient], around: Context) -> int:
-    """Pull when it is time, then push what is due."""
+async def _round(settings: Settings, store: Store, clients: Clients, partner: Partner, around: Context) -> Turn:
+    """Pull for a while when it is time, then push what is due."""
+    done, again = 0, await _next_pull(settings, store, partner)
+    now = store.clock()
+    hinted = bool(await store.state_keys(hints.namespace(partner.name), 1))
+    if again <= now or (hinted and partner.schedule.open(now)):
+        async with clients.at(partner.name) as client:
+            done = await _pull_for_a_while(settings, store, client, around, hinted_only=again > now)
+        again = max(await _next_pull(settings, store, partner), store.clock() + (_MOMENT if done else timedelta()))
+    if partner.schedule.maintained(store.clock()):
+        return Turn(done, again)  # nothing is sent either
+    pushed, waiting = await _push(settings, store, clients, partner, around)
+    return Turn(done + pushed, min(again, waiting) if waiting else again)
+
+
+async def _next_pull(settings: Settings, store: Store, partner: Partner) -> datetime:
+    last, now = await store.state(_PULLED, partner.name), store.clock()
+    return partner.schedule.next(datetime.fromisoformat(last["at"]) if last else None, now, settings.pull_interval)
+
+
+async def _pull_for_a_while(
+    settings: Settings, store: Store, client: PartnerClient, around: Context, *, hinted_only: bool
+) -> int:
+    """One slice of a pull: of everything when that is due, else of what is likely to have changed."""
     partner = client.partner
-    snapshot = await capabilities.kept(store, partner.name)
+    means = {
+        "lease_seconds": settings.lease.total_seconds(),
+        "owner": f"Organization/{around.organization}",
+        "seconds": _SLICE.total_seconds(),
+    }
     try:
-        if await _is_time(settings, store, partner):
-            snapshot, drift = await capabilities.refresh(store, client)
-            for line in drift:
+        if not hinted_only:
+            _, told = await drift.refresh(store, client, means["owner"])
+            for line in told:
                 log.warning("%s: %s", partner.name, line)
-            log.info("%s: %s", partner.name, (await pull_partner(settings, store, client)).summary())
+        if hinted_only:
+            report = await pull.changes(store, client, hinted_only=True, **means)
+        elif await _full_is_due(store, partner):
+            report = await pull.reconcile(store, client, within_budget=0.5 if await _was_pulled(store, partner) else 1.0, **means)
+            if partner.budget.per_hour is not None and await _was_pulled(store, partner):
+                log.info("%s: %s", partner.name, report.summary())
+                report = await pull.changes(store, client, **means)
+        elif partner.budget.per_hour is not None:
+            report = await pull.changes(store, client, **means)
+        else:
+            report = await pull.pull(store, client, **means)
+        await drift.note_granted(store, client, means["owner"])
     except (PartnerUnavailable, PartnerRefused, PartnerAnswerBroken, pull.PullRunning) as error:
         log.warning("%s could not be pulled: %s", partner.name, type(error).__name__)
         await _pulled(store, partner)  # the next attempt is a whole interval away; what was read is kept
-    if snapshot is None:
         return 0
-    report = await push.push(
-        store,
-        partner,
-        client,
-        snapshot,
-        store.clock,
-        attempts=settings.push_attempts,
-        owner=f"Organization/{around.organization}",
-        fetch=fetch_from(clients),
-    )
-    return report.done
+    log.info("%s: %s", partner.name, report.summary())
+    out_of_time = report.cut and partner.budget.per_hour is None
+    if not hinted_only and not out_of_time:
+        await _pulled(store, partner)
+    return report.written + report.patients if out_of_time else report.written
 
 
-async def _is_time(settings: Settings, store: Store, partner: Partner) -> bool:
-    last = await store.state(_PULLED, partner.name)
-    return last is None or datetime.fromisoformat(last["at"]) + settings.pull_interval <= datetime.now(UTC)
+async def _was_pulled(store: Store, partner: Partner) -> bool:
+    """Whether everything was looked at once: then what is likely to have changed has its part of the budget, too."""
+    return (await store.state(freshness.NAMESPACE, partner.name) or {}).get("full") is not None
+
+
+async def _full_is_due(store: Store, partner: Partner) -> bool:
+    last = (await store.state(freshness.NAMESPACE, partner.name) or {}).get("full")
+    at = datetime.fromisoformat(last["at"]) if last else None
+    return partner.schedule.full_due(at, store.clock(), freshness.FULL)
+
+
+async def _push(
+    settings: Settings, store: Store, clients: Clients, partner: Partner, around: Context
+) -> tuple[int, datetime | None]:
+    """Push when something may concern the partner. Returns how much was done, and until when the partner is left alone."""
+    snapshot = await drift.kept(store, partner.name)
+    cursor = f"push:{partner.name}"
+    kept = await skip(store, partner.name, cursor)
+    if snapshot is None or (kept is None and not await push.is_due(store, partner.name)):
+        return 0, None
+    async with clients.at(partner.name) as client:
+        report = await push.push(
+            store,
+            partner,
+            client,
+            snapshot,
+            store.clock,
+            attempts=settings.push_attempts,
+            owner=f"Organization/{around.organization}",
+            fetch=clients.fetch,
+        )
+    if kept is not None:
+        await read_to(store, partner.name, cursor, kept)
+    return report.done, report.waiting_until
 
 
 async def _pulled(store: Store, partner: Partner) -> None:
-    await store.transact([SetState(_PULLED, partner.name, {"at": datetime.now(UTC).isoformat()})], origin="hub")
+    await store.transact([SetState(_PULLED, partner.name, {"at": store.clock().isoformat()})], origin="hub")
 
 
 async def pull_partner(
     settings: Settings, store: Store, client: PartnerClient, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> pull.PullReport:
-    """Pull a partner now."""
+    """Pull a partner now, as far as its last snapshot says that it can be asked."""
+    client.partner, left_out = drift.followed(client.given, await drift.kept(store, client.given.name))
+    for line in left_out:
+        log.info("%s: %s", client.partner.name, line)
     report = await pull.pull(store, client, progress=progress, lease_seconds=settings.lease.total_seconds())
+    await _pulled(store, client.partner)
+    return report
+
+
+async def reconcile_partner(
+    settings: Settings, store: Store, client: PartnerClient, progress: Callable[[int, int], None] = lambda done, total: None
+) -> pull.PullReport:
+    """Look at everything of a partner now, and believe nothing that it said of changes."""
+    owner = f"Organization/{build.coordinating_organization(settings.organization_name).id}"
+    seconds = settings.lease.total_seconds()
+    report = await pull.reconcile(store, client, progress=progress, lease_seconds=seconds, owner=owner)
     await _pulled(store, client.partner)
     return report
 
 
 async def check_partner(settings: Settings, store: Store, partner: Partner) -> CheckReport:
     """Try everything that the hub wants of a partner."""
-    async with connect(partner, settings.keys_dir) as client:
-        return await check(client, store, base_url(settings))
+    async with connect(partner, settings.keys_dir) as client:  # and signs in anew: a token that is kept would prove nothing
+        organization = build.coordinating_organization(settings.organization_name)
+        return await check(client, store, base_url(settings), owner=f"Organization/{organization.id}")
 
 
 def _parked(around: Context, where: str, what: str, error: Exception) -> Op:
@@ -371,14 +461,20 @@ async def remove_guide(store: Store, name: str) -> list[guides.Removed]:
 
 async def client_token(url: str, client_id: str, key: Path, scope: str) -> str:
     """Sign in at a hub as a backend client. Raises PartnerRefused, PartnerUnavailable."""
-    return await access_token(f"{url}/fhir", client_id, signing_key(key.parent, key.stem, "ES384"), scope.split())
+    client = Client(client_id, keys=partial(signing_keys, key.parent, key.stem, "ES384"))
+    return await access_token(f"{url}/fhir", client, scope.split())
+
+
+def tokens(settings: Settings, store: Store) -> SharedTokens:
+    """The access tokens of partners, shared by all processes of this hub."""
+    return SharedTokens(store, Seal.open(settings.keys_dir))
 
 
 async def explain_delivery(settings: Settings, store: Store, partner: Partner, resource: str) -> list[Explained]:
     """How a partner would be told of the newest version of a resource. Raises NotFound, Gone."""
     type, _, id = resource.partition("/")
     stored = await store.read(type, id)
-    snapshot = await capabilities.kept(store, partner.name)
+    snapshot = await drift.kept(store, partner.name)
     if snapshot is None:
         raise NotFound(f"{partner.name} was never asked what it can do: run `fhircm partner check {partner.name}`, or pull it")
     breakers = Breakers(store, partner.name, partner.breaker, store.clock)

@@ -17,6 +17,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+from fhircm.attendance import Attendance, Turn
+from fhircm.exchange.news import DUE
 from fhircm.fhir.outcome import FhirError, NotFound, VersionConflict
 from fhircm.reactions import Reaction, TimerHandler
 from fhircm.store.changes import Change, CursorMoved, Position
@@ -48,7 +50,7 @@ class Worker:
     timers: Sequence[TimerHandler]
     park: Park  # makes the Task that tells a human what was parked
     unpark: Unpark  # ends that Task
-    partners: dict[str, Callable[[], Awaitable[int]]] = field(default_factory=dict)  # name: one round of work, how much was done
+    partners: Mapping[str, Callable[[], Awaitable[Turn]]] = field(default_factory=dict)  # name: one round of work
     lease: timedelta = timedelta(seconds=15)
     jobs: Callable[[], Awaitable[int]] | None = None  # one slice of one job, how much was done
     holder: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}")
@@ -61,8 +63,8 @@ class Worker:
             group.create_task(self._forever("timers", self.run_timers))
             if self.jobs is not None:  # beside the timers: no deadline waits for a slice
                 group.create_task(self._forever("jobs", self.jobs))
-            for name, round_of_work in self.partners.items():
-                group.create_task(self._attend(f"partner:{name}", round_of_work))
+            if self.partners:
+                group.create_task(Attendance(self.store, self.partners, self.holder, self.lease).run())
 
     async def run_until_idle(self) -> int:
         """Work until nothing is left to do now. Returns how much was done."""
@@ -72,7 +74,7 @@ class Worker:
             done += await self.run_timers()
             done += await self.jobs() if self.jobs is not None else 0
             for name, round_of_work in self.partners.items():
-                done += await self._leased(f"partner:{name}", round_of_work)
+                done += await self._leased(f"{DUE}:{name}", round_of_work)
             total += done
             if not done:
                 return total
@@ -180,32 +182,16 @@ class Worker:
         due = datetime.fromisoformat(row["due"])
         return await handler.function(Timer(row["key"], where, due, row["payload"], attempts=1, token=0))
 
-    async def _leased(self, name: str, work: Callable[[], Awaitable[int]]) -> int:
+    async def _leased(self, name: str, work: Callable[[], Awaitable[Turn]]) -> int:
         """One round under a lease; when another worker holds the lease, there is nothing to do."""
         if not await self.store.lease(name, self.holder, self.lease.total_seconds()):
             return 0
         renewal = asyncio.create_task(self._renew(name))
         try:
-            return await work()
+            return (await work()).done
         finally:
             renewal.cancel()
             await self.store.release(name, self.holder)
-
-    async def _attend(self, name: str, work: Callable[[], Awaitable[int]]) -> None:
-        """Round after round for as long as the lease is held; wait for it while another worker has it."""
-        while True:
-            if not await self.store.lease(name, self.holder, self.lease.total_seconds()):
-                await asyncio.sleep(self.lease.total_seconds() / 3)
-                continue
-            both = {asyncio.create_task(self._forever(name, work)), asyncio.create_task(self._renew(name))}
-            try:
-                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-                log.warning("%s: the lease was lost", name)
-            finally:
-                for task in both:
-                    task.cancel()
-                await asyncio.gather(*both, return_exceptions=True)
-                await self.store.release(name, self.holder)
 
     async def _renew(self, name: str) -> None:
         """Keep a lease; returns when it was lost."""

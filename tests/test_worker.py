@@ -154,13 +154,11 @@ async def test_one_whose_partner_is_stuck_delays_no_other(store, made):
     async def waits():
         stuck.set()
         await asyncio.Event().wait()
-        return 0
 
     async def works():
         await stuck.wait()
         done.set()
         await asyncio.sleep(3600)
-        return 0
 
     worker = made(good=seen_by("good"))
     worker.partners = {"down": waits, "up": works}

@@ -11,19 +11,20 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import msgspec
 
-from fhircm.exchange.backend_auth import BackendAuth, signing_key
+from fhircm.exchange.backend_auth import backend_auth
+from fhircm.exchange.credentials import client_at
 from fhircm.exchange.errors import (
     AnswerTooLarge,
     PartnerAnswerBroken,
@@ -31,11 +32,13 @@ from fhircm.exchange.errors import (
     PartnerUnavailable,
     SignInRefused,
     issues,
+    plainly,
     retry_after,
     summary,
 )
-from fhircm.exchange.pages import Page, Received, cut, newest, page, within
+from fhircm.exchange.pages import Page, Received, cut, newest, next_page, page
 from fhircm.exchange.partners import Partner
+from fhircm.exchange.tokens import Tokens
 from fhircm.fhir import json
 
 __all__ = [
@@ -77,12 +80,23 @@ class _Got:
 
 
 @dataclass(slots=True)
+class Spent:
+    """What one type cost so far."""
+
+    requests: int = 0
+    bytes: int = 0  # of answers
+    seconds: float = 0.0  # until they were there
+    waited: float = 0.0  # between attempts
+
+
+@dataclass(slots=True)
 class Counts:
     """What a client did so far."""
 
     requests: int = 0
     pages: int = 0
     waited: float = 0.0  # seconds between attempts
+    by_type: dict[str, Spent] = field(default_factory=dict)  # by the first step of the path
     date: str | None = None  # the partner's own clock, from its last answer
 
     @property
@@ -109,6 +123,7 @@ class PartnerClient:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.partner, self.auth, self.counts = partner, auth, Counts()
+        self.given = partner  # as its file says; `partner` may be what of it can be asked now
         limits = partner.limits
         self._http = httpx.AsyncClient(
             headers={**partner.headers, "Accept": FHIR_JSON, "User-Agent": "fhircm"},
@@ -118,6 +133,7 @@ class PartnerClient:
             mounts={"all://127.0.0.1": None, "all://localhost": None},  # never through a proxy of the environment
             transport=transport,
         )
+        self._base_path = urlsplit(partner.base_url).path
         self._slots = asyncio.Semaphore(limits.concurrency)
         self._pace = 1.0 / limits.requests_per_second
         self._next = 0.0
@@ -142,7 +158,7 @@ class PartnerClient:
         async def attempt() -> Received:
             return _expect(await self._fetch(url, {}, True), type)
 
-        return await self._again(attempt)
+        return await self._again(attempt, type)
 
     async def search(self, type: str, parameters: Sequence[tuple[str, str]] = ()) -> AsyncIterator[list[Received]]:
         """The pages of a search, each as the resources on it: outcomes are left out, and `total` is not believed.
@@ -161,11 +177,11 @@ class PartnerClient:
                 size = max(1, size // SMALLER)
 
     async def _pages(self, type: str, parameters: Sequence[tuple[str, str]], size: int | None) -> AsyncIterator[list[Received]]:
+        parameters = [*parameters, *self.partner.search_parameters]
         if size is not None:
             parameters = [*parameters, ("_count", str(size))]
         url: str | None = str(httpx.URL(f"{self.partner.base_url}/{type}", params=list(parameters)))
-        handling = self.partner.prefer_handling
-        headers = {"Prefer": f"handling={handling}"} if handling else {}
+        headers = self.handling
         seen: set[str] = set()
         while url is not None:
             if url in seen:
@@ -176,18 +192,26 @@ class PartnerClient:
             one = await self._page(url, type, headers)
             self.counts.pages += 1
             yield one.resources
-            url = self._next_page(one.following, url) if one.following else None
+            url = (
+                next_page(self.partner.base_url, url, one.following, rebase=self.partner.rebase_links) if one.following else None
+            )
 
     async def search_all(self, type: str, parameters: Sequence[tuple[str, str]] = ()) -> list[Received]:
         """All resources of a search, each once, the newest of those that came twice."""
         return newest([received async for page in self.search(type, parameters) for received in page])
 
-    async def get_json(self, path: str, *, signed_in: bool = False) -> dict[str, Any]:
+    @property
+    def handling(self) -> dict[str, str]:
+        """The header that says how strictly the partner shall take a search."""
+        handling = self.partner.prefer_handling
+        return {"Prefer": f"handling={handling}"} if handling else {}
+
+    async def get_json(self, path: str, *, signed_in: bool = False, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
         """A JSON object below the base URL, such as `metadata`; without a token unless `signed_in`."""
-        headers = {"Accept": FHIR_JSON if path == "metadata" else "application/json"}
+        sent = {"Accept": FHIR_JSON if path == "metadata" else "application/json", **(headers or {})}
 
         async def attempt() -> dict[str, Any]:
-            got = await self._fetch(f"{self.partner.base_url}/{path}", headers, signed_in)
+            got = await self._fetch(f"{self.partner.base_url}/{path}", sent, signed_in)
             try:
                 tree = json.loads(got.body)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -196,7 +220,7 @@ class PartnerClient:
                 raise PartnerAnswerBroken(f"{path} was answered with {_what(got)} in place of a JSON object")
             return tree
 
-        return await self._again(attempt)
+        return await self._again(attempt, path.partition("/")[0])
 
     # --- writing -------------------------------------------------------------------------------------------------------------
 
@@ -237,9 +261,9 @@ class PartnerClient:
             got = await self._fetch(url, headers, True)
             return page(got.body, type)
 
-        return await self._again(attempt)
+        return await self._again(attempt, type)
 
-    async def _again(self, attempt: Callable[[], Awaitable[Any]]) -> Any:
+    async def _again(self, attempt: Callable[[], Awaitable[Any]], type: str) -> Any:
         """Try a read until it succeeds, the attempts are used up, or the partner asks for more patience than there is."""
         limits = self.partner.limits
         for number in range(1, limits.attempts + 1):
@@ -255,6 +279,7 @@ class PartnerClient:
                 wait = max(wait, asked or 0.0)
                 log.info("%s: attempt %d failed (%s); again in %.1f s", self.partner.name, number, error, wait)
                 self.counts.waited += wait
+                self._spent(type).waited += wait
                 await self._sleep(wait)
         raise AssertionError("unreachable")
 
@@ -265,6 +290,8 @@ class PartnerClient:
         async with self._slots:
             await self._wait_for_turn()
             self.counts.requests += 1
+            spent, begun = self._spent(request.url.path[len(self._base_path) :].strip("/").partition("/")[0]), monotonic()
+            spent.requests += 1
             try:
                 async with asyncio.timeout(limits.timeout):
                     got = await self._exchange(request, limits.body, signed_in)
@@ -274,6 +301,9 @@ class PartnerClient:
             except httpx.HTTPError as error:
                 sent = not isinstance(error, httpx.ConnectError)
                 raise PartnerUnavailable(f"{name} cannot be reached ({type(error).__name__})", sent=sent) from None
+            finally:
+                spent.seconds += monotonic() - begun
+        spent.bytes += len(got.body)
         self.counts.date = got.headers.get("Date", self.counts.date)
         return got
 
@@ -289,6 +319,10 @@ class PartnerClient:
         finally:
             await answer.aclose()
         return _Got(answer.status_code, answer.headers, bytes(body), where)
+
+    def _spent(self, type: str) -> Spent:
+        known = type in self.partner.types or type in ("Group", "metadata")
+        return self.counts.by_type.setdefault(type if known else "other", Spent())  # a page may be at any address
 
     async def _wait_for_turn(self) -> None:
         now = monotonic()
@@ -308,28 +342,18 @@ class PartnerClient:
         if status < 400:
             raise PartnerAnswerBroken(f"{name} answered {status} to {got.where}: redirects are not followed")
         told = issues(got.body)
-        reason = summary(told) if told else _what(got)
+        reason = summary(told) if told else plainly(got.body) or _what(got)
         refused = SignInRefused if status == 401 else PartnerRefused
         raise refused(f"{name} answered {status} to {got.where}: {reason}", answered=status, told=told or ())
 
-    def _next_page(self, following: str, current: str) -> str:
-        """The URL of the next page, if the token may go there."""
-        try:
-            url = str(httpx.URL(urljoin(current, following)))
-        except (ValueError, httpx.InvalidURL):
-            raise PartnerAnswerBroken("The next page is at an address that is no URL") from None
-        if not within(self.partner.base_url, url):
-            raise PartnerAnswerBroken("The next page is at another address than the partner's own, where its token must not go")
-        return url
-
 
 @asynccontextmanager
-async def connect(partner: Partner, keys_dir: Path) -> AsyncIterator[PartnerClient]:
-    """A client that signs in with the hub's key for this partner. Raises KeyWrong."""
-    key = signing_key(keys_dir, partner.name, partner.algorithm)
-    auth = BackendAuth(partner.base_url, partner.client_id, key, partner.scopes)
-    async with PartnerClient(partner, auth) as client:
-        yield client
+async def connect(partner: Partner, keys_dir: Path, tokens: Tokens | None = None) -> AsyncIterator[PartnerClient]:
+    """A client that signs in as partner.yaml says, with tokens shared with whoever has the same `tokens`. Raises KeyWrong."""
+    client = client_at(partner, keys_dir)
+    client.keys()  # a key that is wrong, or cannot be made, is told before anything is asked
+    async with PartnerClient(partner, backend_auth(partner, client, tokens)) as connected:
+        yield connected
 
 
 def _expect(got: _Got, type: str) -> Received:

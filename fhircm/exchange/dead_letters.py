@@ -10,6 +10,7 @@ from typing import Any
 from fhircm.exchange import human
 from fhircm.exchange.due import Due, idle, queue
 from fhircm.exchange.human import concept, instant, stable_id
+from fhircm.exchange.news import due
 from fhircm.fhir.outcome import Invalid, NotFound
 from fhircm.fhir.validation import check_tree
 from fhircm.store.resources import Op, Put, SetState, Store
@@ -69,7 +70,8 @@ async def replay(store: Store, partner: str, key: str, prefer: str | None = None
     """Put one in line again; `prefer`: in a conflict "hub" or "partner" wins. Raises NotFound for a key that nothing waits under."""
     row = await letter(store, partner, key)
     now = store.clock().isoformat()
-    await store.transact(in_line(partner, key, row, "asked", now, prefer), origin="hub")
+    wake = due(partner, store.clock())
+    await store.transact([*in_line(partner, key, row, "asked", now, prefer), wake], origin="hub")
 
 
 def withdraw_row(partner: str, key: str) -> SetState:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -22,6 +22,7 @@ from fhircm.fhir.definitions import definitions
 from fhircm.fhir.outcome import Malformed
 
 _LOCAL = re.compile(r"/?([A-Z][A-Za-z]+)/([^/?#\s]+)(/_history/[^/?#\s]+)?")
+_SMALL = 65_536  # bytes of a body that is remembered for a while
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:")
 # An attachment's content at the partner: at the hub a relative address would lead nowhere.
 _BINARY = re.compile(rb'(?<=[{,\s])("url"\s*:\s*")(Binary/[A-Za-z0-9\-.]{1,64}")')
@@ -44,6 +45,7 @@ class _Meta(msgspec.Struct):
 _meta = msgspec.json.Decoder(_Meta)
 
 
+@lru_cache(maxsize=65_536)  # the same few are asked for again and again
 def hub_id(base_url: str, reference: str) -> str:
     """The id at the hub of the resource that is `reference` (Type/id) at a FHIR base URL."""
     return str(uuid5(_namespace(base_url), reference))
@@ -54,6 +56,7 @@ def _namespace(base_url: str) -> UUID:
     return uuid5(NAMESPACE_URL, base_url)
 
 
+@lru_cache(maxsize=65_536)
 def source(base_url: str, reference: str) -> Source | None:
     """The resource at the partner that a reference of the partner's means; None when it means something else or elsewhere."""
     found = _LOCAL.fullmatch(_relative(base_url, reference))
@@ -69,8 +72,13 @@ def _relative(base_url: str, reference: str) -> str:
     return reference
 
 
-def referred(base_url: str, body: bytes) -> set[Source]:
+def referred(base_url: str, body: bytes) -> frozenset[Source]:
     """The resources at the partner that a body refers to."""
+    return (_referred if len(body) <= _SMALL else _referred.__wrapped__)(base_url, body)
+
+
+@lru_cache(maxsize=2048)  # whoever reads a resource, judges it and writes it asks for the same
+def _referred(base_url: str, body: bytes) -> frozenset[Source]:
     found: set[Source] = set()
 
     def collect(reference: str) -> str:
@@ -80,7 +88,7 @@ def referred(base_url: str, body: bytes) -> set[Source]:
 
     with suppress(UnicodeDecodeError):  # such a body is refused later, with its reason
         json.rewrite_references(body, collect)
-    return found
+    return frozenset(found)
 
 
 def inbound(base_url: str, received: Received, at_hub: Callable[[Source], bool]) -> bytes:

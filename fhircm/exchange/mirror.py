@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from fhircm.exchange import quarantine
+from fhircm.exchange import gone, quarantine
 from fhircm.exchange.mapping import Copied, Source, digest, hub_id, inbound, provenance, referred, same
 from fhircm.exchange.pages import Received
 from fhircm.exchange.partners import Partner
@@ -25,7 +25,7 @@ BATCH = 500  # resources in one transaction; only resources that refer to one an
 ATTEMPTS = 4  # when somebody else writes the same resources meanwhile
 GONE = "gone"  # in place of a fingerprint: the partner has it no more
 HELD = "held"  # the last that came is in quarantine
-Facts = Callable[[frozenset[Source]], Sequence[SetState]]  # of what is unresolved
+Facts = Callable[[frozenset[Source], frozenset[Source]], Sequence[SetState]]  # of what is unresolved, and of what is written
 NPI = "http://hl7.org/fhir/sid/us-npi"
 
 
@@ -41,16 +41,14 @@ class Refusal(NamedTuple):
 
 @dataclass
 class Row:
-    """What is remembered of a group of copies: a fingerprint for each, and since when the partner need only tell what changed."""
+    """What is remembered of a group of copies: a fingerprint for each."""
 
     of: dict[str, str] = field(default_factory=dict)
-    marks: dict[str, dict[str, str]] = field(default_factory=dict)
     strange: list[str] = field(default_factory=list)  # names in quarantine of what is not this patient's
 
     def as_json(self) -> dict[str, Any]:
         """The form in which it is kept."""
-        more = {name: value for name, value in (("marks", self.marks), ("strange", self.strange)) if value}
-        return {"of": self.of, **more}
+        return {"of": self.of, "strange": self.strange} if self.strange else {"of": self.of}
 
 
 @dataclass
@@ -69,8 +67,6 @@ class Batch:
     strange: dict[str, Strange] = field(default_factory=dict)
     whole: frozenset[str] = frozenset()
     trusted: bool = False
-    marks: dict[str, dict[str, str]] = field(default_factory=dict)
-    marks_matter: bool = False  # the marks are worth a write of their own
 
     @property
     def patients(self) -> set[str]:
@@ -90,9 +86,14 @@ class Written:
     """What became of a batch."""
 
     resources: int = 0
-    written: int = 0
+    changed: frozenset[Source] = frozenset()  # of these, what was written
     refused: list[Refusal] = field(default_factory=list)
     unresolved: frozenset[Source] = frozenset()  # referred to, not at the hub, and of a type that another batch may bring
+
+    @property
+    def written(self) -> int:
+        """How many were written."""
+        return len(self.changed)
 
     @property
     def unchanged(self) -> int:
@@ -133,9 +134,9 @@ class Mirror:
     async def row(self, key: str) -> Row:
         """What is remembered of a batch."""
         kept = await self.store.state(self.rows, key)
-        return Row(kept["of"], kept.get("marks", {}), kept.get("strange", [])) if kept else Row()
+        return Row(kept["of"], kept.get("strange", [])) if kept else Row()
 
-    async def write(self, batch: Batch, progress: Facts = lambda _: ()) -> Written:
+    async def write(self, batch: Batch, progress: Facts = lambda *_: ()) -> Written:
         """Write what changed, all of it with its Provenance and its fingerprints, or nothing; `progress` is asked for at the commit.
 
         Raises the store's errors when others write the same resources again and again.
@@ -169,7 +170,7 @@ class Mirror:
         await self._commit(chunks[-1] if chunks else [], resources, judged, batch, marks, progress, held)
         self._remember(batch, judged.mapped, judged)
         refused = [_refusal(one, why) for one, why in judged.refused.items()]
-        return Written(len(resources), len(judged.checked), refused, judged.unresolved)
+        return Written(len(resources), frozenset(judged.checked), refused, judged.unresolved)
 
     async def has_any(self, wanted: Iterable[Source]) -> bool:
         """Whether one of these is at the hub now."""
@@ -183,6 +184,7 @@ class Mirror:
         checked: dict[Source, tuple[str, Checked]] = {}
         existing: dict[Source, Stored] = {}
         links = {one: referred(self.base, got.body) for one, got in resources.items()}
+        patients = batch.patients
         while True:
             accepted = resources.keys() - refused.keys()
             wanted = {target for one in accepted for target in links[one]} - accepted
@@ -197,7 +199,7 @@ class Mirror:
             for one in changed:
                 if one in batch.own and batch.key:
                     try:
-                        quarantine.check_place(self.base, resources[one], batch.patients, self.members)
+                        quarantine.check_place(self.base, resources[one], patients, self.members)
                     except FhirError as error:
                         refused[one] = error
             changed = [one for one in changed if one not in refused]
@@ -249,7 +251,7 @@ class Mirror:
         judged: _Judged,
         batch: Batch,
         marks: Mapping[Source, str],
-        progress: Facts = lambda _: (),
+        progress: Facts = lambda *_: (),
         held: Sequence[Op] | None = None,
     ) -> None:
         """One transaction: copies, their Provenance and their fingerprints; nothing when none of these is new.
@@ -265,8 +267,11 @@ class Mirror:
         if puts:
             copied = [await self._copied(resources[one], judged, one) for one in chunk]
             puts.append(Put(check_tree(provenance(await self._who(chunk), copied, self.store.clock())), 0))
+        if held is not None:
+            puts += [put for copy in (await self._existing(batch.gone)).values() if (put := gone.marked(copy))]
         if puts or facts or held:
-            await self.store.transact([*puts, *facts, *(held or ()), *progress(judged.unresolved)], origin=self.origin)
+            counted = progress(judged.unresolved, frozenset(judged.checked))
+            await self.store.transact([*puts, *facts, *(held or ()), *counted], origin=self.origin)
         batch.row = row
         self._shared |= {one: mark for one, mark in marks.items() if one not in batch.own}
 
@@ -321,12 +326,10 @@ def _new_row(batch: Batch, marks: Mapping[Source, str], *, last: bool) -> Row:
     """What is to be remembered of a batch once these are written."""
     own = {str(one): mark for one, mark in marks.items() if one in batch.own}
     fresh = {name: mark for name, mark in own.items() if not _same_mark(batch.row.of.get(name), mark)}
-    row = Row({**batch.row.of, **fresh}, batch.row.marks, batch.row.strange)
+    row = Row({**batch.row.of, **fresh}, batch.row.strange)
     if last:
         row.of |= {str(one): GONE for one in batch.gone}
         row.strange = sorted({name for name in row.strange if not _looked_for(name, batch)} | batch.strange.keys())
-        if row.of != batch.row.of or batch.marks_matter:
-            row.marks = batch.marks
     return row
 
 

@@ -7,17 +7,18 @@ partner.yaml. A type that the partner refuses or cannot deliver is told and left
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Collection, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable, SignInRefused
-from fhircm.exchange.mapping import Source, referred, source
+from fhircm.exchange.mapping import Source, referred
 from fhircm.exchange.mirror import GONE, Batch, Refusal, Row
 from fhircm.exchange.pages import Received, newest
 from fhircm.exchange.partners import PullType
+from fhircm.exchange.plan import PATIENT, Look
 from fhircm.exchange.quarantine import nameless
 from fhircm.fhir.outcome import Issue
 
@@ -31,6 +32,17 @@ class Stopped(Exception):
     """The partner is in trouble as a whole: going on now would be useless or impolite. Its cause is the partner's error."""
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """One type of one patient was read without a fault. Clocks in whole seconds since the epoch."""
+
+    at: int  # the hub's, when it began
+    there: int  # the partner's then, or the hub's when that was behind; 0 when the partner told none
+    full: int  # the partner's, as it told it
+    whole: bool  # everything was asked for, rather than what changed
+    cost: int  # requests
+
+
 @dataclass
 class Reading:
     """What was read of one patient, ready to be written."""
@@ -38,27 +50,55 @@ class Reading:
     batch: Batch
     refused: list[Refusal] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)  # what is left for the next pull
+    wanted: frozenset[str] = frozenset()  # the types that were to be read
+    taken: dict[str, Taken] = field(default_factory=dict)  # by type
+    broken: dict[str, str] = field(default_factory=dict)  # type: why it could not be read, or not to its end
 
 
 class Panel:
-    """One panel during one pull: what patients share is read once."""
+    """One panel during one pull: what patients share is read once.
 
-    def __init__(self, client: PartnerClient, patients: Iterable[str]) -> None:
+    `trusts` tells whether `_lastUpdated` of a type is believed; `whole`: it is not asked for. `known` are shared resources that need not
+    be read again in this pull.
+    """
+
+    def __init__(
+        self,
+        client: PartnerClient,
+        patients: Iterable[str],
+        clock: Callable[[], datetime],
+        *,
+        trusts: Callable[[str], bool] = lambda _: True,
+        whole: bool = False,
+        known: Container[Source] = (),
+    ) -> None:
         self.client, self.partner, self.base = client, client.partner, client.partner.base_url
         self.patients = sorted(set(patients))
         self.members = frozenset(self.patients)
+        self.refuse_since: set[str] = set()  # types whose search by _lastUpdated was refused in this pull
+        self._clock, self._trusts, self._whole, self._known = clock, trusts, whole, known
         self._by_reference = {one.type for one in self.partner.pull if one.by_reference}
         self._shared: dict[Source, asyncio.Task[Received | None]] = {}
         self._strikes: dict[str, int] = {}
         self._told: set[tuple[str, str]] = set()
 
-    async def read(self, id: str, row: Row) -> Reading:
-        """Read one patient. Raises Stopped, and what the partner answered when the Patient itself cannot be had."""
+    async def read(
+        self, id: str, row: Row, looks: Mapping[str, Look], types: Collection[str] | None = None, whole: Collection[str] = ()
+    ) -> Reading:
+        """Read one patient, or these types of it; those in `whole` from end to end whatever the partner can tell of changes.
+
+        Raises Stopped, and what the partner answered when the Patient itself cannot be had.
+        """
         reading = Reading(Batch(f"Patient/{id}", row))
-        here = Source("Patient", id)
-        reading.batch.own[here] = await self._tried("Patient", lambda: self.client.read("Patient", id))
-        whole = await together(self._type(one, reading, id) for one in self.partner.pull if one.searches)
-        reading.batch.whole = frozenset({"Patient", *(type for type in whole if type is not None)})
+        if types is None or PATIENT in types:
+            begun = self._begin()
+            here = Source(PATIENT, id)
+            reading.batch.own[here] = await self._tried(PATIENT, lambda: self.client.read(PATIENT, id))
+            reading.taken[PATIENT] = Taken(*begun, whole=True, cost=1)
+        wanted = [one for one in self.partner.pull if one.searches and (types is None or one.type in types)]
+        reading.wanted = frozenset(one.type for one in wanted)
+        await together(self._type(one, reading, id, looks.get(one.type, Look()), one.type in whole) for one in wanted)
+        reading.batch.whole = frozenset(type for type, taken in reading.taken.items() if taken.whole)
         await self._vanished(reading)
         await self._follow(reading)
         return reading
@@ -70,9 +110,27 @@ class Panel:
         await self._follow(reading)
         return reading
 
+    async def across(self, one: PullType, since: int) -> tuple[dict[str, list[Received]], Taken]:
+        """What changed of a type since a second of the partner's clock, by patient of the panel, by one search for all of them.
+
+        Raises Stopped and the client's errors.
+        """
+        begun, found = self._begin(), list[Received]()
+        cost = await self._tried(one.type, lambda: self._pages(one.type, [_changed_since(since)], found))
+        by_patient: dict[str, list[Received]] = {}
+        for received in newest(found):
+            for target in referred(self.base, received.body):
+                if target.type == PATIENT and target.id in self.members:
+                    by_patient.setdefault(target.id, []).append(received)
+        return by_patient, Taken(*begun, whole=False, cost=cost)
+
+    def absent(self) -> Iterator[Source]:
+        """What was referred to, asked for, and is not given by the partner."""
+        return (one for one in self._shared if self._is_absent(one))
+
     def may_come(self, wanted: frozenset[Source]) -> frozenset[Source]:
         """Of what was referred to and is not at the hub, what this pull did not yet ask the partner for in vain."""
-        return frozenset(one for one in wanted if not self._is_absent(one))
+        return frozenset(one for one in wanted if not self._is_absent(one) and one not in self._known)
 
     def _is_absent(self, one: Source) -> bool:
         task = self._shared.get(one)
@@ -86,44 +144,56 @@ class Panel:
 
     # --- one type of one patient ----------------------------------------------------------------------------------------------
 
-    async def _type(self, one: PullType, reading: Reading, id: str) -> str | None:
-        """Search for one type; returns it when everything that there is was found, rather than what changed."""
-        mark, since = self._since(one, reading.batch.row)
+    async def _type(self, one: PullType, reading: Reading, id: str, look: Look, whole: bool) -> None:
+        """Search for one type, for everything or for what changed. What came before it broke off is taken, and nothing is claimed."""
+        begun, found = self._begin(), list[Received]()
+        since = [] if whole else self._since(one, look, begun[1])
+        cost = 0
         try:
-            found: list[Received] = []
             for search in one.searches:
                 parameters = [(name, value.replace("{patient}", id)) for name, value in search] + since
-                found += await self._tried(one.type, lambda sent=parameters: self.client.search_all(one.type, sent))
+                cost += await self._tried(one.type, lambda sent=parameters: self._pages(one.type, sent, found))
         except (PartnerUnavailable, PartnerAnswerBroken) as error:
             reading.failed.append(f"{one.type} of Patient/{id}: {error}")
-            self._keep_mark(one, reading)
-            return None
+            reading.broken[one.type] = str(error)
         except PartnerRefused as error:
+            if since:  # it stopped to support what it supported: that costs a search, and nothing is lost
+                self.refuse_since.add(one.type)
+                await self._type(one, reading, id, look, whole=True)
+                return
             self._refuse(reading, f"{one.type}, by search", error)
-            self._keep_mark(one, reading)
-            return None
-        if mark is not None:
-            reading.batch.marks[one.strategy] = mark
-            reading.batch.marks_matter |= not since
+            reading.broken[one.type] = str(error)
+        else:
+            reading.taken[one.type] = Taken(*begun, whole=not since, cost=cost)
         for received in newest(found):
             self._own(reading, received)
-        return None if since else one.type
 
-    def _since(self, one: PullType, row: Row) -> tuple[dict[str, str] | None, list[tuple[str, str]]]:
-        """The mark to keep once this is read, and the parameter that asks for what changed since the last one."""
-        now = self.client.counts.clock
-        if not one.last_updated or now is None:
-            return None, []
-        before = row.marks.get(one.strategy)
-        if before is None or now - datetime.fromisoformat(before["full"]) > FULL_AGAIN:
-            return {"full": now.isoformat(), "since": now.isoformat()}, []
-        since = datetime.fromisoformat(before["since"]) - OVERLAP
-        asked = ("_lastUpdated", f"ge{since.strftime('%Y-%m-%dT%H:%M:%SZ')}")
-        return {"full": before["full"], "since": now.isoformat()}, [asked]
+    async def _pages(self, type: str, parameters: Sequence[tuple[str, str]], found: list[Received]) -> int:
+        """Add what a search finds, page by page; returns how many there were."""
+        pages = 0
+        async for resources in self.client.search(type, parameters):
+            found += resources
+            pages += 1
+        return pages
 
-    def _keep_mark(self, one: PullType, reading: Reading) -> None:
-        if one.strategy in reading.batch.row.marks:
-            reading.batch.marks[one.strategy] = reading.batch.row.marks[one.strategy]
+    def _begin(self) -> tuple[int, int, int]:
+        """The clocks before something is read, as Taken wants them.
+
+        A partner's clock that runs ahead of the hub's is not believed: what is changed now would be older than the mark.
+        """
+        now, there = int(self._clock().timestamp()), self.client.counts.clock
+        told = int(there.timestamp()) if there else 0
+        return now, min(now, told), told
+
+    def _since(self, one: PullType, look: Look, there: int) -> list[tuple[str, str]]:
+        """The parameter that asks for what changed since the last look, when that can be believed."""
+        believed = one.last_updated and self._trusts(one.type) and one.type not in self.refuse_since and not self._whole
+        told = self.client.counts.clock
+        if not believed or told is None or not look.since or not look.full:
+            return []
+        went_back = there + OVERLAP.total_seconds() < look.since
+        old = abs(told.timestamp() - look.full) > FULL_AGAIN.total_seconds()
+        return [] if went_back or old else [_changed_since(look.since)]
 
     def _own(self, reading: Reading, received: Received) -> None:
         """Take a resource that was found for a patient, if it has a name and is of a type that is wanted."""
@@ -163,7 +233,7 @@ class Panel:
         wanted |= {target for received in batch.own.values() for target in referred(self.base, received.body)}
         wanted |= {target for received in batch.shared.values() for target in referred(self.base, received.body)}
         seen: set[Source] = set(batch.own) | set(batch.shared)
-        while wanted := {one for one in wanted - seen if self._may_follow(one)}:
+        while wanted := {one for one in wanted - seen if self._may_follow(one) and not self._is_known(one, reading)}:
             seen |= wanted
             fresh = await self._read_shared(reading, wanted)
             wanted = {target for received in fresh for target in referred(self.base, received.body)}
@@ -172,6 +242,11 @@ class Panel:
         if one.type == "Patient":
             return one.id in self.members
         return one.type in self._by_reference or one == Source("Organization", self.partner.organization.id)
+
+    def _is_known(self, one: Source, reading: Reading) -> bool:
+        """Whether something is looked at on its own, and need not be read because this refers to it."""
+        mark = reading.batch.row.of.get(str(one))
+        return one in self._known or (mark not in (None, GONE) and bool(reading.wanted) and one.type not in reading.wanted)
 
     async def _read_shared(self, reading: Reading, wanted: set[Source]) -> list[Received]:
         fresh: list[Received] = []
@@ -234,16 +309,9 @@ class Panel:
             reading.refused.append(Refusal(what, (Issue("error", error.code, str(error)),)))
 
 
-async def members(client: PartnerClient) -> list[str]:
-    """The ids of the Patients in the partner's panel. Raises the client's errors."""
-    group = await client.read("Group", client.partner.group)
-    found = []
-    for member in group.tree.get("member", []):
-        entity = member.get("entity", {}).get("reference") if isinstance(member, dict) else None
-        patient = source(client.partner.base_url, entity) if isinstance(entity, str) else None
-        if patient is not None and patient.type == "Patient" and member.get("inactive") is not True:
-            found.append(patient.id)
-    return found
+def _changed_since(second: int) -> tuple[str, str]:
+    since = datetime.fromtimestamp(second, UTC) - OVERLAP
+    return "_lastUpdated", f"ge{since.strftime('%Y-%m-%dT%H:%M:%SZ')}"
 
 
 async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:

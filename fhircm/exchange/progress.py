@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from fhircm.store.resources import SetState, Store
 
 NAMESPACE = "pull"
-RESUME_WITHIN = timedelta(days=1)  # an older interruption starts over
+RESUME_WITHIN = timedelta(days=1)  # an older interruption starts over, where nothing else is said
 SAVE = 5.0  # seconds between notes of progress while nothing changes
 REMEMBERED = 1000  # patients done out of turn; the others are read again, which costs only the reading
 
@@ -39,8 +39,10 @@ class _Done(NamedTuple):
 class Progress:
     """The progress of one pull. A pull of another panel, or of another address, starts over."""
 
-    def __init__(self, store: Store, partner: str, base_url: str, patients: Sequence[str]) -> None:
-        self.store, self.partner = store, partner
+    def __init__(
+        self, store: Store, partner: str, base_url: str, patients: Sequence[str], within: timedelta = RESUME_WITHIN
+    ) -> None:
+        self.store, self.partner, self._within = store, partner, within
         self._panel = sha256("\n".join([base_url, *patients]).encode()).hexdigest()
         self._started = store.clock()
         self._done = _Done()
@@ -51,7 +53,7 @@ class Progress:
         kept = await self.store.state(NAMESPACE, self.partner)
         if kept and kept.get("panel") == self._panel:
             started = datetime.fromisoformat(kept["started"])
-            if timedelta() <= self.store.clock() - started <= RESUME_WITHIN:
+            if timedelta() <= self.store.clock() - started <= self._within:
                 self._started = started
                 self._done = _Done(kept["upto"], frozenset(kept["beyond"]), frozenset(kept["again"]))
         return self._done.upto + len(self._done.beyond) - len(self._done.again)

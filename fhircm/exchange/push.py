@@ -20,19 +20,19 @@ from fhircm.exchange.capabilities import Capabilities
 from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.dead_letters import parked, replay
 from fhircm.exchange.delivering import Delivering, Waits
-from fhircm.exchange.due import Due, idle, in_order, lanes, moment, settles
+from fhircm.exchange.due import Due, idle, in_order, lanes, moment, queue, settles
 from fhircm.exchange.errors import PartnerUnavailable
 from fhircm.exchange.noticing import Noticing
 from fhircm.exchange.outbound import check_deliver
 from fhircm.exchange.partners import Partner
 from fhircm.exchange.sending import Sender, TakenOver
-from fhircm.exchange.writing import Planner, granted_namespace
+from fhircm.exchange.writing import Planner
 from fhircm.fhir.outcome import Conflict, VersionConflict
 from fhircm.store.changes import CursorMoved
 from fhircm.store.database import DatabaseUnavailable
 from fhircm.store.resources import SetState, Store
 
-__all__ = ["PushReport", "parked", "push", "replay"]
+__all__ = ["PushReport", "is_due", "parked", "push", "replay"]
 
 log = logging.getLogger("fhircm.exchange.push")
 
@@ -75,21 +75,24 @@ async def push(
     """
     deliver = check_deliver(partner.deliver)
     report = PushReport(partner.name)
-    scopes = tuple(getattr(client.auth, "granted", None) or partner.scopes)
     breakers = Breakers(store, partner.name, partner.breaker, clock)
     await breakers.load()
     sender = Sender(store, client, capabilities, clock)
-    delivering = Delivering(store, partner, deliver, sender, Planner(capabilities, scopes), breakers, owner, fetch, report)
+    delivering = Delivering(
+        store, partner, deliver, sender, Planner(capabilities, partner.scopes), breakers, owner, fetch, report
+    )
     turn = _Round(store, partner, delivering, breakers, clock, attempts, report)
     try:
         report.changes = await Noticing(store, partner, deliver, clock).read()
         await turn.work(fresh=report.changes > 0)
     except CursorMoved:
         log.info("%s: another worker was first", partner.name)
-    granted = getattr(client.auth, "granted", None)
-    if granted and (await store.state(*granted_namespace(partner.name)) or {}).get("scopes") != list(granted):
-        await store.transact([SetState(*granted_namespace(partner.name), {"scopes": list(granted)})], origin="hub")
     return report
+
+
+async def is_due(store: Store, partner: str) -> bool:
+    """Whether anything waits in a partner's queue."""
+    return bool(await store.state_keys(queue(partner), 1))
 
 
 @dataclass

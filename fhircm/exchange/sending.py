@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from fhircm.exchange.capabilities import CONDITIONAL_CREATE, Capabilities
+from fhircm.exchange.capabilities import Capabilities
 from fhircm.exchange.case import Case, Unfit, sent
 from fhircm.exchange.client import PartnerClient, Received
 from fhircm.exchange.errors import PartnerRefused, PartnerUnavailable
@@ -69,7 +69,7 @@ class Sender:
             await self.store.transact([sending], origin="hub")
         except Conflict:
             raise TakenOver(shipment.key) from None
-        unless = f"identifier={DELIVERY}|{shipment.key}" if self.capabilities.can(shipment.type, CONDITIONAL_CREATE) else None
+        unless = f"identifier={DELIVERY}|{shipment.key}" if self.capabilities.has(shipment.type, "conditionalCreate") else None
         try:
             answer = await self.client.create(shipment.type, body, if_none_exist=unless)
         except PartnerRefused:

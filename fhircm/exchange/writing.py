@@ -7,8 +7,7 @@ needs, the hub was granted it, and the case allows it.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -19,6 +18,7 @@ from fhircm.exchange.case import Case, Unfit, gather, sent
 from fhircm.exchange.dead_letters import KINDS, parked
 from fhircm.exchange.disclosure import disclosure
 from fhircm.exchange.due import lanes
+from fhircm.exchange.granted import allows
 from fhircm.exchange.outbound import NOBODY, PORTAL, check_deliver, fulfils, occasions
 from fhircm.exchange.partners import Partner
 from fhircm.exchange.ways import WAYS
@@ -29,43 +29,24 @@ LACKS = {
     "update": "it does not let its {} be changed",
     "patch": "it does not let its {} be patched",
 }
-LETTERS = {"create": "c", "read": "r", "update": "u", "patch": "u", "delete": "d", "search-type": "s"}
-_SCOPE = re.compile(r"system/(\*|[A-Za-z]+)\.(read|write|\*|c?r?u?d?s?)(\?\S+)?")
-
-
-def granted(scopes: Iterable[str], type: str, interaction: str) -> bool:
-    """Whether scopes, of SMART v1 or v2, allow an interaction on a type. One with a query allows part of it, which is not known here."""
-    letter = LETTERS[interaction]
-    for scope in scopes:
-        found = _SCOPE.fullmatch(scope)
-        if found is None or found[1] not in ("*", type):
-            continue
-        letters = {"read": "rs", "write": "cud", "*": "cruds"}.get(found[2], found[2])
-        if letter in letters:
-            return True
-    return False
-
-
-def granted_namespace(partner: str) -> tuple[str, str]:
-    """Where the scopes of the last token of a partner are kept, for who explains a plan without signing in."""
-    return "granted", partner
 
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """What a partner allows: its capability snapshot and the scopes of the last token (those asked for, before there is one)."""
+    """What a partner allows: its capability snapshot with the scopes of the last token; before there is one, those that are asked for."""
 
     capabilities: Capabilities
-    scopes: Sequence[str]
+    asked: Sequence[str]
 
     def against(self, name: str, resource: str) -> str | None:
         """Why a way cannot be gone whatever the case, in words for a human; None when nothing stands against it."""
         if name in (NOBODY, PORTAL):
             return None
         type, interaction = WAYS[name].needs(resource)
-        if not self.capabilities.can(type, interaction):
+        if not self.capabilities.declares(type, interaction):
             return LACKS[interaction].format(type)
-        if not granted(self.scopes, type, interaction):
+        known = self.capabilities.granted
+        if not allows(known if known is not None else self.asked, type, interaction):
             return f"the hub is not granted to {interaction} a {type} there"
         return None
 
@@ -94,8 +75,7 @@ async def explain(
 ) -> list[Explained]:
     """What the planner would do with the newest version of a resource, and what became of it. Nothing is sent."""
     deliver = check_deliver(partner.deliver)
-    row = await store.state(*granted_namespace(partner.name))
-    planner = Planner(capabilities, tuple(row["scopes"]) if row else partner.scopes)
+    planner = Planner(capabilities, partner.scopes)
     told: list[Explained] = []
     for name, wanted in deliver.items():
         occasion = occasions()[name]

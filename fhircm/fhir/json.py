@@ -187,7 +187,7 @@ def rewrite_references(body: bytes, rewrite: Callable[[str], str]) -> bytes:
     """Pass every `reference` member of a checked body through `rewrite`, leaving every other byte as it is."""
 
     def one(match: re.Match[bytes]) -> bytes:
-        old = json.loads(b'"' + match[2] + b'"')
+        old = json.loads(b'"' + match[2] + b'"') if b"\\" in match[2] else match[2].decode()
         new = rewrite(old)
         return match[0] if new == old else match[1] + _encoder.encode(new)
 

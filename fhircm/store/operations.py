@@ -152,6 +152,7 @@ class SetState:
     value: dict[str, Any] | None
     if_absent: bool = False
     if_present: bool = False  # with value None only
+    if_equal: dict[str, Any] | None = None  # with value None only: another value stays, without a word
 
 
 @dataclass(frozen=True, slots=True)

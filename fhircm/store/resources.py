@@ -451,10 +451,11 @@ class Store:
 
     async def claim_timers(self, kinds: Collection[str], *, limit: int, lease: timedelta) -> list[Timer]:
         """Claim timers that are due by the store's clock; a claim that is not finished ends with the lease (real time)."""
-        async with self.database.reading() as connection:  # most of the time nothing is due, and a look costs no write
-            earliest = await connection.fetchval("SELECT MIN(due) FROM timer")
-        if earliest is None or moment(earliest) > self.clock() or not kinds:
+        if not kinds:
             return []
+        async with self.database.reading() as connection:  # most of the time nothing is due, and a look costs no write
+            if not await timing.any_due(connection, sorted(kinds), self.clock(), time.time()):
+                return []
         async with self.database.writing() as connection:
             return await timing.claim_timers(
                 connection, self.database.dialect, sorted(kinds), self.clock(), time.time(), limit, lease

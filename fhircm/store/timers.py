@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -77,6 +77,13 @@ async def extend_timer(connection: Connection, timer: Timer, leased_from: float,
         "UPDATE timer SET leased_until = $3 WHERE key = $1 AND token = $2 RETURNING key", timer.key, timer.token, until
     )
     return held is not None
+
+
+async def any_due(connection: Connection, kinds: Sequence[str], now: datetime, at: float) -> bool:
+    """Whether something could be claimed."""
+    marks = ", ".join(f"${number}" for number in range(3, 3 + len(kinds)))
+    sql = f"SELECT 1 FROM timer WHERE due <= $1 AND leased_until <= $2 AND kind IN ({marks}) LIMIT 1"
+    return await connection.fetchval(sql, micros(now), int(at * 1_000_000), *kinds) is not None
 
 
 async def claim_timers(

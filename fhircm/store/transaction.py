@@ -458,6 +458,11 @@ async def clear_states(connection: Connection, namespace: str) -> None:
 
 async def set_state(connection: Connection, change: SetState) -> None:
     """Set or remove a durable fact. Raises Conflict when it must be absent and is not, or present and is not."""
+    if change.value is None and change.if_equal is not None:
+        equal = std_json.dumps(change.if_equal)
+        sql = "DELETE FROM state WHERE namespace = $1 AND key = $2 AND value = $3"
+        await connection.execute(sql, change.namespace, change.key, equal)
+        return
     if change.value is None:
         removed = await connection.fetchval(
             "DELETE FROM state WHERE namespace = $1 AND key = $2 RETURNING key", change.namespace, change.key

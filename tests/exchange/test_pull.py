@@ -448,16 +448,20 @@ async def test_what_a_search_shows_no_more_is_asked_for_by_id(store):
         await pull(store, client)
         ehr.change("CareTeam", "team", status="inactive")
         ehr.hidden.add(("CareTeam", "team"))
+        copy = mapped(ehr.resources["Encounter", "p0-e3"])
         del ehr.resources["Encounter", "p0-e3"]
         report = await pull(store, client)
         assert (report.written, report.gone) == (1, 1)
         team = (await store.read("CareTeam", hub_id(BASE, "CareTeam/team"))).tree
         assert team["status"] == "inactive"
-        assert (await store.read("Encounter", hub_id(BASE, "Encounter/p0-e3"))).version == 1
+        gone = await store.read("Encounter", hub_id(BASE, "Encounter/p0-e3"))
+        assert (gone.version, [tag["code"] for tag in gone.tree["meta"]["tag"]]) == (2, ["gone-at-source"])
+        assert {**plain(gone.tree), "meta": {"source": f"{BASE}/Encounter/p0-e3"}} == copy
         again = await pull(store, client)
         assert (again.written, again.gone) == (0, 0)
         ehr.put("Encounter", "p0-e3", **encounter("p0", status="finished"))
         assert (await pull(store, client)).written == 1
+        assert "tag" not in (await store.read("Encounter", hub_id(BASE, "Encounter/p0-e3"))).tree["meta"]
 
 
 async def test_a_copy_that_was_deleted_at_the_hub_comes_back_as_its_next_version(store):

@@ -16,10 +16,12 @@ from fhircm.coordination.task_states import RULE
 from fhircm.exchange.capabilities import Capabilities
 from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.mapping import hub_id
+from fhircm.exchange.news import CURSOR, News, read_to, skip
 from fhircm.exchange.partners import Calendar, Limits, Organization, Partner
 from fhircm.exchange.push import push
 from fhircm.fhir.validation import check_tree
-from fhircm.store.resources import Put
+from fhircm.store.operations import START
+from fhircm.store.resources import MoveCursor, Put
 
 DELIVERY = "https://fhircm.example/delivery"
 NPI = "http://hl7.org/fhir/sid/us-npi"
@@ -75,7 +77,11 @@ class Ehr:
     @property
     def capabilities(self):
         kinds = {
-            type: {"interactions": interactions.split(), "search": ["patient", "identifier"]}
+            type: {
+                "interactions": interactions.split(),
+                "search": ["patient", "identifier"],
+                "more": ["conditionalCreate"] if "conditional-create" in interactions else [],
+            }
             for type, interactions in self.can.items()
         }
         return Capabilities("EHR", "4.0.1", None, (), (), kinds)
@@ -196,8 +202,29 @@ class World:
         return (await self.store.read(type, id)).tree
 
     async def push(self, ehr, **options):
+        """As the worker does it: what the one reader does not tell of is never looked at."""
+        kept = await self._waits(ehr)
         async with PartnerClient(ehr.partner, transport=httpx.MockTransport(ehr.answer)) as client:
-            return await push(self.store, ehr.partner, client, ehr.capabilities, self.clock, owner="Organization/hub", **options)
+            report = await push(
+                self.store, ehr.partner, client, ehr.capabilities, self.clock, owner="Organization/hub", **options
+            )
+        if kept is not None and report.waiting_until is None:
+            await read_to(self.store, ehr.name, f"push:{ehr.name}", kept)
+        return report
+
+    async def _waits(self, ehr):
+        news, before = News(self.store, [self.hospital.partner, self.clinic.partner]), await self.store.cursor(CURSOR)
+        batch = await self.store.changes(before, types=news.types, limit=1000)
+        for change in batch.changes:
+            if told := await news.tell(change):
+                await self.store.transact([*told, MoveCursor(CURSOR, before, change.position)], origin="hub")
+                before = change.position
+        if batch.upto > before:
+            await self.store.transact([MoveCursor(CURSOR, before, batch.upto)], origin="hub")
+        kept, cursor = await skip(self.store, ehr.name, f"push:{ehr.name}"), await self.store.cursor(f"push:{ehr.name}")
+        if kept is None and batch.upto > cursor > START:
+            await self.store.transact([MoveCursor(f"push:{ehr.name}", cursor, batch.upto)], origin="hub")
+        return kept
 
     async def tasks(self, code):
         changes = await self.store.changes((0, 0), types=frozenset({"Task"}), limit=1000)

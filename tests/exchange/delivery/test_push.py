@@ -471,7 +471,7 @@ async def test_killed_at_any_moment_it_finishes_with_nothing_lost_and_nothing_do
     await act.referral(world, "referral-2", patient="p2")
     sound = world.store
     for ehr in (world.hospital, world.clinic):
-        for moment in range(1, 40):
+        for moment in range(1, 60):
             world.store = Mortal(sound, 1 + moment % 3, after)
             try:
                 await world.push(ehr)

@@ -9,7 +9,6 @@ import pytest
 from fhircm.exchange import breaker
 from fhircm.exchange.dead_letters import discard, letters, parked, replay
 from fhircm.exchange.due import Standing, queue, standing
-from fhircm.exchange.writing import granted
 from fhircm.fhir.outcome import Invalid, NotFound
 
 MESSAGES = {"message": [["message", "letter"]]}
@@ -243,20 +242,3 @@ async def test_two_workers_at_once_deliver_once(world, act):
     world.clock.advance(timedelta(minutes=6))
     await world.push(world.clinic)
     assert told(world, "c11") == ["news"]
-
-
-@pytest.mark.parametrize(
-    ("scopes", "create", "patch"),
-    [
-        ("system/*.cruds", True, True),
-        ("system/Task.write", True, True),
-        ("system/Task.*", True, True),
-        ("system/Task.crs", True, False),
-        ("system/Task.u", False, True),
-        ("system/Task.read system/Goal.write", False, False),
-        ("user/Task.write launch", False, False),
-    ],
-)
-def test_scopes_of_both_versions_are_understood(scopes, create, patch):
-    assert granted(scopes.split(), "Task", "create") == create
-    assert granted(scopes.split(), "Task", "patch") == patch

@@ -1,0 +1,34 @@
+"""`fhircm reconcile` tells what was found, and how each type stands."""
+
+import re
+from contextlib import asynccontextmanager
+
+from typer.testing import CliRunner
+
+from fhircm import cli_exchange, wiring
+from fhircm.cli import app
+from tests.exchange.test_pull import Ehr, partner, ref
+
+
+def test_reconcile_tells_what_is_gone_and_what_is_missing(sqlite_url, monkeypatch, tmp_path):
+    ehr = Ehr(2)
+    ehr.change("Encounter", "p1-e0", serviceProvider=ref("Organization/nowhere"))
+
+    @asynccontextmanager
+    async def connect(_, __):
+        async with ehr.client() as client:
+            yield client
+
+    monkeypatch.setattr(cli_exchange, "connect", connect)
+    monkeypatch.setattr(wiring, "partners", lambda *_: [partner()])
+    monkeypatch.setenv("FHIRCM_DATABASE_URL", sqlite_url)
+    monkeypatch.chdir(tmp_path)
+    first = CliRunner().invoke(app, ["reconcile", "north-clinic"])
+    assert first.exit_code == 0, first.output
+    assert "2 patients, 17 resources: 17 written" in first.output
+    assert "found: Organization/nowhere is referred to, and the partner does not give it" in first.output
+    del ehr.resources["Encounter", "p0-e1"]
+    again = CliRunner().invoke(app, ["reconcile", "north-clinic"])
+    assert "found: 1 resources are not there any more" in again.output
+    assert re.search(r"^  Encounter: looked at \d+ s ago", again.output, re.MULTILINE)
+    assert "  Organization: read by reference; 1 gap" in again.output
