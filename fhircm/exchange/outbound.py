@@ -31,6 +31,7 @@ WAYS = (
     "native-patch",
     "native-create",
     "care-plan-document",
+    "care-plan-page",
     PORTAL,
     NOBODY,
 )

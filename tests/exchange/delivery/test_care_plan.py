@@ -278,6 +278,19 @@ async def test_the_newer_document_replaces_the_older(world, act):
     assert newer["relatesTo"] == [{"code": "replaces", "target": {"reference": f"DocumentReference/{older['id']}"}}]
 
 
+async def test_who_takes_one_attachment_gets_the_page_for_people_and_the_next_replaces_it(world, act):
+    await plan(world, act)
+    settle(world)
+    world.clinic.fail("POST", "DocumentReference", 422)
+    await world.push(world.clinic)
+    (document,) = world.clinic.all("DocumentReference")
+    assert [one["contentType"] for one in attachments(document)] == ["application/pdf"]
+    await world.change("CarePlan", "plan", title="Revised")
+    settle(world)
+    await world.push(world.clinic)
+    assert [one["status"] for one in world.clinic.all("DocumentReference")] == ["superseded", "current"]
+
+
 async def test_that_the_older_cannot_be_superseded_is_no_failure(world, act):
     await plan(world, act)
     settle(world)
