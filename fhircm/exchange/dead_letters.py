@@ -10,7 +10,7 @@ from typing import Any
 from fhircm.exchange import human
 from fhircm.exchange.due import Due, idle, queue
 from fhircm.exchange.human import concept, instant, stable_id
-from fhircm.exchange.news import due
+from fhircm.exchange.news import due as due_at
 from fhircm.fhir.outcome import Invalid, NotFound
 from fhircm.fhir.validation import check_tree
 from fhircm.store.resources import Op, Put, SetState, Store
@@ -69,9 +69,9 @@ def in_line(partner: str, key: str, row: dict[str, Any], replay: str, now: str, 
 async def replay(store: Store, partner: str, key: str, prefer: str | None = None) -> None:
     """Put one in line again; `prefer`: in a conflict "hub" or "partner" wins. Raises NotFound for a key that nothing waits under."""
     row = await letter(store, partner, key)
-    now = store.clock().isoformat()
-    wake = due(partner, store.clock())
-    await store.transact([*in_line(partner, key, row, "asked", now, prefer), wake], origin="hub")
+    now = store.clock()
+    again = in_line(partner, key, row, "asked", now.isoformat(), prefer)
+    await store.transact([*again, due_at(partner, now)], origin="hub")
 
 
 def withdraw_row(partner: str, key: str) -> SetState:

@@ -77,10 +77,9 @@ class News:
         if change.type == "Person":
             found = (await self.store.read_many([("Person", change.id)])).get(("Person", change.id))
             return await self._with_records(_members([found.tree] if found else []))
-        if change.type == "Consent":  # what it kept back may be told now
-            tree = (await self.store.vread(change.type, change.id, change.version)).tree
-            return await self._who_know((tree.get("patient") or {}).get("reference", ""))
         tree = (await self.store.vread(change.type, change.id, change.version)).tree
+        if change.type == "Consent":  # what one kept back is looked at again
+            return await self._who_know((tree.get("patient") or {}).get("reference", ""))
         if tree.get("meta", {}).get("source"):
             return set()  # a mirror: the partner that it came from tells of it
         concerned: set[str] = set()
@@ -112,7 +111,7 @@ class News:
         return set(self._told[occasion.name])
 
     async def _who_know(self, patient: str) -> set[str]:
-        """The partners that have a record of a patient, or of somebody who is the same human."""
+        """The partners at which this human has a record."""
         persons = (await self.store.search(parse_query("Person", [("patient", patient)]))).matches if patient else []
         return await self._with_records({patient, *_members(person.tree for person in persons)})
 

@@ -106,7 +106,6 @@ class Partner:
     headers: Mapping[str, str] = field(default_factory=dict)
     prefer_handling: str | None = "strict"  # Prefer: handling=… of searches
     deliver: Mapping[str, Any] = field(default_factory=dict)
-    breaker: breaker.Policy = field(default_factory=breaker.Policy)
     panel: Membership | None = None
     shape: str | None = None
     search_parameters: tuple[tuple[str, str], ...] = ()  # sent with every search
@@ -114,6 +113,7 @@ class Partner:
     outbound: Mapping[str, Any] = field(
         default_factory=dict
     )  # by type, what its vendor wants otherwise; outbound.yaml lies over it
+    breaker: breaker.Policy = field(default_factory=breaker.Policy)
 
     @property
     def types(self) -> frozenset[str]:
@@ -181,8 +181,8 @@ def _partner(own: Keys, path: Path, base_url: str | None) -> Partner:
         limits=_limits(keys.keys("limits", "a mapping of limits", {})),
         headers=_headers(keys.keys("headers", "a mapping of header names to values", {}), parameters),
         prefer_handling=_handling(quirks),
-        rebase_links=quirks.choice("next_link", ("as-sent", "rebased"), "as-sent") == "rebased",
         breaker=breaker.read(keys.keys("breaker", "a mapping of failures, first_wait and longest_wait", {})),
+        rebase_links=quirks.choice("next_link", ("as-sent", "rebased"), "as-sent") == "rebased",
         deliver={name: ways for name, ways in _merged(keys, "deliver", "a mapping of occasions to ways").items() if ways != []},
         shape=shape.name if shape else None,
         search_parameters=_search_parameters(keys, parameters),

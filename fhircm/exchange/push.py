@@ -32,7 +32,7 @@ from fhircm.store.changes import CursorMoved
 from fhircm.store.database import DatabaseUnavailable
 from fhircm.store.resources import SetState, Store
 
-__all__ = ["PushReport", "is_due", "parked", "push", "replay"]
+__all__ = ["PushReport", "anything_due", "parked", "push", "replay"]
 
 log = logging.getLogger("fhircm.exchange.push")
 
@@ -90,8 +90,8 @@ async def push(
     return report
 
 
-async def is_due(store: Store, partner: str) -> bool:
-    """Whether anything waits in a partner's queue."""
+async def anything_due(store: Store, partner: str) -> bool:
+    """Whether something waits in the queue of a partner."""
     return bool(await store.state_keys(queue(partner), 1))
 
 

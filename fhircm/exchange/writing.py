@@ -33,7 +33,7 @@ LACKS = {
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """What a partner allows: its capability snapshot with the scopes of the last token; before there is one, those that are asked for."""
+    """What a partner allows: what it declares, and the scopes of the last token (`asked`, before there is one)."""
 
     capabilities: Capabilities
     asked: Sequence[str]
@@ -45,8 +45,7 @@ class Planner:
         type, interaction = WAYS[name].needs(resource)
         if not self.capabilities.declares(type, interaction):
             return LACKS[interaction].format(type)
-        known = self.capabilities.granted
-        if not allows(known if known is not None else self.asked, type, interaction):
+        if not allows(self.capabilities.granted or self.asked, type, interaction):
             return f"the hub is not granted to {interaction} a {type} there"
         return None
 

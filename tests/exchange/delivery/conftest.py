@@ -70,6 +70,7 @@ class Ehr:
         )
         self.kept = {}
         self.can = can
+        self.conditional = set()  # types that are created with If-None-Exist
         self.faults = []  # (method, type, fault): the first that fits is used up
         self.log = []
         self.headers = []
@@ -80,7 +81,7 @@ class Ehr:
             type: {
                 "interactions": interactions.split(),
                 "search": ["patient", "identifier"],
-                "more": ["conditionalCreate"] if "conditional-create" in interactions else [],
+                "more": ["conditionalCreate"] * (type in self.conditional),
             }
             for type, interactions in self.can.items()
         }

@@ -157,7 +157,8 @@ async def test_a_partner_that_only_patches_is_patched(world, act):
 
 
 async def test_a_create_is_conditional_where_the_partner_honours_it(world, act):
-    world.clinic.can |= {"CarePlan": f"{NATIVE} conditional-create"}
+    world.clinic.can |= {"CarePlan": NATIVE}
+    world.clinic.conditional |= {"CarePlan"}
     await plan(world, act)
     settle(world)
     world.clinic.fail("POST", "CarePlan", "lost")

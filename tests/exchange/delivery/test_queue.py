@@ -9,6 +9,7 @@ import pytest
 from fhircm.exchange import breaker
 from fhircm.exchange.dead_letters import discard, letters, parked, replay
 from fhircm.exchange.due import Standing, queue, standing
+from fhircm.exchange.granted import allows
 from fhircm.fhir.outcome import Invalid, NotFound
 
 MESSAGES = {"message": [["message", "letter"]]}
@@ -242,3 +243,20 @@ async def test_two_workers_at_once_deliver_once(world, act):
     world.clock.advance(timedelta(minutes=6))
     await world.push(world.clinic)
     assert told(world, "c11") == ["news"]
+
+
+@pytest.mark.parametrize(
+    ("scopes", "create", "patch"),
+    [
+        ("system/*.cruds", True, True),
+        ("system/Task.write", True, True),
+        ("system/Task.*", True, True),
+        ("system/Task.crs", True, False),
+        ("system/Task.u", False, True),
+        ("system/Task.read system/Goal.write", False, False),
+        ("patient/Task.write launch", False, False),
+    ],
+)
+def test_scopes_of_both_versions_are_understood(scopes, create, patch):
+    assert allows(scopes.split(), "Task", "create") == create
+    assert allows(scopes.split(), "Task", "patch") == patch
