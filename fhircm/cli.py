@@ -28,6 +28,7 @@ from fhircm import (
     cli_organization,
     cli_partner,
     cli_people,
+    cli_plan,
     cli_quarantine,
     cli_smart,
     wiring,
@@ -58,6 +59,7 @@ app.add_typer(partner_app, name="partner")
 partner_app.command("new")(cli_partner.new)
 cli_smart.add_commands(app)
 app.add_typer(cli_keys.app, name="keys")
+cli_plan.add_commands(app)
 app.add_typer(cli_people.user_app, name="user")
 app.add_typer(cli_organization.app, name="organization")
 app.add_typer(cli_quarantine.app, name="quarantine")

@@ -36,6 +36,10 @@ def new(
     time_zone: Annotated[str | None, typer.Option(help="IANA time zone; without it, that of the settings.")] = None,
     country: Annotated[str | None, typer.Option(help="ISO 3166-1; without it, that of the settings.")] = None,
     subdivision: Annotated[str | None, typer.Option(help="ISO 3166-2 without the country, such as IL.")] = None,
+    secret_env: Annotated[
+        str | None, typer.Option(help="The environment variable that holds the client's secret, for a vendor that wants one.")
+    ] = None,
+    secret_file: Annotated[str | None, typer.Option(help="Or the file that holds it.")] = None,
     parameter: Annotated[
         list[str] | None, typer.Option(help="What the shape needs to know, as name=value; may be repeated.")
     ] = None,
@@ -66,6 +70,8 @@ def new(
         list=list_,
         roster=roster,
         parameters=given,
+        secret_env=secret_env,
+        secret_file=secret_file,
     )
     try:
         partner = write(root, name, facts)
@@ -79,7 +85,10 @@ def new(
     typer.echo(
         f"  2. Register the hub at {facts.organization_name} as client id {partner.client_id}, for SMART backend services,"
     )
-    typer.echo(f"     with its public keys at {keys} ({partner.algorithm}) and these scopes:")
+    if partner.credentials.secret is None:
+        typer.echo(f"     with its public keys at {keys} ({partner.algorithm}) and these scopes:")
+    else:
+        typer.echo("     with the secret that you are given there put where partner.yaml says, and these scopes:")
     typer.echo(f"     {' '.join(partner.scopes)}")
     typer.echo(f"  3. fhircm partner check {name}    tells what works, what it cannot do, and what to fix")
     typer.echo(f"  4. fhircm pull {name}             reads its panel once; then `fhircm work` goes on by itself")

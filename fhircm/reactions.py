@@ -12,6 +12,7 @@ from functools import partial
 
 from fhircm.coordination import escalation, provenance, referral, transition
 from fhircm.coordination.context import Context
+from fhircm.coordination.longitudinal import follow as longitudinal
 from fhircm.exchange import identity
 from fhircm.jobs import export, exported
 from fhircm.store.resources import Change, Op, Timer
@@ -43,6 +44,10 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
     "transition": ("Encounter Patient Task", lambda context: partial(transition.follow, context)),
     "referral": ("ServiceRequest Task Encounter DocumentReference Person", lambda context: partial(referral.follow, context)),
     "deadlines": ("Task", lambda context: partial(escalation.watch, context)),
+    "longitudinal": (
+        "CarePlan CareTeam Condition Goal Patient Person Practitioner PractitionerRole ServiceRequest Task",
+        lambda context: partial(longitudinal.mark, context),
+    ),
     "provenance": (
         "Task ServiceRequest CarePlan Goal CareTeam Communication Encounter DocumentReference Person RiskAssessment",
         lambda context: partial(provenance.record, context),
@@ -51,6 +56,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
 
 TIMERS: dict[str, Callable[..., Awaitable[list[Op]]]] = {
     escalation.KIND: escalation.overdue,
+    longitudinal.KIND: longitudinal.remake,
     export.EXPIRY: exported.expire,
 }
 

@@ -26,6 +26,7 @@ from fhircm.attendance import Turn
 from fhircm.coordination import build, task_states
 from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
+from fhircm.coordination.longitudinal import follow, words
 from fhircm.coordination.protocol import load_pathways
 from fhircm.coordination.timeline import rendered, timeline
 from fhircm.exchange import drift, freshness, guides, hints, pull, push
@@ -309,6 +310,7 @@ async def _pull_for_a_while(
             _, told = await drift.refresh(store, client, means["owner"])
             for line in told:
                 log.warning("%s: %s", partner.name, line)
+        await _follow(store, client)
         if hinted_only:
             report = await pull.changes(store, client, hinted_only=True, **means)
         elif await _full_is_due(store, partner):
@@ -330,6 +332,15 @@ async def _pull_for_a_while(
     if not hinted_only and not out_of_time:
         await _pulled(store, partner)
     return report.written + report.patients if out_of_time else report.written
+
+
+async def _follow(store: Store, client: PartnerClient) -> None:
+    """Ask from now on for what the partner's last snapshot says that it has and grants."""
+    before = client.partner
+    client.partner, left_out = drift.followed(client.given, await drift.kept(store, client.given.name))
+    if client.partner != before:
+        for line in left_out:
+            log.info("%s: %s", client.partner.name, line)
 
 
 async def _was_pulled(store: Store, partner: Partner) -> bool:
@@ -380,9 +391,7 @@ async def pull_partner(
     settings: Settings, store: Store, client: PartnerClient, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> pull.PullReport:
     """Pull a partner now, as far as its last snapshot says that it can be asked."""
-    client.partner, left_out = drift.followed(client.given, await drift.kept(store, client.given.name))
-    for line in left_out:
-        log.info("%s: %s", client.partner.name, line)
+    await _follow(store, client)
     report = await pull.pull(store, client, progress=progress, lease_seconds=settings.lease.total_seconds())
     await _pulled(store, client.partner)
     return report
@@ -394,6 +403,7 @@ async def reconcile_partner(
     """Look at everything of a partner now, and believe nothing that it said of changes."""
     owner = f"Organization/{build.coordinating_organization(settings.organization_name).id}"
     seconds = settings.lease.total_seconds()
+    await _follow(store, client)
     report = await pull.reconcile(store, client, progress=progress, lease_seconds=seconds, owner=owner)
     await _pulled(store, client.partner)
     return report
@@ -510,3 +520,9 @@ async def push_partner(settings: Settings, store: Store, partner: Partner) -> pu
             owner=f"Organization/{organization.id}",
             fetch=clients.fetch,
         )
+
+
+async def plan_in_words(settings: Settings, store: Store, patient: str) -> str:
+    """The longitudinal care plan of a person, as the records say now. Nothing is written. Raises NotFound."""
+    around = context(settings, store, partners(settings, None))
+    return await words.told(around, await follow.current(around, patient))

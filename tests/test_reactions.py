@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from fhircm.coordination import escalation, provenance, referral, transition
+from fhircm.coordination.longitudinal import follow as longitudinal
 from fhircm.exchange import identity
 from fhircm.fhir.definitions import definitions
 from fhircm.jobs import exported
@@ -32,6 +33,8 @@ def test_every_reaction_is_of_types_that_there_are_and_every_workflow_is_listed(
         referral.follow,
         escalation.watch,
         escalation.overdue,
+        longitudinal.mark,
+        longitudinal.remake,
         provenance.record,
         identity.link_person,
         exported.expire,

@@ -11,7 +11,7 @@ from typing import Any
 
 from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.errors import PartnerAnswerBroken
-from fhircm.exchange.granted import allows
+from fhircm.exchange.granted import allows, understood
 
 NAMESPACE = "capability"
 _PLAIN = ("software", "fhir_version", "token_endpoint", "algorithms", "grants")
@@ -106,9 +106,8 @@ async def discover(client: PartnerClient) -> Capabilities:
 
 
 def granted(client: PartnerClient) -> Texts | None:
-    """The scopes of the client's last token; None when it has none yet, or the partner did not say."""
-    scopes = getattr(client.auth, "granted", None)
-    return tuple(sorted(scopes)) if scopes is not None else None
+    """The scopes of the client's last token; None when it has none yet, or the partner did not say what it granted in words of SMART."""
+    return understood(getattr(client.auth, "granted", None))
 
 
 def drift(before: Capabilities, now: Capabilities) -> list[str]:

@@ -23,6 +23,12 @@ _INTERACTION = {
 }
 
 
+def understood(scopes: Iterable[str] | None) -> tuple[str, ...] | None:
+    """Granted scopes in order; None when not one of them is a SMART scope for data, so that they say nothing of what may be done."""
+    found = tuple(sorted(scopes or ()))
+    return found if any(_SCOPE.fullmatch(scope) for scope in found) else None
+
+
 def allows(scopes: Iterable[str] | None, type: str, interaction: str) -> bool:
     """Whether any of these scopes allows an interaction on a type. None, scopes that are not known, allow everything.
 

@@ -42,6 +42,8 @@ class Facts:
     list: str | None = None
     roster: str | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
+    secret_env: str | None = None  # the variable of the environment that holds the client's secret, for a vendor that wants one
+    secret_file: str | None = None
 
 
 def write(root: Path, name: str, facts: Facts) -> Partner:
@@ -89,16 +91,14 @@ def _text(name: str, facts: Facts, shape: shapes.Shape) -> str:
         "",
         f"shape: {facts.shape}",
     ]
-    if facts.base_url is not None:
-        lines.append(f"base_url: {_quoted(facts.base_url)}   # of its FHIR API; FHIRCM_PARTNER_BASE_URLS replaces it")
-    else:
-        lines.append(f"# base_url: {shape.base_url}   # the shape knows it")
+    lines.append(f"base_url: {_quoted(_address(facts, shape))}   # of its FHIR API; FHIRCM_PARTNER_BASE_URLS replaces it")
     if shape.parameters or facts.parameters:
         lines.append("parameters:")
         means = {one.name: one.means for one in shape.parameters}
         lines += [f"  {key}: {_quoted(value)}   # {means.get(key, '')}".rstrip(" #") for key, value in facts.parameters.items()]
     lines += [
         f"client_id: {_quoted(facts.client_id)}   # under which the partner registered the hub",
+        *_credentials(facts),
         "",
         "organization:                       # that runs the system",
         f"  id: {_quoted(facts.organization_id)}   # of its Organization there",
@@ -129,6 +129,24 @@ def _text(name: str, facts: Facts, shape: shapes.Shape) -> str:
         "#   message: []",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _credentials(facts: Facts) -> list[str]:
+    given = [("env", facts.secret_env), ("file", facts.secret_file)]
+    where = ", ".join(f"{kind}: {_quoted(value)}" for kind, value in given if value)
+    return (
+        [f"credentials: {{secret: {{{where}}}}}   # where the client's secret is found; it must never stand here"]
+        if where
+        else []
+    )
+
+
+def _address(facts: Facts, shape: shapes.Shape) -> str:
+    """The base URL as it is to stay: ids at the hub are derived from it, so that it stands in the file even when the shape knows it."""
+    url = facts.base_url or shape.base_url or ""
+    for name, value in facts.parameters.items():
+        url = url.replace(f"{{{name}}}", value)
+    return url
 
 
 def _panel(facts: Facts) -> list[str]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from fhircm.exchange.yaml_keys import Keys, load
 from fhircm.fhir.artefacts import folder as shipped_folder
@@ -47,7 +49,7 @@ def shapes(root: Path | None = None) -> dict[str, Path]:
 def read(name: str, root: Path | None = None) -> Shape:
     """A shape, read anew. Raises KeyError for a name that there is not, and YamlWrong."""
     path = shapes(root)[name]
-    keys = load(path)
+    keys = Keys(path, "", _tree(path, path.stat().st_mtime_ns))
     software = keys.take("software", list, "a list of parts of software names", [])
     for number, part in enumerate(software):
         if not isinstance(part, str) or not part or part != part.lower():
@@ -56,6 +58,12 @@ def read(name: str, root: Path | None = None) -> Shape:
     parameters = tuple(_parameter(section, name) for name in section.names)
     url = keys.tree.get("base_url")
     return Shape(name, path, tuple(software), parameters, url if isinstance(url, str) else None, keys)
+
+
+@lru_cache(maxsize=64)
+def _tree(path: Path, changed: int) -> dict[str, Any]:
+    """The file, parsed once for all partners of this shape."""
+    return load(path).tree
 
 
 def recognised(software: str, root: Path | None = None) -> list[str]:

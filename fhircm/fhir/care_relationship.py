@@ -50,12 +50,16 @@ class Party:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of relationship. `types`: those of the record that it opens (None: all). `emergency`: it overrides consents and labels."""
+    """A kind of relationship. `types`: those of the record that it opens (None: all). `except_`: what has this value says nothing.
+
+    `emergency`: it overrides consents and labels.
+    """
 
     code: str
     title: str
     resource: str
     only: tuple[str, str] | None
+    except_: tuple[str, str] | None
     active: tuple[str, frozenset[Any]] | None
     ended: frozenset[Any]
     inactive: tuple[str, frozenset[Any]] | None
@@ -101,6 +105,7 @@ def _kind(code: str, tree: dict[str, Any]) -> Kind:
         title=tree["title"],
         resource=tree["resource"],
         only=(tree["only"]["path"], tree["only"]["code"]) if "only" in tree else None,
+        except_=(tree["except"]["path"], tree["except"]["value"]) if "except" in tree else None,
         active=states("active"),
         ended=ended[1] if ended else frozenset(),
         inactive=states("inactive"),
@@ -165,6 +170,8 @@ def _of_kind(kind: Kind, tree: Mapping[str, Any]) -> Iterator[Relationship]:
 def _span_of(kind: Kind, tree: Mapping[str, Any]) -> tuple[int, int] | None:
     """When the relationships of a resource hold; None: it makes none."""
     if kind.only and kind.only[1] not in _codes(_values(tree, kind.only[0])):
+        return None
+    if kind.except_ and kind.except_[1] in _values(tree, kind.except_[0]):
         return None
     low, high = _period(tree, kind.period)
     if kind.lasts and high != LATEST:

@@ -51,8 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         habits["scopes"],
         options.token_lifetime,
         options.client_secret_file.read_text().strip() if options.client_secret_file else "",
-        habits.get("secret_method", "client_secret_basic"),
+        habits["token_auth"],
     )
+    if "private_key_jwt" not in habits["token_auth"] and not sign_in.secret:
+        sys.exit(f"{options.vendor} wants a secret of its clients: give --client-secret-file")
     door = None
     if options.app_redirect_uri:
         door = AppDoor(App(options.app_client_id, tuple(options.app_redirect_uri)), sign_in, server, base_url)
@@ -79,7 +81,7 @@ def sandbox(ehr: Ehr, staff: Staff, server: str, routes: Sequence[BaseRoute] = (
         return JSONResponse(
             {
                 "token_endpoint": f"{server}/oauth2/token",
-                "token_endpoint_auth_methods_supported": [ehr.sign_in.method],
+                "token_endpoint_auth_methods_supported": list(ehr.sign_in.methods),
                 "token_endpoint_auth_signing_alg_values_supported": [ehr.habits["algorithm"]],
                 "grant_types_supported": ["client_credentials"],
                 "code_challenge_methods_supported": ["S256"],
@@ -114,6 +116,14 @@ def sandbox(ehr: Ehr, staff: Staff, server: str, routes: Sequence[BaseRoute] = (
                 faults.append(Fault(**details))
         return JSONResponse([asdict(fault) for fault in faults])
 
+    async def habits(request: Request) -> Response:
+        """The vendor changes its mind: what is sent replaces habits of vendors/<name>.yaml."""
+        changes = await request.json()
+        if unknown := sorted(set(changes) - set(ehr.habits)):
+            return JSONResponse({"error": f"no habit: {', '.join(unknown)}"}, 409)
+        ehr.habits.update(changes)
+        return JSONResponse(sorted(changes))
+
     async def received(_: Request) -> Response:
         return JSONResponse(ehr.received)
 
@@ -124,6 +134,7 @@ def sandbox(ehr: Ehr, staff: Staff, server: str, routes: Sequence[BaseRoute] = (
             Route(f"{base_path}/.well-known/smart-configuration", configuration),
             *(door.routes() if door else []),
             Route("/staff/received", received),
+            Route("/staff/habits", habits, methods=["POST"]),
             Route("/staff/faults", set_fault, methods=["GET", "POST", "DELETE"]),
             Route("/staff/{act}", act, methods=["POST"]),
             Route(base_path, fhir, methods=["GET", "POST"]),

@@ -11,9 +11,9 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote_plus
 
 from joserfc import jwt
 from joserfc.errors import JoseError
@@ -31,9 +31,9 @@ class Refused(Exception):
 
 
 class SignIn:
-    """The clients' door. One client is registered: `client_id`, whose keys `keys` gives; with a `secret` it has that and no keys.
+    """The clients' door. One client is registered: `client_id`, whose keys `keys` gives, and who may have a `secret`.
 
-    `method` is how the secret comes: client_secret_basic or client_secret_post.
+    `methods` are the ways in which it may prove who it is: private_key_jwt, client_secret_basic, client_secret_post.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class SignIn:
         scopes: str,
         lifetime: int,
         secret: str = "",
-        method: str = "client_secret_basic",
+        methods: Sequence[str] = ("private_key_jwt",),
     ) -> None:
-        self.secret, self.method = secret, method if secret else "private_key_jwt"
+        self.secret, self.methods = secret, tuple(methods)
         self.client_id, self.keys, self.token_url, self.algorithm = client_id, keys, token_url, algorithm
         self.v1_only, self.v2_only, self.lifetime = scopes == "v1", scopes == "v2", lifetime
         self._tokens: dict[str, tuple[float, list[tuple[str, str]]]] = {}
@@ -57,10 +57,13 @@ class SignIn:
         """The answer to a token request. Raises Refused."""
         if form.get("grant_type") != "client_credentials":
             raise Refused("unsupported_grant_type")
-        if self.method == "private_key_jwt":
-            await self.check(form.get("client_assertion", ""), self.client_id)
-        elif shown(self.method, form, authorization) != (self.client_id, self.secret) or "client_assertion" in form:
-            raise Refused("invalid_client")
+        if "client_assertion" in form and "private_key_jwt" in self.methods:
+            await self.check(form["client_assertion"], self.client_id)
+        else:
+            method = "client_secret_basic" if authorization else "client_secret_post"
+            known = self.secret and shown(method, form, authorization) == (self.client_id, self.secret)
+            if not known or method not in self.methods:
+                raise Refused("invalid_client")
         granted = [(scope, found) for scope in form.get("scope", "").split() if (found := self._scope(scope))]
         if not granted:
             raise Refused("invalid_scope")
@@ -120,7 +123,7 @@ def shown(method: str, form: Mapping[str, str], authorization: str) -> tuple[str
         id, _, secret = base64.b64decode(authorization.removeprefix("Basic ")).decode().partition(":")
     except ValueError:
         raise Refused("invalid_client") from None
-    return unquote(id), unquote(secret)
+    return unquote_plus(id), unquote_plus(secret)
 
 
 def _decoded(part: str) -> bytes:

@@ -74,6 +74,7 @@ def test_a_file_that_is_cut_off_in_its_compression(fhircm, tmp_path):
     ("arguments", "status", "words"),
     [
         (["timeline", "nobody"], 1, "Patient/nobody is not known"),
+        (["plan", "nobody"], 1, "Patient/nobody is not known"),
         (["partner", "check", "elsewhere"], 1, "lakeside-hospital"),
         (["load", "nowhere.ndjson"], 2, "does not exist"),
         (["client", "add", "app", "--scope", "system/*.rs"], 2, "--jwks-url"),
@@ -156,6 +157,7 @@ def test_help_names_every_command(fhircm):
         "pull",
         "load",
         "timeline",
+        "plan",
         "replay",
         "reindex",
         "jobs",

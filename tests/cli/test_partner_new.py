@@ -33,9 +33,12 @@ def test_it_writes_a_file_that_is_good_and_says_what_comes_next(tmp_path):
 def test_every_shape_can_be_begun_with(shape, tmp_path):
     wanted = [f"{name}={value}" for name, value in PARAMETERS.get(shape, {}).items()]
     options = {"parameter": wanted[0]} if wanted else {}
+    options |= {"secret_env": "ST_ANNE_SECRET"} if shape == "meditech" else {}
     done = new(tmp_path, "new-one", shape, base_url=None if shape in PARAMETERS else "https://ehr.example/fhir", **options)
     assert done.returncode == 0, done.stderr
-    assert load_partners(tmp_path)[0].shape == shape
+    [partner] = load_partners(tmp_path)
+    assert partner.shape == shape
+    assert f'base_url: "{partner.base_url}"' in (partner.folder / "partner.yaml").read_text()  # ids are derived from it
 
 
 def test_what_is_there_is_left_as_it_is(tmp_path):
@@ -62,6 +65,8 @@ def test_what_is_there_is_left_as_it_is(tmp_path):
         ({"parameter": "tenant=x"}, "parameters.tenant is not a key"),
         ({"name": "St Anne"}, "is no name for a partner"),
         ({"name": "shape"}, "is no name for a partner"),
+        ({"shape": "meditech"}, "credentials.secret is missing: give {file: PATH} or {env: NAME}"),
+        ({"secret_env": "X"}, "credentials.secret is not used with this method"),
         ({"list": "3"}, "panel.list stands beside group"),
     ],
 )

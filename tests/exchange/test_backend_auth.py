@@ -265,7 +265,7 @@ class SecretEhr(Ehr):
 
     def __init__(self, folder, method):
         super().__init__(folder)
-        self.sign_in = SignIn("the hub", None, TOKEN_URL, "RS384", "v2", 1, "one/two three", method)
+        self.sign_in = SignIn("the hub", None, TOKEN_URL, "RS384", "v2", 1, "one/two three", [method])
 
     async def answer(self, request):
         if str(request.url) == TOKEN_URL:

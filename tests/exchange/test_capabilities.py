@@ -9,7 +9,7 @@ import pytest
 from fhircm.exchange.capabilities import Capabilities, discover, drift
 from fhircm.exchange.client import PartnerAnswerBroken, PartnerClient, PartnerUnavailable
 from fhircm.exchange.drift import followed, kept, refresh
-from fhircm.exchange.granted import allows
+from fhircm.exchange.granted import allows, understood
 from fhircm.exchange.partners import Calendar, Limits, Organization, Partner, PullType
 from fhircm.fhir.query import parse_query
 from fhircm.fhir.validation import check_tree
@@ -344,3 +344,9 @@ async def test_a_snapshot_of_an_older_fhircm_still_loads_and_tells_no_false_news
 )
 def test_scopes_of_both_forms_are_understood(scopes, interaction, allowed):
     assert allows(scopes, "Task", interaction) is allowed
+
+
+def test_scopes_that_say_nothing_of_data_forbid_nothing():
+    assert understood(["launch", "Patient.Read", "https://vendor.example/scope"]) is None
+    assert understood(None) is None
+    assert understood(["system/Goal.rs", "launch"]) == ("launch", "system/Goal.rs")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
+from fhircm.exchange.backend_auth import BackendAuth
 from fhircm.exchange.capabilities import discover
-from fhircm.exchange.client import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable
+from fhircm.exchange.client import PartnerAnswerBroken, PartnerClient, PartnerRefused, PartnerUnavailable, SignInRefused
+from fhircm.exchange.credentials import Credentials, client_at
 from fhircm.exchange.drift import followed
 from fhircm.exchange.members import members
 from fhircm.exchange.probe import habits
@@ -250,3 +252,31 @@ async def test_scopes_are_wanted_in_the_form_of_the_vendor(name, scopes, good, t
 
 def test_every_shape_that_is_shipped_has_a_sandbox_and_every_sandbox_a_shape():
     assert sorted(shapes()) == vendors()
+
+
+@pytest.mark.parametrize(
+    ("name", "credentials", "told"),
+    [
+        ("meditech", {"secret": {"env": "EHR_SECRET"}}, None),
+        ("meditech", {"method": "client_secret_basic", "secret": {"env": "EHR_SECRET"}}, "invalid_client"),
+        ("meditech", {"secret": {"env": "OTHER_SECRET"}}, "invalid_client"),
+        ("meditech", {}, "invalid_client"),  # with a signed assertion
+        ("oracle", {"method": "client_secret_basic", "secret": {"env": "EHR_SECRET"}}, None),
+        ("oracle", {"method": "client_secret_post", "secret": {"env": "EHR_SECRET"}}, "invalid_client"),
+    ],
+)
+async def test_who_the_hub_is_is_proved_in_the_way_that_the_vendor_wants(name, credentials, told, tmp_path, monkeypatch):
+    monkeypatch.setenv("EHR_SECRET", "s3cret & more")
+    monkeypatch.setenv("OTHER_SECRET", "guess")
+    ehr = InProcess(name)
+    partner = ehr.partner(tmp_path, credentials=credentials)
+    if not credentials:
+        partner = replace(partner, credentials=Credentials(algorithm="RS384"))
+    who = client_at(partner, tmp_path / "keys")
+    auth = BackendAuth(partner.base_url, who, partner.scopes, transport=ehr.transport())
+    async with PartnerClient(partner, auth, transport=ehr.transport(), sleep=ehr.sleep) as client:
+        if told is None:
+            assert await members(client) == ehr.panel
+        else:
+            with pytest.raises(SignInRefused, match=told):
+                await members(client)

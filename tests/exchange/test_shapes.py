@@ -1,9 +1,12 @@
 """A shape says what follows from the vendor, a partner.yaml what is its own; each mistake names the file that it stands in."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fhircm.exchange.outbound import check_deliver
 from fhircm.exchange.partners import PartnerWrong, load_partner
@@ -190,3 +193,21 @@ def test_what_a_shipped_shape_delivers_can_be_followed(name):
 def test_an_ehr_is_recognised_by_the_name_under_which_it_presents_itself(name):
     expected = [] if name == "r4" else [name]
     assert recognised(" ".join(vendor(name)["software"])) == expected
+
+
+@given(
+    st.sets(
+        st.sampled_from(
+            ["algorithm", "scopes", "limits", "headers", "quirks", "pull", "deliver", "vendor", "base_url", "outbound"]
+        )
+    )
+)
+def test_it_does_not_matter_in_which_of_the_two_files_something_stands(tmp_path_factory, own):
+    def read(over, changes):
+        partner = load_partner(written(tmp_path_factory.mktemp("mappings"), over, **changes))
+        return replace(partner, folder=None)
+
+    filled = {"headers": {"X-Practice": "ABC123"}}  # what stands in braces is the same in both
+    whole = read(filled, {})
+    moved = {key: {**SHAPE, **filled}[key] for key in own}
+    assert read({**filled, **dict.fromkeys(own)}, moved) == whole

@@ -6,6 +6,8 @@ from fhircm.demo.story import CLINIC, HOSPITAL
 
 WRITTEN = ("Task", "Communication", "Person", "RiskAssessment", "DocumentReference", "ServiceRequest", "Organization")
 
+PATIENTS, HUMANS_OF_BOTH = 22, 6
+
 
 async def outcome(story):
     """Counted: what the hub itself wrote, what it mirrors, and what each EHR was sent."""
@@ -44,7 +46,12 @@ async def assert_the_story_is_whole(story):
     async def delivered():
         return not await story.find("Communication?status=in-progress")
 
+    async def planned():
+        goals = [one for one in await story.find("Goal?_count=500") if not one.get("meta", {}).get("source")]
+        return len(await story.find("CarePlan?category=longitudinal&_count=500")) == PATIENTS and len(goals) == HUMANS_OF_BOTH
+
     await story.until("the last message", delivered)
+    await story.until("the last plan", planned)
     hub, mirrored, sent = await outcome(story)
     assert hub == {
         ("Person", "", ""): 6,
@@ -58,6 +65,9 @@ async def assert_the_story_is_whole(story):
         ("Communication", "completed", "A task is overdue and passes to the next in line"): 1,
         ("RiskAssessment", "final", ""): 1,
         ("Organization", "", ""): 1,
+        ("CarePlan", "active", ""): PATIENTS,
+        ("CareTeam", "active", ""): PATIENTS,
+        ("Goal", "", ""): HUMANS_OF_BOTH,  # the goal that both partners have of somebody is one
     }
     assert mirrored == {
         "Patient": 22,

@@ -58,6 +58,7 @@ class InProcess:
         resources = _population(humans).hospital if self.habits["chart"] == "hospital" else _population(humans).clinic
         self.chart = Chart(resources)
         self.sign_in = SignIn("fhircm", None, f"{SERVER}/oauth2/token", self.habits["algorithm"], self.habits["scopes"], 300)
+        self.sign_in.methods, self.sign_in.secret = tuple(self.habits["token_auth"]), "s3cret & more"
         self.ehr = Ehr(self.habits, self.base_url, self.chart, self.sign_in, clock=lambda: self.now)
         self.app = sandbox(self.ehr, Staff(self.chart, set()), SERVER)
         self.requests: list[httpx.Request] = []
@@ -105,6 +106,8 @@ class InProcess:
         if self.shape in PARAMETERS:
             tree["parameters"] = PARAMETERS[self.shape]
             del tree["base_url"]  # the shape knows it
+        if "private_key_jwt" not in self.habits["token_auth"]:
+            tree["credentials"] = {"secret": {"env": "EHR_SECRET"}}
         if self.habits["chart"] == "hospital":
             tree["organization"] = {"id": "lakeside", "name": "Lakeside Hospital", "npi": "1234567893"}
         for key, value in changes.items():

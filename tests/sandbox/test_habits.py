@@ -294,3 +294,17 @@ async def test_last_updated_and_dates_are_honest_where_they_are_served():
         assert ids((await http.get(f"/Encounter?patient={patient}&date=lt1999")).json()) == []
         assert len(ids((await http.get(f"/Encounter?patient={patient}&date=ge1999")).json())) == 2
         assert (await http.get(f"/Encounter?patient={patient}&date=soon")).status_code == 400
+
+
+async def test_a_vendor_may_change_its_mind():
+    ehr = InProcess("r4")
+    async with ehr.http(**JSON) as http:
+        types = {"Patient": {"interactions": ["read"]}}
+        assert (
+            await http.post("http://ehr.example/staff/habits", json={"types": types, "withheld": ["Patient"]})
+        ).status_code == 200
+        declared = (await http.get("/metadata")).json()["rest"][0]["resource"]
+        assert [(one["type"], one["interaction"]) for one in declared] == [("Patient", [{"code": "read"}])]
+        assert (await http.get(f"/Patient/{ehr.panel[0]}")).status_code == 403
+        assert (await http.get(f"/Goal?patient={ehr.panel[0]}")).status_code == 404
+        assert (await http.post("http://ehr.example/staff/habits", json={"mood": "bad"})).status_code == 409
