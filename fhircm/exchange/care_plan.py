@@ -7,6 +7,7 @@ its place. Both follow from the version of the plan alone: a second attempt send
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,15 +19,12 @@ from typing import Any
 
 from fhircm.exchange.care_plan_bundle import bundle
 from fhircm.exchange.case import Case, concept_text, local_time, name_of, organization, read
+from fhircm.exchange.disclosure import may_tell
 from fhircm.exchange.human import instant
 from fhircm.exchange.letter import attachment, page
-from fhircm.exchange.outbound import codes
 from fhircm.fhir import json
 from fhircm.fhir.artefacts import folder
 
-CONFIDENTIAL = frozenset(
-    {"R", "V", "ETH", "HIV", "PSY", "SDV", "SEX", "SUD", "ETHUD", "PSYTHPN"}
-)  # v3-ActCode, v3-Confidentiality
 _FONTS = ("fontpkg_noto_sans", "fontpkg_noto_sans_arabic")  # beside those that the typesetter itself brings
 _PEOPLE = ("Practitioner", "PractitionerRole", "Organization", "RelatedPerson", "Patient", "CareTeam")
 
@@ -48,14 +46,13 @@ class Plan:
     title: str
     sections: list[Section]
     people: dict[str, dict[str, Any]] = field(default_factory=dict)  # local reference: who is named in it
-    left_out: int = 0
 
 
 async def care_plan_attachments(case: Case, key: str, created: str) -> list[dict[str, Any]]:
     """The readable page and the FHIR document, as Attachments. Raises Unfit when the document would not be valid."""
     plan = await gathered(case)
     document = await bundle(case, plan, key, instant(case.stored.last_updated))
-    readable = readable_attachment(case, plan, created)
+    readable = await readable_attachment(case, plan, created)
     return [readable, _attachment("application/fhir+json", document, f"{plan.title} (FHIR document)", created)]
 
 
@@ -67,15 +64,15 @@ async def gathered(case: Case) -> Plan:
     goals = Section("61146-7", "Goals")
     interventions = Section("62387-6", "Interventions")
     team = Section("85847-2", "Care team")
-    for one in await _open_to(case, plan, tree.get("addresses", [])):
+    for one in await _open_to(case, tree.get("addresses", [])):
         status = [concept_text(one.get("clinicalStatus")), _since(one)]
         _tell(problems, one, name_of(one), status)
-    for one in await _open_to(case, plan, tree.get("goal", [])):
+    for one in await _open_to(case, tree.get("goal", [])):
         facts = [str(one.get("lifecycleStatus", "")), concept_text(one.get("achievementStatus")), *_targets(one)]
         _tell(goals, one, concept_text(one.get("description")), facts)
     for activity in tree.get("activity", []):
         await _activity(case, plan, interventions, activity)
-    for one in await _open_to(case, plan, tree.get("careTeam", [])):
+    for one in await _open_to(case, tree.get("careTeam", [])):
         team.trees.append(one)
         for participant in one.get("participant", []):
             await _member(case, plan, team, participant)
@@ -85,23 +82,13 @@ async def gathered(case: Case) -> Plan:
     return plan
 
 
-async def _open_to(case: Case, plan: Plan, references: Iterable[Any]) -> list[dict[str, Any]]:
+async def _open_to(case: Case, references: Iterable[Any]) -> list[dict[str, Any]]:
     found = []
     for reference in references:
         tree = await read(case.store, reference)
-        if tree is None:
-            continue
-        if _may(case, tree):
+        if tree is not None and may_tell(case.disclosure, tree):
             found.append(tree)
-        else:
-            plan.left_out += 1
     return found
-
-
-def _may(case: Case, tree: dict[str, Any]) -> bool:
-    if codes(tree.get("meta", {}).get("security", [])) & CONFIDENTIAL:
-        return False
-    return case.disclosure is None or case.disclosure.permits(tree)
 
 
 def _tell(section: Section, tree: dict[str, Any] | None, name: str, facts: Iterable[str]) -> None:
@@ -119,7 +106,7 @@ async def _activity(case: Case, plan: Plan, section: Section, activity: dict[str
             _period(detail.get("scheduledPeriod", {})),
         ]
         _tell(section, None, told, [*facts, str(detail.get("description", "")) if detail.get("code") else ""])
-    for tree in await _open_to(case, plan, [activity["reference"]] if "reference" in activity else []):
+    for tree in await _open_to(case, [activity["reference"]] if "reference" in activity else []):
         told = concept_text(tree.get("code")) or str(tree.get("description", "")) or concept_text(tree.get("serviceType"))
         when = str(tree.get("occurrenceDateTime") or tree.get("start") or _period(tree.get("occurrencePeriod", {})))
         _tell(section, tree, told, [str(tree.get("status", "")), when])
@@ -172,10 +159,10 @@ def _targets(goal: dict[str, Any]) -> list[str]:
 # --- to be read --------------------------------------------------------------------------------------------------------------
 
 
-def readable_attachment(case: Case, plan: Plan, created: str) -> dict[str, Any]:
+async def readable_attachment(case: Case, plan: Plan, created: str) -> dict[str, Any]:
     """The plan as a PDF; as an HTML page when a letter in it cannot be shown by any font."""
     told = _told(case, plan)
-    document = pdf(told)
+    document = await asyncio.to_thread(pdf, told)
     if document is not None:
         return {**_attachment("application/pdf", document, plan.title, created), "language": "en"}
     lines = [

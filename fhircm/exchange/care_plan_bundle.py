@@ -10,6 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from fhircm.exchange.case import Case, Unfit
+from fhircm.exchange.disclosure import without_withheld
 from fhircm.exchange.human import stable_id
 from fhircm.exchange.repoint import rewrite, target
 from fhircm.fhir.outcome import Invalid, Malformed
@@ -112,7 +113,8 @@ def _patient(case: Case) -> dict[str, Any]:
 
 
 async def _copy(case: Case, tree: dict[str, Any], urls: dict[str, str], patient_url: str) -> dict[str, Any]:
-    kept = {name: value for name, value in tree.items() if name not in _LEFT_OUT}
+    told = await without_withheld(case.store, case.disclosure, tree)
+    kept = {name: value for name, value in told.items() if name not in _LEFT_OUT}
     targets: dict[str, dict[str, Any]] = {}
     for url in dict.fromkeys(reference.url for reference in references(kept)):
         if url in urls:

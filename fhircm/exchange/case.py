@@ -94,6 +94,16 @@ def source_at(tree: dict[str, Any] | None, partner: Partner) -> str | None:
     return id if id and where == partner.base_url else None
 
 
+def sent(partner: str) -> str:
+    """The namespace of the rows that tell what was sent to a partner, by the value of its delivery identifier."""
+    return f"delivery:{partner}"
+
+
+def counterpart_key(about: str) -> str:
+    """The key of the row that tells of a partner's counterpart of a resource, which the hub made there."""
+    return f"{about}/native"
+
+
 async def read(store: Store, reference: Any) -> dict[str, Any] | None:
     """The resource behind a Reference element, when it is here."""
     parsed = parse_reference((reference or {}).get("reference", ""))

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from fhircm.exchange import human
 from fhircm.exchange.attachments import Fetch
 from fhircm.exchange.breaker import Breakers
-from fhircm.exchange.case import Case, Unfit, gather
+from fhircm.exchange.case import Case, Unfit, gather, sent
 from fhircm.exchange.dead_letters import UNDELIVERED, parked, withdraw, withdraw_row
 from fhircm.exchange.disclosure import disclosure
-from fhircm.exchange.due import Due, moment
+from fhircm.exchange.due import Due
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable, SignInRefused, summary
 from fhircm.exchange.human import instant
 from fhircm.exchange.native import Clash
@@ -24,7 +24,7 @@ from fhircm.exchange.noticing import Noticing
 from fhircm.exchange.outbound import NOBODY, PORTAL, Occasion, fulfils, occasions
 from fhircm.exchange.partners import Partner
 from fhircm.exchange.sending import Sender
-from fhircm.exchange.ways import WAYS, Amend, sent
+from fhircm.exchange.ways import WAYS, Amend
 from fhircm.exchange.writing import Planner
 from fhircm.fhir.outcome import FhirError, Gone, NotFound
 from fhircm.fhir.validation import check_tree
@@ -64,17 +64,6 @@ class Delivering:
         self.rows, self.parked = sent(self.partner.name), parked(self.partner.name)
         self.agent = {"reference": self.owner} if self.owner else {"display": "Care coordination"}
         self.trying: set[str] = set()  # kinds of request by which it is tried whether they work again
-
-    def settles(self, due: Due, behind: Sequence[Due]) -> datetime | None:
-        """Until when further versions are waited for, while nothing that cannot wait is due for the same patient."""
-        occasion = occasions().get(due.occasion or "")
-        queued = moment(due.queued)
-        if occasion is None or not occasion.settle or due.letter or queued is None:
-            return None
-        if any(not occasions()[one.occasion].settle for one in behind if one.occasion in occasions()):
-            return None
-        until = queued + timedelta(seconds=occasion.settle)
-        return until if queued <= self.sender.clock() < until else None
 
     # --- one row of the queue --------------------------------------------------------------------------------------------------
 

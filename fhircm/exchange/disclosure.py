@@ -17,10 +17,13 @@ from fhircm.exchange.partners import Partner
 from fhircm.fhir.consent_rules import ConsentRule, consent_rules
 from fhircm.fhir.query import parse_query
 from fhircm.fhir.ranges import EARLIEST, LATEST
-from fhircm.fhir.references import references
+from fhircm.fhir.references import parse_reference, references
 from fhircm.store.resources import Store
 
 PURPOSES = ("TREAT", "CAREMGT", "COC")  # http://terminology.hl7.org/CodeSystem/v3-ActReason: what a partner is told things for
+CONFIDENTIAL = frozenset(
+    {"R", "V", "ETH", "HIV", "PSY", "SDV", "SEX", "SUD", "ETHUD", "PSYTHPN"}
+)  # v3-ActCode, v3-Confidentiality
 _CODED_BY = ("code", "category", "type")
 
 
@@ -105,3 +108,29 @@ async def records(store: Store, patient: dict[str, Any] | None) -> list[str]:
 async def _known_as(store: Store, partner: Partner) -> frozenset[str]:
     page = await store.search(parse_query("Organization", [("identifier", f"{NPI}|{partner.organization.npi}")]))
     return frozenset(f"Organization/{stored.id}" for stored in page.matches)
+
+
+def may_tell(disclosure: Disclosure | None, tree: dict[str, Any]) -> bool:
+    """Whether neither a consent nor a confidential label keeps a resource back."""
+    if codes(tree.get("meta", {}).get("security", [])) & CONFIDENTIAL:
+        return False
+    return disclosure is None or disclosure.permits(tree)
+
+
+async def without_withheld(store: Store, disclosure: Disclosure | None, tree: dict[str, Any]) -> dict[str, Any]:
+    """A copy without references to what is kept back: what a reference displays tells of it, too."""
+    parsed = {reference.url: parse_reference(reference.url) for reference in references(tree)}
+    keys = {url: (one.type, one.id) for url, one in parsed.items() if one.kind == "local" and one.type and one.id}
+    found = await store.read_many(keys.values())
+    hidden = {url for url, key in keys.items() if key in found and not may_tell(disclosure, found[key].tree)}
+    return _without(tree, hidden) if hidden else tree
+
+
+def _without(node: Any, hidden: set[str]) -> Any:
+    if isinstance(node, list):
+        return [new for one in node if (new := _without(one, hidden)) not in ({}, [])]
+    if not isinstance(node, dict):
+        return node
+    if node.get("reference") in hidden:
+        return {}
+    return {name: new for name, value in node.items() if (new := _without(value, hidden)) not in ({}, [])}

@@ -114,6 +114,8 @@ def has(capabilities: Capabilities, one: str) -> bool:
 
 
 def _lost(partner: Partner, before: Capabilities, now: Capabilities) -> tuple[str, ...]:
+    if before.granted is None:  # what was never granted is not lost when that is first known
+        before = replace(before, granted=now.granted)
     gone = {one for one in wanted(partner) if (one in before.lost or has(before, one)) and not has(now, one)}
     searched = {one.partition(" ")[0] for one in gone if one.endswith(" search-type")}
     return tuple(sorted(one for one in gone if not (" ?" in one and one.partition(" ")[0] in searched)))

@@ -6,13 +6,15 @@ due twice. A lane is worked off from its front: what waits there keeps back what
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from itertools import groupby
 from typing import Any
 
 from fhircm.exchange.case import subject_of
 from fhircm.exchange.disclosure import records
+from fhircm.exchange.outbound import occasions
 from fhircm.fhir.references import parse_reference
 from fhircm.store.resources import Position, SetState, Store
 
@@ -102,6 +104,48 @@ async def lanes(store: Store, partner: str) -> AsyncIterator[dict[str, list[Due]
         yield found
         if len(rows) < PAGE:
             return
+
+
+def in_order(lane: Sequence[Due]) -> list[Due]:
+    """A lane in the order in which it is worked off: what changed in one burst, before what refers to it."""
+    ordered: list[Due] = []
+    for _, run in groupby(lane, lambda one: _settle(one) > 0):
+        ordered += sorted(run, key=lambda one: one.occasion in occasions() and occasions()[one.occasion].refers)
+    return ordered
+
+
+def settles(one: Due, behind: Sequence[Due], now: datetime) -> datetime | None:
+    """Until when further versions are waited for, while nothing that cannot wait is due for the same patient."""
+    if not _settle(one) or one.letter or any(not _settle(other) for other in behind):
+        return None
+    queued = datetime.fromisoformat(one.queued)
+    until = queued + timedelta(seconds=_settle(one))
+    return until if queued <= now < until else None
+
+
+def _settle(one: Due) -> float:
+    return occasions()[one.occasion].settle if one.occasion in occasions() else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What waits for a partner, for people: how many, for how many humans, and since when the oldest does (ISO 8601)."""
+
+    due: int = 0
+    lanes: int = 0
+    oldest: str | None = None
+
+
+async def standing(store: Store, partner: str) -> Standing:
+    """How the queue of a partner stands."""
+    names: set[str] = set()
+    count, oldest = 0, None
+    async for found in lanes(store, partner):
+        for lane, waiting in found.items():
+            names.add(lane)
+            count += len(waiting)
+            oldest = min([one.queued for one in waiting] + ([oldest] if oldest else []))
+    return Standing(count, len(names), oldest)
 
 
 def moment(text: str | None) -> datetime | None:

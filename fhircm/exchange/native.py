@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fhircm.exchange.case import Case, Unfit
+from fhircm.exchange.case import Case, Unfit, counterpart_key
+from fhircm.exchange.disclosure import may_tell, without_withheld
 from fhircm.exchange.repoint import repoint
 from fhircm.fhir.systems import DELIVERY
 from fhircm.store.resources import Store
@@ -41,11 +42,6 @@ class Native:
         return str(self.tree["resourceType"])
 
 
-def counterpart_key(about: str) -> str:
-    """The key of the row that tells of the partner's counterpart."""
-    return f"{about}/native"
-
-
 async def counterpart(store: Store, rows: str, about: str) -> dict[str, Any] | None:
     """That row; None when the hub never made one there."""
     return await store.state(rows, counterpart_key(about))
@@ -59,12 +55,15 @@ async def native(case: Case, how: str, row: dict[str, Any] | None) -> Native:
     if how != "create" and not there:
         raise Unfit("there is none of the hub's there yet")
     case.need_patient()
+    if not may_tell(case.disclosure, case.tree):
+        raise Unfit("it is marked confidential, so a human must decide whether it may be handed on")
     return Native(counterpart_key(case.about), await written(case), case.stored.version, how, case.prefer)
 
 
 async def written(case: Case) -> dict[str, Any]:
     """The tree as it is written for the partner: references lead to what the partner has, contained resources and narrative stay here."""
-    kept = {name: value for name, value in case.tree.items() if name not in _LEFT_OUT}
+    told = await without_withheld(case.store, case.disclosure, case.tree)
+    kept = {name: value for name, value in told.items() if name not in _LEFT_OUT}
     own = {"system": DELIVERY, "value": counterpart_key(case.about)}
     tree = await repoint(case.store, case.partner, kept)
     for name in ("subject", "for", "patient"):

@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from fhircm.exchange.case import npi, organization, read
+from fhircm.exchange.case import npi, organization, read, subject_of
 from fhircm.exchange.outbound import Occasion, occasions, occurring
 from fhircm.exchange.partners import Partner
 from fhircm.fhir.outcome import Gone
@@ -106,6 +106,8 @@ class News:
                 return self._sources([await read(self.store, tree.get("focus"))])
             case "elsewhere":  # not where it happened, but that is for the partner's own look
                 return await self._who_know((tree.get("for") or {}).get("reference", ""))
+            case "known":
+                return await self._who_know((subject_of(tree) or {}).get("reference", ""))
         return set(self._told[occasion.name])
 
     async def _who_know(self, patient: str) -> set[str]:

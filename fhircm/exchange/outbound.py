@@ -31,6 +31,7 @@ WAYS = (
     "native-patch",
     "native-create",
     "care-plan-document",
+    "care-plan-page",
     PORTAL,
     NOBODY,
 )
@@ -59,6 +60,7 @@ class Occasion:
     ladder: tuple[tuple[str, ...], ...] = ()
     every: bool = False
     settle: float = 0.0  # seconds
+    refers: bool = False
 
     def key(self, type: str, id: str, version: int) -> str:
         """What identifies this occasion of a resource for ever, whichever version made it known."""

@@ -20,7 +20,7 @@ from fhircm.exchange.capabilities import Capabilities
 from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.dead_letters import parked, replay
 from fhircm.exchange.delivering import Delivering, Waits
-from fhircm.exchange.due import Due, idle, lanes, moment, queue
+from fhircm.exchange.due import Due, idle, in_order, lanes, moment, queue, settles
 from fhircm.exchange.errors import PartnerUnavailable
 from fhircm.exchange.noticing import Noticing
 from fhircm.exchange.outbound import check_deliver
@@ -32,7 +32,7 @@ from fhircm.store.changes import CursorMoved
 from fhircm.store.database import DatabaseUnavailable
 from fhircm.store.resources import SetState, Store
 
-__all__ = ["PushReport", "parked", "push", "replay"]
+__all__ = ["PushReport", "anything_due", "parked", "push", "replay"]
 
 log = logging.getLogger("fhircm.exchange.push")
 
@@ -144,10 +144,11 @@ class _Round:
         """One patient's, in order, until something there must wait."""
         if lane in self.stopped:
             return
+        waiting = in_order(waiting)
         for number, due in enumerate(waiting):
             until = moment(due.until)
             if until is None or until <= self.clock():
-                until = self.breakers.wait() or self.delivering.settles(due, waiting[number + 1 :])
+                until = self.breakers.wait() or settles(due, waiting[number + 1 :], self.clock())
             if until is None:
                 until = await self._one(due)
             if until is not None:

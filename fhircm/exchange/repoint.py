@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fhircm.exchange import directory
-from fhircm.exchange.case import NPI, concept_text, name_of, npi, patient_at, read, source_at
+from fhircm.exchange.case import NPI, concept_text, counterpart_key, name_of, npi, patient_at, read, sent, source_at
 from fhircm.exchange.partners import Partner
 from fhircm.fhir.query import parse_query
 from fhircm.fhir.references import parse_reference, references
@@ -49,11 +49,17 @@ async def target(store: Store, partner: Partner, url: str, contained: bool = Fal
 async def known_as(store: Store, partner: Partner, tree: dict[str, Any]) -> dict[str, Any]:
     """A Reference to this resource, or to the partner's own record of it, with its name; else one that names it alone."""
     named = logical(tree)
-    own = source_at(tree, partner) or await _counterpart(store, partner, tree)
+    own = source_at(tree, partner) or await _made_there(store, partner, tree) or await _counterpart(store, partner, tree)
     if own is None:
         return named
     display = {"display": named["display"]} if "display" in named else {}
     return {"reference": f"{tree['resourceType']}/{own}", **display}
+
+
+async def _made_there(store: Store, partner: Partner, tree: dict[str, Any]) -> str | None:
+    """The id of the counterpart that the hub made at the partner."""
+    row = await store.state(sent(partner.name), counterpart_key(f"{tree['resourceType']}/{tree.get('id')}"))
+    return str(row["url"]).rpartition("/")[2] if row and row["state"] == "done" else None
 
 
 async def _counterpart(store: Store, partner: Partner, tree: dict[str, Any]) -> str | None:
@@ -74,7 +80,10 @@ def logical(tree: dict[str, Any]) -> dict[str, Any]:
     identifiers = identifiers if isinstance(identifiers, list) else [identifiers]
     numbered = [one for one in identifiers if one.get("system") and one.get("value")]
     best = next((one for one in numbered if one["system"] == NPI), numbered[0] if numbered else None)
-    display = name_of(tree) or tree.get("description") or concept_text(tree.get("type"))
+    described = tree.get("description")
+    display = (
+        name_of(tree) or (described if isinstance(described, str) else concept_text(described)) or concept_text(tree.get("type"))
+    )
     members: dict[str, Any] = {"type": tree["resourceType"]}
     if best:
         members["identifier"] = {"system": best["system"], "value": best["value"]}

@@ -12,13 +12,13 @@ from datetime import datetime
 from typing import Any
 
 from fhircm.exchange.capabilities import Capabilities
-from fhircm.exchange.case import Case, Unfit
+from fhircm.exchange.case import Case, Unfit, sent
 from fhircm.exchange.client import PartnerClient, Received
 from fhircm.exchange.errors import PartnerRefused, PartnerUnavailable
 from fhircm.exchange.human import concept, instant, stable_id
 from fhircm.exchange.native import Clash, Native
 from fhircm.exchange.three_way import json_patch, merge, says
-from fhircm.exchange.ways import Amend, Create, Shipment, adapt, fill, habits, sent
+from fhircm.exchange.ways import Amend, Create, Shipment, adapt, fill, habits
 from fhircm.fhir import json
 from fhircm.fhir.outcome import Conflict, Invalid, Malformed
 from fhircm.fhir.systems import DELIVERY
@@ -133,7 +133,8 @@ class Sender:
             tried = [json.parse(one.encode()) for one in row.get("tried", [])]
             merged = merge(sent, had, there.tree, json.parse(ours), shipment.prefer, tried)
             if merged.clashes:
-                raise Clash(merged.clashes, f"hub and partner both changed {', '.join(merged.clashes)}")
+                sides = f"the hub (version {shipment.version}) and the partner (version {there.version or 'not told'})"
+                raise Clash(merged.clashes, f"{sides} both changed {', '.join(merged.clashes)}")
             if not merged.members:
                 return {**row, "sent": ours.decode(), "had": there.body.decode()}
             # Should the answer be lost, what stands there is known to be the hub's own.

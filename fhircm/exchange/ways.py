@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 
 from fhircm.exchange.attachments import Fetch, held
-from fhircm.exchange.care_plan import CONFIDENTIAL, care_plan_attachments
-from fhircm.exchange.case import Case, Unfit, read, source_at
+from fhircm.exchange.care_plan import care_plan_attachments
+from fhircm.exchange.case import Case, Unfit, read, sent, source_at
+from fhircm.exchange.disclosure import CONFIDENTIAL, may_tell
 from fhircm.exchange.human import instant
 from fhircm.exchange.letter import attachment, letter
 from fhircm.exchange.native import Native, counterpart, native
@@ -72,11 +73,6 @@ class Way:
     def needs(self, resource: str) -> tuple[str, str]:
         """The type and interaction that it takes to tell of a resource of this type."""
         return self.type or resource, self.interaction
-
-
-def sent(partner: str) -> str:
-    """The namespace of the rows that tell what was sent to a partner, by the value of its delivery identifier."""
-    return f"delivery:{partner}"
 
 
 def delivery(key: str) -> dict[str, Any]:
@@ -289,10 +285,20 @@ def _native(how: str) -> Callable[[Case, Fetch | None], Awaitable[list[Shipment]
     return build
 
 
-async def _care_plan_document(case: Case, fetch: Fetch | None) -> list[Shipment]:
-    key, patient = f"{case.key}/care-plan-document", case.need_patient()
+def _care_plan(way: str, parts: int) -> Callable[[Case, Fetch | None], Awaitable[list[Shipment]]]:
+    async def build(case: Case, fetch: Fetch | None) -> list[Shipment]:
+        return await _care_plan_document(case, way, parts)
+
+    return build
+
+
+async def _care_plan_document(case: Case, way: str, parts: int) -> list[Shipment]:
+    """The plan as a document, with so many of its attachments: the page for people first."""
+    key, patient = f"{case.key}/{way}", case.need_patient()
     if case.tree["resourceType"] != "CarePlan":
         raise Unfit("it is no care plan")
+    if not may_tell(case.disclosure, case.tree):
+        raise Unfit("it is marked confidential, so a human must decide whether it may be handed on")
     before = await _document_before(case)
     tree = {
         "resourceType": "DocumentReference",
@@ -306,7 +312,7 @@ async def _care_plan_document(case: Case, fetch: Fetch | None) -> list[Shipment]
         "author": [await _sender(case)],
         "description": case.title,
         "relatesTo": [{"code": "replaces", "target": {"reference": f"DocumentReference/{before}"}}] if before else [],
-        "content": [{"attachment": one} for one in await care_plan_attachments(case, key, _when(case))],
+        "content": [{"attachment": one} for one in (await care_plan_attachments(case, key, _when(case)))[:parts]],
     }
 
     def superseded(there: dict[str, Any]) -> dict[str, Any]:
@@ -318,13 +324,13 @@ async def _care_plan_document(case: Case, fetch: Fetch | None) -> list[Shipment]
 
 async def _document_before(case: Case) -> str | None:
     """The id at the partner of the document that told of an older version of this plan."""
-    prefix, ending = f"{case.about}/{case.occasion.name}.", "/care-plan-document"
+    prefix = f"{case.about}/{case.occasion.name}."
     told = await case.store.states(sent(case.partner.name), prefix)
-    versions = {
-        int(key.removeprefix(prefix).removesuffix(ending)): row
-        for key, row in told.items()
-        if key.endswith(ending) and row["state"] == "done"
-    }
+    versions = {}
+    for key, row in told.items():
+        version, _, way = key.removeprefix(prefix).partition("/")
+        if way in ("care-plan-document", "care-plan-page") and row["state"] == "done":
+            versions[int(version)] = row
     older = [version for version in versions if version < case.stored.version]
     return str(versions[max(older)]["url"]).rpartition("/")[2] if older else None
 
@@ -339,7 +345,8 @@ WAYS: dict[str, Way] = {
     "native-update": Way(ITS_OWN, "update", _native("update")),
     "native-patch": Way(ITS_OWN, "patch", _native("patch")),
     "native-create": Way(ITS_OWN, "create", _native("create")),
-    "care-plan-document": Way("DocumentReference", "create", _care_plan_document),
+    "care-plan-document": Way("DocumentReference", "create", _care_plan("care-plan-document", 2)),
+    "care-plan-page": Way("DocumentReference", "create", _care_plan("care-plan-page", 1)),
 }
 
 

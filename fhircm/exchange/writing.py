@@ -14,14 +14,14 @@ from typing import Any
 
 from fhircm.exchange.breaker import Breakers
 from fhircm.exchange.capabilities import Capabilities
-from fhircm.exchange.case import Case, Unfit, gather
+from fhircm.exchange.case import Case, Unfit, gather, sent
 from fhircm.exchange.dead_letters import KINDS, parked
 from fhircm.exchange.disclosure import disclosure
 from fhircm.exchange.due import lanes
 from fhircm.exchange.granted import allows
 from fhircm.exchange.outbound import NOBODY, PORTAL, check_deliver, fulfils, occasions
 from fhircm.exchange.partners import Partner
-from fhircm.exchange.ways import WAYS, sent
+from fhircm.exchange.ways import WAYS
 from fhircm.store.resources import Store, Stored
 
 LACKS = {

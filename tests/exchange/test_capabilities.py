@@ -301,6 +301,14 @@ async def test_granted_scopes_are_part_of_what_can_be_done(store):
     assert not snapshot.can("Communication", "create")
 
 
+async def test_what_was_declared_and_never_granted_is_not_lost_when_the_scopes_are_first_known(store):
+    auth, ehr = Granting(), Ehr(**ALL)
+    await refreshed(store, ehr, auth)
+    auth.granted = ("system/Encounter.rs", "system/Location.rs")
+    snapshot, _ = await refreshed(store, ehr, auth)
+    assert "CarePlan search-type" not in snapshot.lost
+
+
 async def test_a_snapshot_of_an_older_fhircm_still_loads_and_tells_no_false_news(store):
     old = {
         "software": "Ehr 2026",

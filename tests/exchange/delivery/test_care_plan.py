@@ -61,7 +61,7 @@ async def plan(world, act, title="Care plan of Amara Okafor", **members):
         "activity": [{"detail": {"status": "in-progress", "description": "Weigh every morning"}}],
         **members,
     }
-    await world.write(goal, team, whole)
+    await world.write(whole, goal, team)  # the one that refers to the others first
     return whole
 
 
@@ -85,7 +85,9 @@ async def test_a_plan_is_created_then_kept_alike_where_the_partner_takes_plans(w
     assert there["subject"] == {"reference": "Patient/c1"}
     assert there["author"] == {"type": "Organization", "display": "Care coordination"}
     assert {"system": "https://fhircm.example/longitudinal", "value": "p1"} in there["identifier"]
-    (team,) = world.clinic.all("CareTeam")
+    (team,), (goal,) = world.clinic.all("CareTeam"), world.clinic.all("Goal")
+    assert there["goal"] == [{"reference": f"Goal/{goal['id']}"}], "it leads to what the hub made there"
+    assert there["careTeam"] == [{"reference": f"CareTeam/{team['id']}"}]
     assert team["participant"][0]["member"]["reference"] == "Practitioner/heart"
     member = team["participant"][1]["member"]
     assert member == {"type": "Practitioner", "display": "Ken Ito"}, "nothing leads to what is not there"
@@ -127,7 +129,7 @@ async def test_what_both_changed_is_never_overwritten_but_left_to_a_human(world,
     await world.push(world.clinic)
     assert world.clinic.kept["CarePlan", there["id"]][-1]["title"] == "Theirs"
     ((key, row),) = (await letters(world.store, "clinic")).items()
-    assert row["why"] == "conflict" and "both changed title" in row["reason"]
+    assert row["why"] == "conflict" and "the partner (version 2) both changed title" in row["reason"]
     (task,) = await world.tasks("undelivered")
     await replay(world.store, "clinic", key, prefer)
     await world.push(world.clinic)
@@ -232,6 +234,39 @@ async def test_a_partner_without_plans_gets_a_document_for_people_and_one_for_pr
     assert act.at(world.hospital, "Patient/p1") not in told, "another's record of the patient is nobody's business"
 
 
+async def test_what_a_consent_or_a_label_keeps_back_is_not_in_the_document(world, act):
+    patient = act.ref(act.at(world.hospital, "Patient/p1"))
+    denied = {
+        "resourceType": "Consent",
+        "id": "consent",
+        "status": "active",
+        "scope": {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/consentscope", "code": "patient-privacy"}]},
+        "category": [{"coding": [{"system": "http://loinc.org", "code": "59284-0"}]}],
+        "patient": patient,
+        "policyRule": {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "OPTIN"}]},
+        "provision": {"type": "deny", "class": [{"system": "http://hl7.org/fhir/resource-types", "code": "Condition"}]},
+    }
+    secret = {"lifecycleStatus": "active", "description": {"text": "Secret goal"}, "subject": patient}
+    label = {"security": [{"system": "http://terminology.hl7.org/CodeSystem/v3-Confidentiality", "code": "R"}]}
+    await world.write(denied, {"resourceType": "Goal", "id": "secret", "meta": label, **secret})
+    await plan(world, act, goal=[act.ref("Goal/goal"), act.ref("Goal/secret")])
+    settle(world)
+    await world.push(world.clinic)
+    (document,) = world.clinic.all("DocumentReference")
+    payload = base64.b64decode(attachments(document)[1]["data"]).decode()
+    assert "Walk 20 minutes" in payload
+    assert "Heart failure" not in payload and "Secret goal" not in payload
+    world.clinic.can |= {"CarePlan": NATIVE, "Goal": NATIVE}
+    await world.change("CarePlan", "plan", description="Revised")
+    await world.change("Goal", "secret", description={"text": "Secret still"})
+    settle(world)
+    await world.push(world.clinic)
+    (native,) = world.clinic.all("CarePlan")
+    assert (native["description"], "addresses" in native) == ("Revised", False)
+    assert native["goal"] == [{"type": "Goal", "display": "Walk 20 minutes a day"}]
+    assert "Secret" not in json.dumps(world.clinic.all("Goal"))
+
+
 async def test_the_newer_document_replaces_the_older(world, act):
     await plan(world, act)
     settle(world)
@@ -242,6 +277,19 @@ async def test_the_newer_document_replaces_the_older(world, act):
     older, newer = world.clinic.all("DocumentReference")
     assert (older["status"], newer["status"]) == ("superseded", "current")
     assert newer["relatesTo"] == [{"code": "replaces", "target": {"reference": f"DocumentReference/{older['id']}"}}]
+
+
+async def test_who_takes_one_attachment_gets_the_page_for_people_and_the_next_replaces_it(world, act):
+    await plan(world, act)
+    settle(world)
+    world.clinic.fail("POST", "DocumentReference", 422)
+    await world.push(world.clinic)
+    (document,) = world.clinic.all("DocumentReference")
+    assert [one["contentType"] for one in attachments(document)] == ["application/pdf"]
+    await world.change("CarePlan", "plan", title="Revised")
+    settle(world)
+    await world.push(world.clinic)
+    assert [one["status"] for one in world.clinic.all("DocumentReference")] == ["superseded", "current"]
 
 
 async def test_that_the_older_cannot_be_superseded_is_no_failure(world, act):

@@ -45,7 +45,7 @@ def clinic(clinic):
     return clinic
 
 
-@pytest.mark.parametrize("seed", [0, 1, 47, 62, 156, 556])
+@pytest.mark.parametrize("seed", [1, 47, 62, 556])
 async def test_after_quiet_both_sides_are_alike(world, act, seed):
     chance = random.Random(seed)
     sound, patients = world.store, ["h11", "h12", "h13"]

@@ -65,7 +65,9 @@ def test_every_way_that_may_be_named_is_built():
 
 @pytest.mark.parametrize("partner", load_partners(), ids=lambda partner: partner.name)
 def test_what_the_shipped_partners_want_can_be_followed(partner):
-    assert check_deliver(partner.deliver) == partner.deliver
+    deliver = check_deliver(partner.deliver)
+    assert deliver.keys() == partner.deliver.keys()
+    assert deliver["care-plan-changed"][0][-1] == "portal-task", "what stands there is `default`"
     habits = folder("mappings") / partner.name / "outbound.yaml"
     if habits.exists():
         for type, own in yaml.safe_load(habits.read_text()).items():
@@ -87,6 +89,14 @@ def test_what_the_shipped_partners_want_can_be_followed(partner):
 def test_a_mistake_in_deliver_is_told_in_plain_words(deliver, said):
     with pytest.raises(ValueError, match=said):
         check_deliver(deliver)
+
+
+def test_default_stands_for_the_ladder_of_an_occasion_that_has_one():
+    assert check_deliver({"goal-changed": "default"}) == {
+        "goal-changed": [["native-update", "native-patch", "native-create", "none"]]
+    }
+    with pytest.raises(ValueError, match="has no default"):
+        check_deliver({"message": "default"})
 
 
 def test_an_occasion_is_there_when_a_version_begins_to_fulfil_it():

@@ -8,7 +8,7 @@ import pytest
 
 from fhircm.exchange import breaker
 from fhircm.exchange.dead_letters import discard, letters, parked, replay
-from fhircm.exchange.due import queue
+from fhircm.exchange.due import Standing, queue, standing
 from fhircm.exchange.granted import allows
 from fhircm.fhir.outcome import Invalid, NotFound
 
@@ -60,6 +60,7 @@ async def test_what_waits_keeps_back_the_same_patient_and_nobody_else(world, act
     report = await world.push(world.clinic)
     assert (told(world, "c11"), told(world, "c12")) == ([], ["other"])
     assert report.waiting_until == world.clock() + timedelta(seconds=1)
+    assert await standing(world.store, "clinic") == Standing(2, 1, world.clock().isoformat())
     before = len(world.clinic.log)
     await world.push(world.clinic)
     assert len(world.clinic.log) == before, "it waits"
