@@ -27,13 +27,13 @@ import uvloop
 
 from benchmarks.hub import server
 from benchmarks.run import machine
-from fhircm.exchange.backend_auth import public_jwks, signing_key
 from fhircm.exchange.client import PartnerClient, connect
+from fhircm.exchange.client_keys import public_jwks, signing_key
 from fhircm.exchange.freshness import freshness
 from fhircm.exchange.loops import open_loops
 from fhircm.exchange.mapping import hub_id
+from fhircm.exchange.members import members
 from fhircm.exchange.pages import Received
-from fhircm.exchange.panel import members
 from fhircm.exchange.partners import Partner, load_partners
 from fhircm.exchange.plan import Budget, rules
 from fhircm.exchange.pull import PullReport, changes, pull

@@ -18,7 +18,7 @@ from fhircm.access.audit_journal import Journal
 from fhircm.access.bearer import Bearer
 from fhircm.edge.config import NO_LIMITS, EdgeConfig
 from fhircm.edge.door import Door
-from fhircm.exchange.backend_auth import public_jwks
+from fhircm.exchange.client_keys import public_jwks
 from fhircm.fhir.outcome import FhirError
 from fhircm.rest.errors import answer_to
 from fhircm.rest.exchange import RestSettings

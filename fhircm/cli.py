@@ -19,7 +19,18 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from fhircm import cli_audit, cli_emergency, cli_exchange, cli_organization, cli_people, cli_quarantine, cli_smart, wiring
+from fhircm import (
+    cli_audit,
+    cli_emergency,
+    cli_exchange,
+    cli_keys,
+    cli_organization,
+    cli_partner,
+    cli_people,
+    cli_quarantine,
+    cli_smart,
+    wiring,
+)
 from fhircm.exchange.client import connect
 from fhircm.exchange.partners import PartnerWrong
 from fhircm.fhir.outcome import FhirError
@@ -43,7 +54,9 @@ app = typer.Typer(
 )
 partner_app = typer.Typer(no_args_is_help=True, help="The EHRs and other systems that the hub exchanges with.")
 app.add_typer(partner_app, name="partner")
+partner_app.command("new")(cli_partner.new)
 cli_smart.add_commands(app)
+app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_people.user_app, name="user")
 app.add_typer(cli_organization.app, name="organization")
 app.add_typer(cli_quarantine.app, name="quarantine")
@@ -186,7 +199,7 @@ def pull(
                 with _bar() as bar:
                     task = bar.add_task(f"{partner.name}: patients", total=None)
                     advance = partial(_advance, bar, task)
-                    async with connect(partner, settings.keys_dir) as client:
+                    async with connect(partner, settings.keys_dir, wiring.tokens(settings, store)) as client:
                         report = await wiring.pull_partner(settings, store, client, advance)
                 out.print(f"{partner.name}: {report.summary()}", highlight=False, soft_wrap=True)
                 for refused in report.refused:
@@ -305,7 +318,9 @@ def jobs(
 
 @app.command()
 def sandbox(
-    vendor: Annotated[str, typer.Option(help="The shape of EHR: epic or oracle.")],
+    vendor: Annotated[
+        str, typer.Option(help="The shape of EHR: athenahealth, eclinicalworks, epic, hapi, meditech, oracle or r4.")
+    ],
     port: Annotated[int, typer.Option(help="Loopback port.")] = 8081,
     jwks_url: Annotated[str | None, typer.Option(help="Where the client publishes its keys.")] = None,
     jwks_file: Annotated[Path | None, typer.Option(help="Or a file with the client's JWKS.", exists=True)] = None,
@@ -315,13 +330,22 @@ def sandbox(
     data: Annotated[Path | None, typer.Option(help="Real records instead: Bundles, one a line; .gz too.", exists=True)] = None,
     state: Annotated[Path | None, typer.Option(help="Folder that keeps what is written, over restarts.")] = None,
     token_lifetime: Annotated[int, typer.Option(help="Seconds.")] = 300,
+    app_redirect_uri: Annotated[
+        str | None, typer.Option(help="Of an app that this EHR launches, such as the hub: its address of return.")
+    ] = None,
 ) -> None:
     """Start an EHR with a vendor's habits, for demos, tests and integration work without a vendor."""
     from fhircm.sandbox.__main__ import main as start
 
     arguments = ["--vendor", vendor, "--port", str(port), "--client-id", client_id, "--seed", str(seed)]
     arguments += ["--humans", str(humans), "--token-lifetime", str(token_lifetime)]
-    for option, value in (("--jwks-url", jwks_url), ("--jwks-file", jwks_file), ("--data", data), ("--state", state)):
+    for option, value in (
+        ("--jwks-url", jwks_url),
+        ("--jwks-file", jwks_file),
+        ("--data", data),
+        ("--state", state),
+        ("--app-redirect-uri", app_redirect_uri),
+    ):
         arguments += [option, str(value)] if value else []
     start(arguments)
 

@@ -18,7 +18,7 @@ from fhircm.access.audit_head import ALGORITHM, HeadWrong, read, signed
 from fhircm.access.audit_journal import backlog
 from fhircm.access.disclosures import Disclosure, as_csv, bundle, disclosures, row, trail
 from fhircm.cli_noting import noted
-from fhircm.exchange.backend_auth import signing_key
+from fhircm.exchange.client_keys import signing_key
 from fhircm.fhir.systems import SERVER
 from fhircm.settings import Settings
 from fhircm.settings import load as load_settings

@@ -22,7 +22,7 @@ def reconcile(name: Annotated[str, typer.Argument(help="The partner's folder nam
 async def _reconcile(settings: Settings, name: str) -> int:
     async with wiring.open_store(settings) as store:
         partner = wiring.partners(settings, [name])[0]
-        async with connect(partner, settings.keys_dir) as client:
+        async with connect(partner, settings.keys_dir, wiring.tokens(settings, store)) as client:
             report = await wiring.reconcile_partner(settings, store, client)
         typer.echo(f"{partner.name}: {report.summary()}")
         for line in report.findings():

@@ -1,4 +1,4 @@
-"""The command line of the authorization server: clients, their grants, and the keys with which identity tokens are signed."""
+"""The command line of the authorization server: clients, and what people let them do."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ import typer
 from rich.console import Console
 
 from fhircm import wiring
-from fhircm.access.sealing import Seal, SealBroken
+from fhircm.access.sealing import SealBroken
 from fhircm.cli_noting import noted
 from fhircm.settings import Settings
 from fhircm.settings import load as load_settings
 from fhircm.smart.clients import METHODS, PUBLIC, Client, RegistrationWrong, is_name
-from fhircm.smart.keys import SigningKeys
 from fhircm.smart.register import Registrations
 from fhircm.smart.registry import NoSuchClient, Registry, grant_types, key_set
 from fhircm.store.credentials import Credentials
@@ -27,7 +26,6 @@ from fhircm.store.grants import Grants
 from fhircm.store.resources import Store
 
 client_app = typer.Typer(no_args_is_help=True, help="The SMART apps and backend systems that may use the hub's FHIR API.")
-keys_app = typer.Typer(no_args_is_help=True, help="The keys with which the hub signs identity tokens.")
 grant_app = typer.Typer(no_args_is_help=True, help="What people let apps do.")
 err = Console(stderr=True)
 
@@ -38,7 +36,6 @@ _ClientId = Annotated[str, typer.Argument(help="The client's name.")]
 def add_commands(app: typer.Typer) -> None:
     """Hang the commands into the command line."""
     app.add_typer(client_app, name="client")
-    app.add_typer(keys_app, name="keys")
     app.add_typer(grant_app, name="grant")
 
 
@@ -247,42 +244,6 @@ def client_initial_token(
         grants, credentials = Grants(store.database), Credentials(store.database)
         registrations = Registrations(url, settings.registration_scopes, credentials, grants)
         _tell(await registrations.initial_token(int(timedelta(hours=hours).total_seconds()), organization))
-
-    _run(go)
-
-
-# --- keys --------------------------------------------------------------------------------------------------------------------
-
-
-@keys_app.command("list")
-def keys_list() -> None:
-    """Name the signing keys, and since when each is in use or retired."""
-
-    async def go(settings: Settings, store: Store) -> None:
-        for key in await SigningKeys(store.database, Seal.open(settings.keys_dir)).listed():
-            state = f"retired {_when(key.retired)}" if key.retired is not None else "signs"
-            _tell("\t".join((key.kid, key.algorithm, f"made {_when(key.created)}", state)))
-
-    _run(go)
-
-
-@keys_app.command("rotate")
-def keys_rotate(
-    algorithm: Annotated[str | None, typer.Option(help="Only the key for RS256, RS384 or ES384; without it, every one.")] = None,
-) -> None:
-    """Sign with new keys from now on; those before stay published as long as tokens signed with them live."""
-
-    async def go(settings: Settings, store: Store) -> int:
-        try:
-            kids = await SigningKeys(store.database, Seal.open(settings.keys_dir)).rotate(algorithm)
-        except ValueError as error:
-            err.print(str(error), style="red", highlight=False)
-            return 1
-        for kid in kids:
-            _tell(kid)
-        if not kids:
-            _tell("No key is in use yet: the first is made when an app first asks who a person is")
-        return 0
 
     _run(go)
 

@@ -102,6 +102,14 @@ class Settings(BaseSettings):
         Path,
         Field(description="Folder of the private keys with which the hub signs in at partners; readable by its owner alone."),
     ] = Path("var/keys")
+    key_publication: Annotated[
+        timedelta,
+        Field(
+            ge=timedelta(),
+            description="How long the hub publishes a new key of a partner before it signs with it: as long as that partner may keep"
+            " what it fetched of the hub's JWKS (ISO 8601 duration).",
+        ),
+    ] = timedelta(days=1)
     mappings_dir: Annotated[
         Path | None, Field(description="Folder with one folder for each partner; without it, the partners that fhircm ships.")
     ] = None

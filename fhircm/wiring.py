@@ -28,16 +28,19 @@ from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.protocol import load_pathways
 from fhircm.coordination.timeline import rendered, timeline
-from fhircm.exchange import capabilities, freshness, guides, hints, pull, push
-from fhircm.exchange.backend_auth import access_token, signing_key
+from fhircm.exchange import drift, freshness, guides, hints, pull, push
+from fhircm.exchange.backend_auth import access_token
 from fhircm.exchange.check import CheckReport, check
 from fhircm.exchange.client import PartnerClient, connect
+from fhircm.exchange.client_keys import signing_key, signing_keys
 from fhircm.exchange.clients import Clients
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable
 from fhircm.exchange.news import CURSOR, News, due, read_to, skip
 from fhircm.exchange.partners import Partner, load_partners
+from fhircm.exchange.proof import Client
 from fhircm.exchange.source_address import Allowed
 from fhircm.exchange.sources import Sources
+from fhircm.exchange.tokens import SharedTokens
 from fhircm.fhir.outcome import FhirError, NotFound, VersionConflict
 from fhircm.jobs import JOBS
 from fhircm.jobs.import_progress import Imports
@@ -128,7 +131,13 @@ def application(settings: Settings) -> FastAPI:
             settings.registration_scopes,
         ),
         web=WebSettings(
-            settings.organization_name, settings.time_zone, settings.session_idle, settings.session_longest, provider(settings)
+            settings.organization_name,
+            settings.time_zone,
+            settings.session_idle,
+            settings.session_longest,
+            provider(settings),
+            [partner for partner in partners(settings, None) if partner.launch is not None],
+            f"Organization/{build.coordinating_organization(settings.organization_name).id}",
         ),
     )
     return create_app(config)
@@ -240,7 +249,8 @@ async def worker(settings: Settings) -> AsyncIterator[Worker]:
     chosen = partners(settings, None)
     async with open_store(settings) as store, AsyncExitStack() as stack:
         around = context(settings, store, chosen)
-        clients = await stack.enter_async_context(Clients(chosen, lambda partner: connect(partner, settings.keys_dir)))
+        shared = tokens(settings, store)
+        clients = await stack.enter_async_context(Clients(chosen, lambda partner: connect(partner, settings.keys_dir, shared)))
         rounds = {partner.name: partial(_round, settings, store, clients, partner, around) for partner in chosen}
         park, unpark = partial(_parked, around), partial(_unparked, around)
         sources = Sources(import_sources(settings))
@@ -270,8 +280,8 @@ async def _round(settings: Settings, store: Store, clients: Clients, partner: Pa
         async with clients.at(partner.name) as client:
             done = await _pull_for_a_while(settings, store, client, around, hinted_only=again > now)
         again = max(await _next_pull(settings, store, partner), store.clock() + (_MOMENT if done else timedelta()))
-    if not partner.schedule.open(store.clock()):
-        return Turn(done, again)  # nothing is sent either, while it is maintained
+    if partner.schedule.maintained(store.clock()):
+        return Turn(done, again)  # then nothing is sent either
     pushed, waiting = await _push(settings, store, clients, partner, around)
     return Turn(done + pushed, min(again, waiting) if waiting else again)
 
@@ -293,8 +303,8 @@ async def _pull_for_a_while(
     }
     try:
         if not hinted_only:
-            _, drift = await capabilities.refresh(store, client)
-            for line in drift:
+            _, told = await drift.refresh(store, client, f"Organization/{around.organization}")
+            for line in told:
                 log.warning("%s: %s", partner.name, line)
         if hinted_only:
             report = await pull.changes(store, client, hinted_only=True, **means)
@@ -311,6 +321,7 @@ async def _pull_for_a_while(
         log.warning("%s could not be pulled: %s", partner.name, type(error).__name__)
         await _pulled(store, partner)  # the next attempt is a whole interval away; what was read is kept
         return 0
+    await drift.note_granted(store, client, f"Organization/{around.organization}")
     log.info("%s: %s", partner.name, report.summary())
     out_of_time = report.cut and partner.budget.per_hour is None
     if not hinted_only and not out_of_time:
@@ -333,7 +344,7 @@ async def _push(
     settings: Settings, store: Store, clients: Clients, partner: Partner, around: Context
 ) -> tuple[int, datetime | None]:
     """Push when something may concern the partner. Returns how much was done, and until when the partner is left alone."""
-    snapshot = await capabilities.kept(store, partner.name)
+    snapshot = await drift.kept(store, partner.name)
     cursor = f"push:{partner.name}"
     kept = await skip(store, partner.name, cursor)
     if snapshot is None or (kept is None and not await push.has_replays(store, partner.name)):
@@ -361,7 +372,10 @@ async def _pulled(store: Store, partner: Partner) -> None:
 async def pull_partner(
     settings: Settings, store: Store, client: PartnerClient, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> pull.PullReport:
-    """Pull a partner now."""
+    """Pull a partner now, as far as its last snapshot says that it can be asked."""
+    client.partner, left_out = drift.followed(client.given, await drift.kept(store, client.given.name))
+    for line in left_out:
+        log.info("%s: %s", client.partner.name, line)
     report = await pull.pull(store, client, progress=progress, lease_seconds=settings.lease.total_seconds())
     await _pulled(store, client.partner)
     return report
@@ -380,8 +394,9 @@ async def reconcile_partner(
 
 async def check_partner(settings: Settings, store: Store, partner: Partner) -> CheckReport:
     """Try everything that the hub wants of a partner."""
-    async with connect(partner, settings.keys_dir) as client:
-        return await check(client, store, base_url(settings))
+    async with connect(partner, settings.keys_dir) as client:  # and signs in anew: a token that is kept would prove nothing
+        organization = build.coordinating_organization(settings.organization_name)
+        return await check(client, store, base_url(settings), owner=f"Organization/{organization.id}")
 
 
 def _parked(around: Context, where: str, what: str, error: Exception) -> Op:
@@ -445,4 +460,10 @@ async def remove_guide(store: Store, name: str) -> list[guides.Removed]:
 
 async def client_token(url: str, client_id: str, key: Path, scope: str) -> str:
     """Sign in at a hub as a backend client. Raises PartnerRefused, PartnerUnavailable."""
-    return await access_token(f"{url}/fhir", client_id, signing_key(key.parent, key.stem, "ES384"), scope.split())
+    client = Client(client_id, keys=partial(signing_keys, key.parent, key.stem, "ES384"))
+    return await access_token(f"{url}/fhir", client, scope.split())
+
+
+def tokens(settings: Settings, store: Store) -> SharedTokens:
+    """The access tokens of partners, shared by all processes of this hub."""
+    return SharedTokens(store, Seal.open(settings.keys_dir))

@@ -39,6 +39,12 @@ class Session:
         """How it was proved: https://www.rfc-editor.org/rfc/rfc8176"""
         return tuple(self.payload.get("amr", ()))
 
+    @property
+    def launch(self) -> Mapping[str, Any]:
+        """What the EHR said that launched it; empty for a session that no EHR did."""
+        told: Mapping[str, Any] = self.payload.get("launch", {})
+        return told
+
 
 def new_cookie() -> str:
     """A name for a browser that nobody can guess."""
@@ -74,12 +80,17 @@ class Sessions:
         self._records, self._now = records, now
         self._idle, self._longest = int(idle.total_seconds()), int(longest.total_seconds())
 
-    async def begin(self, login: Login, how: tuple[str, ...], before: str | None, agent: str = "") -> str:
-        """Somebody signed in: the cookie of a new session, which has nothing of the one before. `agent` names the browser."""
+    async def begin(
+        self, login: Login, how: tuple[str, ...], before: str | None, agent: str = "", launch: Mapping[str, Any] | None = None
+    ) -> str:
+        """Somebody signed in: the cookie of a new session, which has nothing of the one before. `agent` names the browser.
+
+        `launch` is what the EHR said that launched it: a session that has a `patient` there sees the record of that patient alone.
+        """
         if before:
             await self._records.take(digest(before))
         cookie, now = new_cookie(), int(self._now())
-        payload = {"amr": list(how), "agent": agent[:200]}
+        payload = {"amr": list(how), "agent": agent[:200], **({"launch": dict(launch)} if launch else {})}
         await self._records.add(digest(cookie), login.id, payload, now, now + min(self._idle, self._longest))
         return cookie
 

@@ -135,7 +135,7 @@ class Story:
 
     async def register(self, client: str, *options: str) -> None:
         """Make a key for a client and register it at the hub with its scopes; `options` say what else `fhircm client add` is told."""
-        from fhircm.exchange.backend_auth import public_jwks, signing_key
+        from fhircm.exchange.client_keys import public_jwks, signing_key
 
         keys = self.folder / "clients" / client
         signing_key(keys, client, "ES384")

@@ -36,6 +36,7 @@ _NO_FRAME: Header = (b"content-security-policy", b"frame-ancestors 'none'")
 _COUNTED = {
     "/signin": "sign_in",
     "/account": "sign_in",
+    "/launch": "sign_in",
     "/oauth/authorize": "sign_in",
     "/oauth/token": "token",
     "/oauth/introspect": "token",

@@ -20,12 +20,13 @@ from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import msgspec
 
-from fhircm.exchange.backend_auth import BackendAuth, signing_key
+from fhircm.exchange.backend_auth import backend_auth
+from fhircm.exchange.credentials import client_at
 from fhircm.exchange.errors import (
     AnswerTooLarge,
     PartnerAnswerBroken,
@@ -33,11 +34,13 @@ from fhircm.exchange.errors import (
     PartnerUnavailable,
     SignInRefused,
     issues,
+    plainly,
     retry_after,
     summary,
 )
-from fhircm.exchange.pages import Page, Received, cut, newest, page, within
+from fhircm.exchange.pages import Page, Received, cut, newest, next_page, page
 from fhircm.exchange.partners import Partner
+from fhircm.exchange.tokens import Tokens
 from fhircm.fhir import json
 
 __all__ = [
@@ -133,6 +136,7 @@ class PartnerClient:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.partner, self.auth, self.counts = partner, auth, Counts()
+        self.given = partner  # as its file says; `partner` may be what of it can be asked now
         limits = partner.limits
         self._http = httpx.AsyncClient(
             headers={**partner.headers, "Accept": FHIR_JSON, "User-Agent": "fhircm"},
@@ -187,11 +191,11 @@ class PartnerClient:
                 size = max(1, size // SMALLER)
 
     async def _pages(self, type: str, parameters: Sequence[tuple[str, str]], size: int | None) -> AsyncIterator[list[Received]]:
+        parameters = [*parameters, *self.partner.search_parameters]
         if size is not None:
             parameters = [*parameters, ("_count", str(size))]
         url: str | None = str(httpx.URL(f"{self.partner.base_url}/{type}", params=list(parameters)))
-        handling = self.partner.prefer_handling
-        headers = {"Prefer": f"handling={handling}"} if handling else {}
+        headers = self.handling
         seen: set[str] = set()
         while url is not None:
             if url in seen:
@@ -202,18 +206,26 @@ class PartnerClient:
             one = await self._page(url, type, headers)
             self.counts.pages += 1
             yield one.resources
-            url = self._next_page(one.following, url) if one.following else None
+            url = (
+                next_page(self.partner.base_url, url, one.following, rebase=self.partner.rebase_links) if one.following else None
+            )
 
     async def search_all(self, type: str, parameters: Sequence[tuple[str, str]] = ()) -> list[Received]:
         """All resources of a search, each once, the newest of those that came twice."""
         return newest([received async for page in self.search(type, parameters) for received in page])
 
-    async def get_json(self, path: str, *, signed_in: bool = False) -> dict[str, Any]:
+    @property
+    def handling(self) -> dict[str, str]:
+        """The header that says how strictly the partner shall take a search."""
+        handling = self.partner.prefer_handling
+        return {"Prefer": f"handling={handling}"} if handling else {}
+
+    async def get_json(self, path: str, *, signed_in: bool = False, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
         """A JSON object below the base URL, such as `metadata`; without a token unless `signed_in`."""
-        headers = {"Accept": FHIR_JSON if path == "metadata" else "application/json"}
+        sent = {"Accept": FHIR_JSON if path == "metadata" else "application/json", **(headers or {})}
 
         async def attempt() -> dict[str, Any]:
-            got = await self._fetch(f"{self.partner.base_url}/{path}", headers, signed_in)
+            got = await self._fetch(f"{self.partner.base_url}/{path}", sent, signed_in)
             try:
                 tree = json.loads(got.body)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -337,28 +349,18 @@ class PartnerClient:
         if status < 400:
             raise PartnerAnswerBroken(f"{name} answered {status} to {got.where}: redirects are not followed")
         told = issues(got.body)
-        reason = summary(told) if told else _what(got)
+        reason = summary(told) if told else plainly(got.body) or _what(got)
         refused = SignInRefused if status == 401 else PartnerRefused
         raise refused(f"{name} answered {status} to {got.where}: {reason}", answered=status, told=told or ())
 
-    def _next_page(self, following: str, current: str) -> str:
-        """The URL of the next page, if the token may go there."""
-        try:
-            url = str(httpx.URL(urljoin(current, following)))
-        except (ValueError, httpx.InvalidURL):
-            raise PartnerAnswerBroken("The next page is at an address that is no URL") from None
-        if not within(self.partner.base_url, url):
-            raise PartnerAnswerBroken("The next page is at another address than the partner's own, where its token must not go")
-        return url
-
 
 @asynccontextmanager
-async def connect(partner: Partner, keys_dir: Path) -> AsyncIterator[PartnerClient]:
-    """A client that signs in with the hub's key for this partner. Raises KeyWrong."""
-    key = signing_key(keys_dir, partner.name, partner.algorithm)
-    auth = BackendAuth(partner.base_url, partner.client_id, key, partner.scopes)
-    async with PartnerClient(partner, auth) as client:
-        yield client
+async def connect(partner: Partner, keys_dir: Path, tokens: Tokens | None = None) -> AsyncIterator[PartnerClient]:
+    """A client that signs in as partner.yaml says, with tokens shared with whoever has the same `tokens`. Raises KeyWrong."""
+    client = client_at(partner, keys_dir)
+    client.keys()  # a key that is wrong, or cannot be made, is told before anything is asked
+    async with PartnerClient(partner, backend_auth(partner, client, tokens)) as connected:
+        yield connected
 
 
 def _expect(got: _Got, type: str) -> Received:

@@ -88,7 +88,15 @@ class _Outcome(msgspec.Struct):
     issue: list[_Issue] = []
 
 
+class _Words(msgspec.Struct):
+    detail: str = ""
+    message: str = ""
+    error_description: str = ""
+    error: str = ""
+
+
 _decoder = msgspec.json.Decoder(_Outcome)
+_words = msgspec.json.Decoder(_Words)
 
 _QUOTED = re.compile("([\"'`\u2018\u201c\u00ab])(.{0,200}?)([\"'`\u2019\u201d\u00bb])")
 _TELLING = re.compile(r"\S+@\S+|\b\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}\b|\+?\d[\d\-() ]{3,}\d")
@@ -104,6 +112,15 @@ def issues(body: bytes) -> list[Issue] | None:
     if outcome.resourceType != "OperationOutcome":
         return None
     return [_issue(issue) for issue in outcome.issue]
+
+
+def plainly(body: bytes) -> str:
+    """The harmless words of an error in a vendor's own JSON, such as {"resource": …, "detail": …}; empty when there are none."""
+    try:
+        words = _words.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+    return harmless(words.detail or words.message or words.error_description or words.error)
 
 
 def _issue(issue: _Issue) -> Issue:

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
+import httpx
 import msgspec
 
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, issues, summary
 from fhircm.fhir import json
+from fhircm.fhir.definitions import definitions
 
 
 class _Meta(msgspec.Struct):
@@ -133,6 +135,29 @@ def _age(received: Received) -> tuple[datetime, int]:
     version = received.version or ""
     number = int(version) if version.isascii() and version.isdigit() and len(version) < 20 else 0
     return at if at.tzinfo else at.replace(tzinfo=UTC), number
+
+
+def next_page(base_url: str, current: str, following: str, *, rebase: bool = False) -> str:
+    """The URL of the next page, from the link on the current one, if the partner's token may go there. Raises PartnerAnswerBroken.
+
+    With `rebase`, a link to an address behind the partner's proxy is taken at its base URL.
+    """
+    try:
+        url = str(httpx.URL(urljoin(current, following)))
+        if rebase and not within(base_url, url):
+            url = _rebased(base_url, urlsplit(url))
+    except (ValueError, httpx.InvalidURL):
+        raise PartnerAnswerBroken("The next page is at an address that is no URL") from None
+    if not within(base_url, url):
+        raise PartnerAnswerBroken("The next page is at another address than the partner's own, where its token must not go")
+    return url
+
+
+def _rebased(base_url: str, link: SplitResult) -> str:
+    """A link below the base URL: for a type, or for the whole, with its query."""
+    last = link.path.rstrip("/").rpartition("/")[2]
+    path = f"/{last}" if last in definitions().resource_types else ""
+    return f"{base_url}{path}?{link.query}"
 
 
 def within(base_url: str, url: str) -> bool:

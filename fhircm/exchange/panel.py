@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable, SignInRefused
-from fhircm.exchange.mapping import Source, referred, source
+from fhircm.exchange.mapping import Source, referred
 from fhircm.exchange.mirror import GONE, Batch, Refusal, Row
 from fhircm.exchange.pages import Received, newest
 from fhircm.exchange.partners import PullType
@@ -312,18 +312,6 @@ class Panel:
 def _changed_since(second: int) -> tuple[str, str]:
     since = datetime.fromtimestamp(second, UTC) - OVERLAP
     return "_lastUpdated", f"ge{since.strftime('%Y-%m-%dT%H:%M:%SZ')}"
-
-
-async def members(client: PartnerClient) -> list[str]:
-    """The ids of the Patients in the partner's panel. Raises the client's errors."""
-    group = await client.read("Group", client.partner.group)
-    found = []
-    for member in group.tree.get("member", []):
-        entity = member.get("entity", {}).get("reference") if isinstance(member, dict) else None
-        patient = source(client.partner.base_url, entity) if isinstance(entity, str) else None
-        if patient is not None and patient.type == "Patient" and member.get("inactive") is not True:
-            found.append(patient.id)
-    return found
 
 
 async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:

@@ -1,7 +1,8 @@
 """Partners: what differs from one EHR to the next, read from mappings/<name>/partner.yaml and checked before anything is sent.
 
 https://hl7.org/fhir/R4/http.html for the base URL, https://hl7.org/fhir/smart-app-launch/backend-services.html for client and scopes.
-A mistake in the file is found when it is read, and told with file, key and remedy. The shipped files explain every key.
+What follows from the vendor is in a shape (exchange/shapes.py); partner.yaml says which, and what is the partner's own goes before it.
+A mistake in either file is found when it is read, and told with file, key and remedy.
 """
 
 from __future__ import annotations
@@ -17,16 +18,29 @@ from zoneinfo import ZoneInfo
 
 import holidays
 
-from fhircm.exchange import plan, schedule
+from fhircm.exchange import credentials, launch, plan, pull_types, roster, schedule, shapes
+from fhircm.exchange.credentials import Credentials
+from fhircm.exchange.launch import Registration
 from fhircm.exchange.plan import Budget
+from fhircm.exchange.pull_types import PullType, fill
+from fhircm.exchange.roster import Membership
 from fhircm.exchange.schedule import WEEKDAYS, Schedule
 from fhircm.exchange.yaml_keys import Keys, YamlWrong, load
 from fhircm.fhir.artefacts import folder as shipped_folder
-from fhircm.fhir.definitions import definitions
 
-ALGORITHMS = ("RS384", "ES384")
+__all__ = [
+    "Calendar",
+    "Limits",
+    "Organization",
+    "Partner",
+    "PartnerWrong",
+    "PullType",
+    "load_partner",
+    "load_partners",
+]
+
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
+_ID = roster.ID
 _SCOPE = re.compile(r"system/(\*|[A-Z][A-Za-z]+)\.(read|write|\*|(?=[cruds])c?r?u?d?s?)(\?\S+)?")
 
 
@@ -51,22 +65,6 @@ class Calendar:
     subdivision: str | None  # ISO 3166-2 without the country
     closed: tuple[date, ...]  # beside the public holidays
     weekend: tuple[int, ...]  # 0 is Monday
-
-
-@dataclass(frozen=True, slots=True)
-class PullType:
-    """How resources of one type are found at the partner. `{patient}` in a search stands for the Patient's id there."""
-
-    type: str
-    searches: tuple[tuple[tuple[str, str], ...], ...]  # each is sent; what they find is put together
-    by_reference: bool  # read by id when something that was pulled refers to it
-    last_updated: bool  # the partner has _lastUpdated for this type
-    across: bool = False  # and answers it for all patients at once, so that one search tells whose changed
-
-    @property
-    def strategy(self) -> str:
-        """The searches in one line: when they change, what was read before says nothing any more."""
-        return f"{self.type}?" + " ".join("&".join(f"{name}={value}" for name, value in one) for one in self.searches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +95,23 @@ class Partner:
     organization: Organization
     time_zone: str  # IANA
     calendar: Calendar
-    group: str  # id of the Group that is the panel
+    group: str  # id of the Group that is the panel; empty when `panel` says what else it is
     pull: tuple[PullType, ...]
     schedule: Schedule = field(default_factory=Schedule)
     budget: Budget = field(default_factory=Budget)
+    credentials: Credentials = field(default_factory=Credentials)
+    launch: Registration | None = None
     limits: Limits = field(default_factory=Limits)
     headers: Mapping[str, str] = field(default_factory=dict)
     prefer_handling: str | None = "strict"  # Prefer: handling=… of searches
     deliver: Mapping[str, Any] = field(default_factory=dict)
+    panel: Membership | None = None
+    shape: str | None = None
+    search_parameters: tuple[tuple[str, str], ...] = ()  # sent with every search
+    rebase_links: bool = False  # the next page is taken at base_url, whatever address its link names
+    outbound: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # by type, what its vendor wants otherwise; outbound.yaml lies over it
 
     @property
     def types(self) -> frozenset[str]:
@@ -141,31 +148,74 @@ def load_partner(path: Path, base_url: str | None = None) -> Partner:
         raise PartnerWrong(str(error)) from None
 
 
-def _partner(keys: Keys, path: Path, base_url: str | None) -> Partner:
+def _partner(own: Keys, path: Path, base_url: str | None) -> Partner:
+    shape = _shape(own, path)
+    keys = Keys(own.path, "", own.tree, shape.keys) if shape else own
+    keys.known = own.known
+    parameters = _parameters(keys, shape)
     written = keys.text("base_url", "the URL of the partner's FHIR API")
     time_zone = _time_zone(keys)
+    quirks = keys.keys("quirks", "a mapping of quirks", {})
+    membership = roster.read(keys.keys("panel", "group, list, search or roster"), path.parent, parameters)
+    signs = credentials.read(keys)
     partner = Partner(
         name=path.parent.name,
         folder=path.parent,
         vendor=keys.text("vendor", "the vendor's name"),
-        base_url=_base_url(keys, base_url or written),
+        base_url=_base_url(keys, base_url or fill(keys, "base_url", written, parameters)),
         client_id=keys.text("client_id", "the id under which the partner registered the hub", re.compile(r"\S+")),
-        algorithm=keys.choice("algorithm", ALGORITHMS),
+        algorithm=signs.algorithm,
+        credentials=signs,
+        launch=launch.read(keys),
         scopes=_scopes(keys),
         organization=_organization(keys.keys("organization", "id, name and npi of the partner's organisation")),
         time_zone=time_zone,
         calendar=_calendar(keys.keys("calendar", "country, subdivision, closed and weekend")),
-        group=_group(keys.keys("panel", "group: the id of the Group that is the panel")),
-        pull=_pull(keys),
+        group=membership if isinstance(membership, str) else "",
+        panel=None if isinstance(membership, str) else membership,
+        pull=pull_types.read(keys, parameters),
         schedule=schedule.read(keys, time_zone),
         budget=plan.read(keys),
         limits=_limits(keys.keys("limits", "a mapping of limits", {})),
-        headers=_headers(keys.keys("headers", "a mapping of header names to values", {})),
-        prefer_handling=_handling(keys.keys("quirks", "a mapping of quirks", {})),
-        deliver=keys.take("deliver", dict, "a mapping of occasions to ways", {}),
+        headers=_headers(keys.keys("headers", "a mapping of header names to values", {}), parameters),
+        prefer_handling=_handling(quirks),
+        rebase_links=quirks.choice("next_link", ("as-sent", "rebased"), "as-sent") == "rebased",
+        deliver={name: ways for name, ways in _merged(keys, "deliver", "a mapping of occasions to ways").items() if ways != []},
+        shape=shape.name if shape else None,
+        search_parameters=_search_parameters(keys, parameters),
+        outbound=_merged(keys, "outbound", "a mapping of types to what the vendor wants otherwise"),
     )
+    quirks.done()
     keys.done()
     return partner
+
+
+def _shape(keys: Keys, path: Path) -> shapes.Shape | None:
+    """The shape that partner.yaml names."""
+    root = path.parent.parent
+    name = keys.choice("shape", tuple(shapes.shapes(root)), None)
+    return shapes.read(name, root) if name else None
+
+
+def _parameters(keys: Keys, shape: shapes.Shape | None) -> dict[str, str]:
+    """What the shape needs to know of the partner, each as partner.yaml gives it."""
+    given = keys.keys("parameters", "what the shape needs to know, by name", {})
+    wanted = shape.parameters if shape else ()
+    values = {one.name: given.text(one.name, one.means, one.pattern) for one in wanted}
+    given.done()
+    return values
+
+
+def _merged(keys: Keys, key: str, remedy: str) -> dict[str, Any]:
+    """A mapping put together from both files; its inside is checked by whoever uses it."""
+    section = keys.keys(key, remedy, {})
+    return {str(name): section.take(name, object, "a value") for name in section.names}
+
+
+def _search_parameters(keys: Keys, parameters: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    section = keys.keys("search_parameters", "a mapping of search parameters to values", {})
+    names = [name for name in section.names if not section.says(name, None)]
+    return tuple((name, fill(section, name, section.text(name, "a text"), parameters)) for name in names)
 
 
 def _base_url(keys: Keys, text: str) -> str:
@@ -233,62 +283,10 @@ def _calendar(keys: Keys) -> Calendar:
     return Calendar(country, subdivision, tuple(closed), tuple(WEEKDAYS.index(name) for name in weekend))
 
 
-def _group(keys: Keys) -> str:
-    group = keys.text("group", "the id of the Group that is the panel", _ID)
-    keys.done()
-    return group
-
-
-def _pull(keys: Keys) -> tuple[PullType, ...]:
-    pull = keys.each("pull", "a list of types with their searches", _pull_type)
-    types = [one.type for one in pull]
-    for number, type in enumerate(types):
-        if types.index(type) != number:
-            keys.wrong(f"pull[{number}].type", f"{type} stands in the list already; give one entry several searches instead")
-    return pull
-
-
-def _pull_type(keys: Keys) -> PullType:
-    type = keys.text("type", "an R4 resource type such as CarePlan")
-    if type not in definitions().resource_types:
-        keys.wrong("type", "must be an R4 resource type such as CarePlan")
-    searches = keys.each("searches", "a list of searches", lambda search: _search(search, type), [])
-    one = PullType(
-        type,
-        searches,
-        keys.take("by_reference", bool, "true or false", False),
-        keys.take("last_updated", bool, "true or false", False),
-        keys.take("across", bool, "true or false", False),
-    )
-    if type == "Patient":
-        keys.wrong("type", "Patient is always pulled, by the members of the panel: remove this entry")
-    if not one.searches and not one.by_reference:
-        keys.wrong("", "finds nothing: give searches, or by_reference: true")
-    if one.last_updated and not one.searches:
-        keys.wrong("last_updated", "has no meaning without searches")
-    if one.across and not one.last_updated:
-        keys.wrong("across", "has no meaning without last_updated: true")
-    keys.done()
-    return one
-
-
-def _search(keys: Keys, type: str) -> tuple[tuple[str, str], ...]:
-    parameters = tuple((name, keys.text(name, "a text, in quotes where YAML needs them")) for name in list(keys.tree))
-    known = definitions().search_parameters[type]
-    for name, value in parameters:
-        if name.split(":")[0].split(".")[0] not in known and not name.startswith(("_", "-")):
-            keys.wrong(name, f"is not a search parameter of {type}; R4 has: {', '.join(sorted(known))}")
-        if re.search(r"\{(?!patient\})", value):
-            keys.wrong(name, "may hold no other placeholder than {patient}")
-    if not any("{patient}" in value for _, value in parameters):
-        keys.wrong("", "must hold {patient}: a search is made for each patient of the panel")
-    return parameters
-
-
 def _limits(keys: Keys) -> Limits:
     default = Limits()
     limits = Limits(
-        page_size=None if _none(keys, "page_size") else keys.number("page_size", int, 1, 10_000, default.page_size),
+        page_size=None if keys.says("page_size", "none") else keys.number("page_size", int, 1, 10_000, default.page_size),
         pages=keys.number("pages", int, 1, 1_000_000, default.pages),
         concurrency=keys.number("concurrency", int, 1, 100, default.concurrency),
         requests_per_second=keys.number("requests_per_second", float, 0.01, 10_000, default.requests_per_second),
@@ -300,16 +298,10 @@ def _limits(keys: Keys) -> Limits:
     return limits
 
 
-def _none(keys: Keys, key: str) -> bool:
-    """Whether a key is there and says `none`."""
-    if keys.tree.get(key) != "none":
-        return False
-    keys.take(key, str, "none")
-    return True
-
-
-def _headers(keys: Keys) -> dict[str, str]:
-    headers = {name: keys.text(name, "a text", re.compile(r"[\x20-\x7e]+")) for name in list(keys.tree)}
+def _headers(keys: Keys, parameters: Mapping[str, str]) -> dict[str, str]:
+    printable = re.compile(r"[\x20-\x7e]+")
+    names = [name for name in keys.names if not keys.says(name, None)]
+    headers = {name: fill(keys, name, keys.text(name, "a text", printable), parameters) for name in names}
     for name in headers:
         if name.lower() in ("authorization", "accept", "host", "content-type"):
             keys.wrong(name, "is set by fhircm itself: remove it")
@@ -318,5 +310,4 @@ def _headers(keys: Keys) -> dict[str, str]:
 
 def _handling(keys: Keys) -> str | None:
     handling = keys.choice("prefer_handling", ("strict", "lenient", "none"), "strict")
-    keys.done()
     return None if handling == "none" else handling

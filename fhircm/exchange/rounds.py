@@ -18,8 +18,9 @@ from fhircm.exchange.freshness import Ledger
 from fhircm.exchange.hints import Hint
 from fhircm.exchange.looks import Looks
 from fhircm.exchange.mapping import Source, hub_id
+from fhircm.exchange.members import members
 from fhircm.exchange.mirror import GONE, HELD, Batch, Facts, Mirror, Refusal, Row
-from fhircm.exchange.panel import OVERLAP, Panel, Reading, Stopped, members
+from fhircm.exchange.panel import OVERLAP, Panel, Reading, Stopped
 from fhircm.exchange.plan import PATIENT, rules
 from fhircm.exchange.pull_report import PullReport
 from fhircm.fhir.outcome import FhirError, Issue
@@ -75,7 +76,7 @@ class Round:
         return self.report
 
     async def _open(self) -> None:
-        patients = await members(self.client)
+        patients = await members(self.client, self.store, self.report.refused.append)
         self.ledger = await Ledger.read(self.store, self.partner)
         self.looks = await Looks.read(self.store, self.partner, sorted(set(patients)))
         known = await self._known()

@@ -57,6 +57,10 @@ class Schedule:
         """Whether the partner may be asked now."""
         return self._opens(now) == now
 
+    def maintained(self, now: datetime) -> bool:
+        """Whether the partner is maintained now: nothing is asked of it, and nothing sent, whatever its working hours."""
+        return self._maintenance_ends(now.astimezone(UTC)) > now
+
     def due(self, last: datetime | None, now: datetime, usual: timedelta = timedelta(minutes=15)) -> bool:
         """Whether it is time for a pull of changes: the partner is open, and long enough has passed since the last one began.
 

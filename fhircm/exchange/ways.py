@@ -295,8 +295,8 @@ def _written(path: Path) -> dict[str, Any]:
 
 
 def habits(partner: Partner, type: str) -> dict[str, Any]:
-    """What mappings/<partner>/outbound.yaml says of a type: `absent`, `always`, `leave-out` and `find`."""
-    return _written(partner.folder / "outbound.yaml").get(type, {})
+    """What the partner's shape, and over it mappings/<partner>/outbound.yaml, say of a type: `absent`, `always`, `leave-out` and `find`."""
+    return {**partner.outbound.get(type, {}), **_written(partner.folder / "outbound.yaml").get(type, {})}
 
 
 def adapt(partner: Partner, tree: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Read a YAML file key by key: every key is asked for by somebody, and each mistake names file, key and remedy.
 
+One file may lie over another: what it does not say, the one below says, and a mistake names the file that it stands in.
+
 https://yaml.org/spec/1.1/
 """
 
@@ -40,23 +42,39 @@ class _Loader(yaml.SafeLoader):
 
 
 class Keys:
-    """A mapping of the file: each key is taken once, and what nobody took is a mistake."""
+    """A mapping of the file: each key is taken once, and what nobody took is a mistake.
 
-    def __init__(self, path: Path, place: str, tree: Any) -> None:
-        self.path, self.place = path, place
+    `under` holds the same mapping of the file below: a key that is not here is taken there, and mappings are put together key by key.
+    """
+
+    def __init__(self, path: Path, place: str, tree: Any, under: Keys | None = None) -> None:
+        self.path, self.place, self.under = path, place, under
         if not isinstance(tree, dict):
             self.wrong("", "must be a mapping of keys to values")
         self.tree: dict[str, Any] = dict(tree)
         self.known: list[str] = []
+        self._lent: set[str] = set()  # keys that the file below gave
+
+    @property
+    def names(self) -> list[str]:
+        """The keys that are there and not yet taken."""
+        return list(dict.fromkeys([*(self.under.names if self.under else ()), *self.tree]))
 
     def wrong(self, key: str, remedy: str) -> NoReturn:
-        """Raise YamlWrong for a key here."""
+        """Raise YamlWrong for a key here, in the file that gave it."""
+        if self.under is not None and re.split(r"[.\[]", key)[0] in self._lent:
+            self.under.wrong(key, remedy)
         place = ".".join(part for part in (self.place, key) if part) or "the file"
         raise YamlWrong(f"{self.path}: {place} {remedy}")
 
     def take(self, key: str, kind: type[Wanted], remedy: str, default: Any = ...) -> Wanted:
         """The value of a key, which must be of a kind; `default` for one that is absent, and without a default it must be there."""
         self.known.append(key)
+        if self.under is not None and key in self.under.tree:
+            if key not in self.tree:
+                self._lent.add(key)
+                return self.under.take(key, kind, remedy, default)
+            self.under.tree.pop(key)
         if key not in self.tree:
             return self.wrong(key, f"is missing: give {remedy}") if default is ... else default
         value = self.tree.pop(key)
@@ -83,20 +101,36 @@ class Keys:
         value: Any = self.take(key, kind, f"a number from {least} to {most}", default)
         return value if least <= value <= most else self.wrong(key, f"must be a number from {least} to {most}")
 
-    def keys(self, key: str, remedy: str, default: Any = ...) -> Keys:
-        """The keys of a mapping within this one."""
-        return self.at(key, self.take(key, dict, remedy, default))
+    def says(self, key: str, value: Any) -> bool:
+        """Whether a key has just this value; then it is taken."""
+        if (self.tree if key in self.tree or self.under is None else self.under.tree).get(key) != value:
+            return False
+        self.take(key, type(value), str(value))
+        return True
 
-    def at(self, key: str, tree: Any) -> Keys:
+    def keys(self, key: str, remedy: str, default: Any = ...) -> Keys:
+        """The keys of a mapping within this one, over those of the file below."""
+        below = self.under.keys(key, remedy) if self.under is not None and key in self.under.tree else None
+        if below is not None and key not in self.tree:
+            self.known.append(key)
+            self._lent.add(key)
+            return self.at(key, {}, below)
+        return self.at(key, self.take(key, dict, remedy, default), below)
+
+    def at(self, key: str, tree: Any, under: Keys | None = None) -> Keys:
         """The keys of a tree that stands at this place."""
-        return Keys(self.path, f"{self.place}.{key}" if self.place else key, tree)
+        return Keys(self.path, f"{self.place}.{key}" if self.place else key, tree, under)
 
     def each(self, key: str, remedy: str, read: Callable[[Keys], Wanted], default: Any = ...) -> tuple[Wanted, ...]:
-        """A list of mappings, each read by a function."""
+        """A list of mappings, each read by a function. A list is not put together with that of the file below: it takes its place."""
         listed = self.take(key, list, remedy, default)
-        return tuple(read(self.at(f"{key}[{number}]", tree)) for number, tree in enumerate(listed))
+        giver = self.under if self.under is not None and key in self._lent else self
+        return tuple(read(giver.at(f"{key}[{number}]", tree)) for number, tree in enumerate(listed))
 
     def done(self) -> None:
-        """Raise YamlWrong for a key that nobody asked for."""
+        """Raise YamlWrong for a key that nobody asked for, in either file."""
         for key in self.tree:
             self.wrong(str(key), f"is not a key that fhircm knows here; remove it, or mean one of: {', '.join(self.known)}")
+        if self.under is not None:
+            self.under.known = self.known
+            self.under.done()

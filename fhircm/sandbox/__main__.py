@@ -18,10 +18,11 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
+from fhircm.sandbox.authorize import App, AppDoor
 from fhircm.sandbox.chart import Chart
-from fhircm.sandbox.ehr import Ehr, vendor
+from fhircm.sandbox.ehr import Ehr, vendor, vendors
 from fhircm.sandbox.faults import Fault, Late
 from fhircm.sandbox.population import population
 from fhircm.sandbox.records import from_bundles
@@ -40,18 +41,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     habits = vendor(options.vendor)
     server = f"http://127.0.0.1:{options.port}"
     base_url = server + habits["base_path"]
-    chart = Chart(people.hospital if options.vendor == "epic" else people.clinic, options.state)
+    chart = Chart(people.hospital if habits["chart"] == "hospital" else people.clinic, options.state)
     keys = PublishedKeys(options.jwks_url, options.jwks_file)
     sign_in = SignIn(
         options.client_id, keys, f"{server}/oauth2/token", habits["algorithm"], habits["scopes"], options.token_lifetime
     )
-    app = sandbox(Ehr(habits, base_url, chart, sign_in), Staff(chart, known_at_both(people.truth)), server)
+    door = None
+    if options.app_redirect_uri:
+        door = AppDoor(App(options.app_client_id, tuple(options.app_redirect_uri)), sign_in, server, base_url)
+    app = sandbox(Ehr(habits, base_url, chart, sign_in), Staff(chart, known_at_both(people.truth)), server, door=door)
     print(f"{options.vendor} at {base_url}, token endpoint {server}/oauth2/token, panel Group/panel", flush=True)
     uvicorn.run(Late(app, options.latency), host="127.0.0.1", port=options.port, log_level="warning", access_log=False)
 
 
-def sandbox(ehr: Ehr, staff: Staff, server: str) -> Starlette:
-    """The whole EHR: FHIR API, sign-in, staff door and faults."""
+def sandbox(ehr: Ehr, staff: Staff, server: str, routes: Sequence[BaseRoute] = (), door: AppDoor | None = None) -> Starlette:
+    """The whole EHR: FHIR API, sign-in, the door of apps, staff door and faults; `routes` go before them."""
     faults: list[Fault] = []
     base_path = ehr.habits["base_path"]
 
@@ -73,12 +77,15 @@ def sandbox(ehr: Ehr, staff: Staff, server: str) -> Starlette:
                 "grant_types_supported": ["client_credentials"],
                 "code_challenge_methods_supported": ["S256"],
                 "capabilities": ["client-confidential-asymmetric", f"permission-{ehr.habits['scopes']}"],
+                **(door.configuration() if door else {}),
             }
         )
 
     async def token(request: Request) -> Response:
         form = dict(parse_qsl((await request.body()).decode("utf-8", "replace")))
         try:
+            if door and form.get("grant_type") in ("authorization_code", "refresh_token"):
+                return JSONResponse(await door.token(form, request.headers.get("authorization", "")))
             return JSONResponse(await ehr.sign_in.token(form))
         except Refused as error:
             return JSONResponse({"error": str(error)}, 401 if str(error) == "invalid_client" else 400)
@@ -105,11 +112,14 @@ def sandbox(ehr: Ehr, staff: Staff, server: str) -> Starlette:
 
     return Starlette(
         routes=[
+            *routes,
             Route("/oauth2/token", token, methods=["POST"]),
             Route(f"{base_path}/.well-known/smart-configuration", configuration),
+            *(door.routes() if door else []),
             Route("/staff/received", received),
             Route("/staff/faults", set_fault, methods=["GET", "POST", "DELETE"]),
             Route("/staff/{act}", act, methods=["POST"]),
+            Route(base_path, fhir, methods=["GET", "POST"]),
             Route(base_path + "/{path:path}", fhir, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
         ]
     )
@@ -135,9 +145,11 @@ class PublishedKeys:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fhircm sandbox", description="An EHR with a vendor's habits.")
-    parser.add_argument("--vendor", choices=("epic", "oracle"), required=True)
+    parser.add_argument("--vendor", choices=vendors(), required=True)
     parser.add_argument("--port", type=int, default=8081)
     parser.add_argument("--client-id", default="fhircm")
+    parser.add_argument("--app-client-id", default="fhircm-app")
+    parser.add_argument("--app-redirect-uri", action="append", help="of an app that is launched from this EHR")
     parser.add_argument("--jwks-url")
     parser.add_argument("--jwks-file", type=Path)
     parser.add_argument("--seed", type=int, default=7)

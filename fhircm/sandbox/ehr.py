@@ -1,214 +1,154 @@
 """An EHR with a vendor's habits over HTTP: what it serves and how follows from vendors/<name>.yaml.
 
-https://hl7.org/fhir/R4/http.html, as far as the vendor keeps to it.
+https://hl7.org/fhir/R4/http.html, as far as the vendor keeps to it. vendors/r4.yaml explains every habit.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-from datetime import UTC, datetime
+import time
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
 
 import yaml
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from fhircm.fhir.definitions import definitions
-from fhircm.fhir.outcome import FhirError
-from fhircm.fhir.validation import check
-from fhircm.sandbox.chart import Chart, Tree, patient_of
+from fhircm.sandbox.chart import Chart, Tree
+from fhircm.sandbox.searching import Searching
 from fhircm.sandbox.signin import SignIn
+from fhircm.sandbox.statement import statement
+from fhircm.sandbox.writing import Writing
+from fhircm.sandbox.wrong import FHIR, Answer, Wrong
 
-_LETTER = {"read": "r", "search-type": "s", "create": "c", "update": "u"}
-_CONTROLS = {"_count", "_format", "_id", "_lastUpdated", "page", "-pageContext", "category", "status", "patient", "identifier"}
-FHIR = "application/fhir+json"
-
-
-class Answer(Exception):
-    """An answer that ends the request early."""
-
-    def __init__(self, response: Response) -> None:
-        super().__init__(response.status_code)
-        self.response = response
+_INTERACTIONS = {
+    ("GET", 1): "search-type",
+    ("GET", 2): "read",
+    ("GET", 3): "history-instance",
+    ("GET", 4): "vread",
+    ("POST", 1): "create",
+    ("PUT", 2): "update",
+    ("PATCH", 2): "patch",
+    ("DELETE", 2): "delete",
+}
+_LETTER = {
+    "read": "r",
+    "vread": "r",
+    "history-instance": "r",
+    "search-type": "s",
+    "create": "c",
+    "update": "u",
+    "patch": "u",
+    "delete": "d",
+}
+_CODES = {400: "invalid", 401: "login", 403: "forbidden", 404: "not-found", 405: "not-supported", 409: "conflict"}
+_HTML = "<!DOCTYPE html><html><body><h2>404 - File or directory not found.</h2></body></html>"
 
 
 def vendor(name: str) -> Tree:
-    """A vendor's habits. Raises FileNotFoundError."""
+    """A vendor's habits over those of plain R4. Raises FileNotFoundError."""
+    habits = _written("r4")
+    return {**habits, **_written(name)} if name != "r4" else habits
+
+
+def vendors() -> list[str]:
+    """The vendors whose habits are known."""
+    return sorted(path.name.removesuffix(".yaml") for path in (files("fhircm.sandbox") / "vendors").iterdir())
+
+
+def _written(name: str) -> Tree:
     return yaml.safe_load((files("fhircm.sandbox") / "vendors" / f"{name}.yaml").read_text())
 
 
-def outcome(status: int, code: str, text: str) -> Response:
-    """An OperationOutcome as an answer."""
-    issue = {"severity": "error", "code": code, "details": {"text": text}}
-    return JSONResponse({"resourceType": "OperationOutcome", "issue": [issue]}, status, media_type=FHIR)
-
-
 class Ehr:
-    """The FHIR API of one EHR."""
+    """The FHIR API of one EHR. `clock` counts seconds, for its limit of requests."""
 
-    def __init__(self, habits: Tree, base_url: str, chart: Chart, sign_in: SignIn) -> None:
+    def __init__(
+        self, habits: Tree, base_url: str, chart: Chart, sign_in: SignIn, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.habits, self.base_url, self.chart, self.sign_in = habits, base_url, chart, sign_in
-        self.received: list[Tree] = []
+        self.searching = Searching(habits, base_url, chart)
+        self.writing = Writing(habits, base_url, chart, self.searching)
+        self._clock, self._tokens, self._seen = clock, float(habits["rate"]["burst"]), clock()
+
+    @property
+    def received(self) -> list[Tree]:
+        """What was written by clients, in order."""
+        return self.writing.received
 
     async def answer(self, request: Request, path: str) -> Response:
         """Any request below the base path."""
         try:
+            self._check_rate()
             if path == "metadata":
-                return JSONResponse(self._capability_statement(), media_type=FHIR)
+                return JSONResponse(statement(self.habits, self.base_url), media_type=FHIR)
             self._check_accept(request)
             return await self._interaction(request, [step for step in path.split("/") if step])
         except Answer as early:
             return early.response
+        except Wrong as wrong:
+            return self._render(wrong)
 
     async def _interaction(self, request: Request, steps: list[str]) -> Response:
-        type = steps[0] if steps else ""
+        if not steps:
+            return await self._at_base(request)
+        type = steps[0]
         served = self.habits["types"].get(type)
         if served is None:
-            raise Answer(self._unknown_type())
-        code = {
-            ("GET", 1): "search-type",
-            ("GET", 2): "read",
-            ("POST", 1): "create",
-            ("PUT", 2): "update",
-        }.get((request.method, len(steps)))
-        allowed = self.sign_in.allowed(request.headers.get("authorization", ""), _LETTER.get(code or "", "-"), type)
+            raise self._unknown_type()
+        code = _INTERACTIONS.get((request.method, len(steps)))
+        if len(steps) > 2 and steps[2] != "_history":
+            code = None
+        self._check_token(request, _LETTER.get(code or "", "-"), type, lambda: code in served["interactions"])
+        if type in self.habits["withheld"]:
+            raise Wrong(403, "forbidden", "the client has no access to this resource")
+        if code == "search-type":
+            return self._bundle(self.searching.search(request, type, served))
+        if code in ("create", "update", "patch", "delete"):
+            return await self.writing.write(request, code, type, steps[1] if len(steps) > 1 else None)
+        if code == "history-instance":
+            return self._bundle(self.searching.history(type, steps[1]))
+        return self._read(type, steps[1], steps[3] if code == "vread" else None)
+
+    async def _at_base(self, request: Request) -> Response:
+        """A batch or transaction, or the next page of a search that the server remembers."""
+        self._check_token(request, "", "", lambda: True)
+        if request.method == "GET" and "_getpages" in request.query_params:
+            return self._bundle(self.searching.remembered(request))
+        if request.method == "POST" and self.habits["system"]:
+            return self._bundle(await self.writing.bundle(request))
+        raise self._unknown_type()
+
+    def _check_token(self, request: Request, letter: str, type: str, served: Callable[[], bool]) -> None:
+        allowed = self.sign_in.allowed(request.headers.get("authorization", ""), letter, type)
         if allowed is None:
             raise Answer(Response(status_code=401, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'}))
-        if code not in served["interactions"]:
-            raise Answer(outcome(405, "not-supported", f"{type} does not support this"))
-        if not allowed:
-            raise Answer(outcome(403, "forbidden", "insufficient scope"))
-        if code == "search-type":
-            return self._search(request, type, served)
-        if code == "read":
-            return self._read(type, steps[1])
-        return await self._write(request, type, steps[1] if code == "update" else None)
+        if not served():
+            raise Wrong(405, "not-supported", f"{type} does not support this")
+        if not allowed and type:
+            raise Wrong(403, "forbidden", "insufficient scope")
 
-    def _read(self, type: str, id: str) -> Response:
-        found = self.chart.get(type, id)
-        return self._resource(found) if found else outcome(404, "not-found", "resource not found")
+    def _read(self, type: str, id: str, version: str | None) -> Response:
+        found = self.chart.version(type, id, version) if version else self.chart.get(type, id)
+        if found is None and self.chart.was(type, id) and not version:
+            raise Wrong(410, "deleted", "resource is deleted")
+        if found is None:
+            raise Wrong(404, "not-found", "resource not found")
+        return self.writing.resource(found)
 
-    def _resource(self, tree: Tree, status: int = 200) -> Response:
-        return JSONResponse(tree, status, {"ETag": f'W/"{tree["meta"]["versionId"]}"'}, media_type=FHIR)
-
-    # --- search --------------------------------------------------------------------------------------------------------------
-
-    def _search(self, request: Request, type: str, served: Tree) -> Response:
-        parameters = dict(parse_qsl(request.url.query))
-        if "-pageContext" in parameters:
-            parameters = json.loads(base64.urlsafe_b64decode(parameters["-pageContext"]))
-        self._check_parameters(type, served, parameters)
-        found = self._found(type, served, parameters)
-        size = int(parameters.get("_count", self.habits["page_size"]))
-        start = int(parameters.get("page", 0))
-        shown = found[start : start + size]
-        entries = [
-            {"fullUrl": f"{self.base_url}/{type}/{one['id']}", "resource": one, "search": {"mode": "match"}} for one in shown
-        ]
-        if self.habits["paging"] == "opaque" and start:  # the last entry of the page before stands here once more
-            entries.insert(0, {"fullUrl": f"{self.base_url}/{type}/{found[start - 1]['id']}", "resource": found[start - 1]})
-        if self.habits["outcome_entry"]:
-            issue = {"severity": "information", "code": "informational", "details": {"text": "search finished"}}
-            entries.append({"resource": {"resourceType": "OperationOutcome", "issue": [issue]}, "search": {"mode": "outcome"}})
-        bundle: Tree = {
-            "resourceType": "Bundle",
-            "type": "searchset",
-            "link": self._links(type, parameters, start, size, len(found)),
-        }
-        if self.habits["total"] == "page":
-            bundle["total"] = len(shown) if "_count" in parameters else len(found)
-        if entries:
-            bundle["entry"] = entries
-        return JSONResponse(bundle, media_type=FHIR)
-
-    def _check_parameters(self, type: str, served: Tree, parameters: dict[str, str]) -> None:
-        if not any(set(needed) <= set(parameters) for needed in served["one_of"]):
-            wanted = " or ".join("+".join(needed) for needed in served["one_of"])
-            raise Answer(outcome(400, "required", f"a search for {type} needs {wanted}"))
-        if self.habits["unknown_parameters"] == "refused":
-            known = _CONTROLS | {name for needed in served["one_of"] for name in needed}
-            for name in set(parameters) - known:
-                raise Answer(outcome(400, "not-supported", f"unknown parameter {name}"))
-            if "_lastUpdated" in parameters and not served.get("last_updated"):
-                raise Answer(outcome(400, "not-supported", "_lastUpdated is not supported for this resource"))
-
-    def _found(self, type: str, served: Tree, parameters: dict[str, str]) -> list[Tree]:
-        if "patient" in parameters:
-            found = self.chart.of_patient(type, parameters["patient"].removeprefix("Patient/"))
-        elif "_id" in parameters:
-            found = [one for id in parameters["_id"].split(",") if (one := self.chart.get(type, id))]
-        else:
-            found = self.chart.of_type(type)
-        if "identifier" in parameters:
-            found = [one for one in found if parameters["identifier"].rpartition("|")[2] in identifiers(one)]
-        if "category" in parameters:
-            wanted = set(parameters["category"].replace("|", ",").split(","))
-            found = [one for one in found if wanted & set(_codes(one.get("category", [])))]
-        elif "category" in served:
-            found = [one for one in found if served["category"] in _codes(one.get("category", []))]
-        if "recipient" in parameters:
-            found = [one for one in found if any(r.get("reference") == parameters["recipient"] for r in one.get("recipient", []))]
-        if "_lastUpdated" in parameters and served.get("last_updated"):
-            since = datetime.fromisoformat(parameters["_lastUpdated"].removeprefix("ge").removeprefix("gt"))
-            since = since if since.tzinfo else since.replace(tzinfo=UTC)
-            found = [one for one in found if datetime.fromisoformat(one["meta"]["lastUpdated"]) >= since]
-        return found
-
-    def _links(self, type: str, parameters: dict[str, str], start: int, size: int, total: int) -> list[Tree]:
-        if start + size >= total:
-            return []
-        following = {**parameters, "page": str(start + size)}
-        if self.habits["paging"] == "opaque":
-            following = {"-pageContext": base64.urlsafe_b64encode(json.dumps(following).encode()).decode()}
-        return [{"relation": "next", "url": f"{self.base_url}/{type}?{urlencode(following)}"}]
-
-    # --- writing -------------------------------------------------------------------------------------------------------------
-
-    async def _write(self, request: Request, type: str, id: str | None) -> Response:
-        body = await request.body()
-        try:
-            tree = json.loads(json.dumps(check(body, type).tree, default=float))
-        except FhirError as error:
-            raise Answer(outcome(error.status, error.issues[0].code, "; ".join(one.text for one in error.issues))) from None
-        if "modifierExtension" in tree and self.habits["update_needs_if_match"]:
-            raise Answer(outcome(422, "not-supported", "modifier extensions are not supported"))
-        if id is not None:
-            self._check_current(request, type, id, tree)
-        stored = self.chart.write(tree, id)
-        self._log(request, stored, body)
-        if id is not None:
-            return self._resource(stored)
-        version = stored["meta"]["versionId"]
-        headers = {"Location": f"{self.base_url}/{type}/{stored['id']}", "ETag": f'W/"{version}"'}
-        return Response(status_code=201, headers=headers)
-
-    def _check_current(self, request: Request, type: str, id: str, tree: Tree) -> None:
-        before = self.chart.get(type, id)
-        if before is None or tree.get("id") != id:
-            raise Answer(outcome(404 if before is None else 400, "not-found", "no such resource"))
-        named = request.headers.get("if-match")
-        if named is None and self.habits["update_needs_if_match"]:
-            raise Answer(outcome(428, "required", "If-Match is required"))
-        if named is not None and named.strip('W/"') != before["meta"]["versionId"]:
-            raise Answer(outcome(409 if self.habits["update_needs_if_match"] else 412, "conflict", "the resource was changed"))
-
-    def _log(self, request: Request, stored: Tree, body: bytes) -> None:
-        self.received.append(
-            {
-                "method": request.method,
-                "type": stored["resourceType"],
-                "id": stored["id"],
-                "patient": patient_of(stored),
-                "sha256": hashlib.sha256(body).hexdigest(),
-                "identifiers": identifiers(stored),
-            }
-        )
+    def _bundle(self, tree: Tree) -> Response:
+        return JSONResponse(tree, media_type=FHIR)
 
     # --- habits --------------------------------------------------------------------------------------------------------------
+
+    def _check_rate(self) -> None:
+        """A bucket that fills at a rate: each request takes one, and an empty one asks for patience."""
+        rate, now = self.habits["rate"], self._clock()
+        self._tokens = min(float(rate["burst"]), self._tokens + (now - self._seen) * rate["per_second"])
+        self._seen = now
+        if self._tokens < 1:
+            raise Answer(Response("Too Many Requests", 429, {"Retry-After": str(rate["retry_after"])}))
+        self._tokens -= 1
 
     def _check_accept(self, request: Request) -> None:
         accept = request.headers.get("accept", "")
@@ -219,53 +159,16 @@ class Ehr:
         if self.habits["accept"] == "xml_unless_json":
             raise Answer(Response("<Bundle xmlns='http://hl7.org/fhir'/>", media_type="application/fhir+xml"))
 
-    def _unknown_type(self) -> Response:
+    def _unknown_type(self) -> Exception:
         if self.habits["unknown_type"] == "html":
-            return Response(
-                "<!DOCTYPE html><html><body><h2>404 - File or directory not found.</h2></body></html>",
-                404,
-                media_type="text/html",
-            )
-        return outcome(404, "not-supported", "unknown resource type")
+            return Answer(Response(_HTML, 404, media_type="text/html"))
+        return Wrong(404, "not-supported", "unknown resource type")
 
-    def _capability_statement(self) -> Tree:
-        resources = []
-        for type, served in self.habits["types"].items():
-            known = definitions().search_parameters[type]
-            names = {name for needed in served.get("one_of", []) for name in needed} | {"patient", "category", "identifier"}
-            names |= {"_lastUpdated"} if served.get("last_updated") else set()
-            parameters = [{"name": name, "type": known[name].type} for name in sorted(names) if name in known]
-            searchable = {"searchParam": parameters} if "search-type" in served["interactions"] else {}
-            resources.append({"type": type, "interaction": [{"code": code} for code in served["interactions"]], **searchable})
-        return {
-            "resourceType": "CapabilityStatement",
-            "status": "active",
-            "date": "2026-02-01",
-            "kind": "instance",
-            "fhirVersion": "4.0.1",
-            "software": {"name": "fhircm sandbox"},
-            "format": ["json"],
-            "rest": [{"mode": "server", "resource": resources}],
-        }
-
-
-def identifiers(tree: Tree) -> list[str]:
-    """Every identifier value of a resource, those of what it names as related too."""
-    found: list[str] = []
-
-    def look(node: Any) -> None:
-        if isinstance(node, dict):
-            if isinstance(node.get("value"), str) and "system" in node:
-                found.append(node["value"])
-            for inner in node.values():
-                look(inner)
-        elif isinstance(node, list):
-            for inner in node:
-                look(inner)
-
-    look(tree)
-    return found
-
-
-def _codes(concepts: list[Tree]) -> list[str]:
-    return [coding.get("code", "") for one in concepts for coding in one.get("coding", [])]
+    def _render(self, wrong: Wrong) -> Response:
+        if self.habits["errors"] == "resource-detail":
+            return JSONResponse({"resource": wrong.code, "detail": wrong.text}, wrong.status)
+        coding: Any = {"text": wrong.text}
+        if system := self.habits["error_system"]:
+            coding = {**coding, "coding": [{"system": system, "code": str(59000 + wrong.status)}]}
+        issue = {"severity": "error", "code": wrong.code or _CODES.get(wrong.status, "processing"), "details": coding}
+        return JSONResponse({"resourceType": "OperationOutcome", "issue": [issue]}, wrong.status, media_type=FHIR)

@@ -32,7 +32,7 @@ class SignIn:
 
     def __init__(self, client_id: str, keys: Keys, token_url: str, algorithm: str, scopes: str, lifetime: int) -> None:
         self.client_id, self.keys, self.token_url, self.algorithm = client_id, keys, token_url, algorithm
-        self.v2_only, self.lifetime = scopes == "v2", lifetime
+        self.v1_only, self.v2_only, self.lifetime = scopes == "v1", scopes == "v2", lifetime
         self._tokens: dict[str, tuple[float, list[tuple[str, str]]]] = {}
         self._used: dict[str, float] = {}
 
@@ -40,13 +40,16 @@ class SignIn:
         """The answer to a token request. Raises Refused."""
         if form.get("grant_type") != "client_credentials":
             raise Refused("unsupported_grant_type")
-        await self._check(form.get("client_assertion", ""))
+        await self.check(form.get("client_assertion", ""), self.client_id)
         granted = [(scope, found) for scope in form.get("scope", "").split() if (found := self._scope(scope))]
         if not granted:
             raise Refused("invalid_scope")
+        return self.issued([found for _, found in granted], " ".join(scope for scope, _ in granted))
+
+    def issued(self, reach: list[tuple[str, str]], scope: str) -> dict[str, Any]:
+        """A new access token, as a token endpoint answers; `reach` are types with the letters of what may be done with them."""
         token = secrets.token_urlsafe(24)
-        self._tokens[token] = time.time() + self.lifetime, [found for _, found in granted]
-        scope = " ".join(scope for scope, _ in granted)
+        self._tokens[token] = time.time() + self.lifetime, reach
         return {"access_token": token, "token_type": "Bearer", "expires_in": self.lifetime, "scope": scope}
 
     def allowed(self, authorization: str, letter: str, type: str) -> bool | None:
@@ -56,18 +59,23 @@ class SignIn:
             return None
         return any(kind in ("*", type) and letter in letters for kind, letters in scopes)
 
+    def revoke(self, token: str) -> None:
+        """A token is good no more."""
+        self._tokens.pop(token, None)
+
     def expire_all(self) -> None:
         """Every token given out so far is good no more."""
         self._tokens.clear()
 
     def _scope(self, scope: str) -> tuple[str, str] | None:
-        if (found := _V2.fullmatch(scope)) and found[2]:
+        if not self.v1_only and (found := _V2.fullmatch(scope)) and found[2]:
             return found[1], found[2]
         if not self.v2_only and (found := _V1.fullmatch(scope)):
             return found[1], _LETTERS[found[2]]
         return None
 
-    async def _check(self, assertion: str) -> None:
+    async def check(self, assertion: str, client_id: str) -> None:
+        """Raises Refused unless the client signed this just now, and for the first time."""
         try:
             header = json.loads(_decoded(assertion.split(".")[0]))
             keys = [key for key in await self.keys() if key.get("kid") == header.get("kid")]
@@ -78,7 +86,7 @@ class SignIn:
             raise Refused("invalid_client") from None
         now, jti = time.time(), claims.get("jti")
         self._used = {one: until for one, until in self._used.items() if until > now}
-        good = claims.get("iss") == claims.get("sub") == self.client_id and claims.get("aud") == self.token_url
+        good = claims.get("iss") == claims.get("sub") == client_id and claims.get("aud") == self.token_url
         if not good or not now - 5 < claims.get("exp", 0) <= now + 305 or not jti or jti in self._used:
             raise Refused("invalid_client")
         self._used[jti] = claims["exp"]

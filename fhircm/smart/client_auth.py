@@ -20,8 +20,8 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 from joserfc.jws import CompactSignature, extract_compact
 
+from fhircm.exchange.jwks import JwksUnavailable, PublishedKeys
 from fhircm.smart.clients import Client, find
-from fhircm.smart.jwks import JwksUnavailable, PublishedKeys
 from fhircm.smart.refusal import TokenRefused, invalid_client
 from fhircm.store.credentials import Credentials
 

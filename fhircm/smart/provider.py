@@ -6,28 +6,22 @@ issuer in the answer (https://www.rfc-editor.org/rfc/rfc9207). The provider is n
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
-import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
-from joserfc import jwt
-from joserfc.errors import JoseError
-from joserfc.jwk import ECKey, KeySet, RSAKey
-from joserfc.jws import extract_compact
+from joserfc.jwk import ECKey, RSAKey
 
-from fhircm.exchange.backend_auth import ASSERTION_TYPE, assertion
-from fhircm.smart.jwks import JwksUnavailable, PublishedKeys
+from fhircm.exchange.authorization_code import AnswerRefused, Started, begin, code_in, plain, redemption
+from fhircm.exchange.id_token import Expected, IdTokenRefused, verified
+from fhircm.exchange.jwks import JwksUnavailable, PublishedKeys
+from fhircm.exchange.proof import Client
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
 _KEPT = 3600.0  # seconds that the provider's own description is good for
-_SKEW = 60  # seconds that two clocks may differ
 _SIZE = 256 * 1024  # bytes
 _TIMEOUT = 10.0
 
@@ -64,14 +58,6 @@ class ProviderSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """A sign-in at the provider that was begun: where to send the browser, and what must be kept for its return."""
-
-    url: str
-    kept: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
 class Identity:
     """Whom the provider vouches for."""
 
@@ -91,38 +77,24 @@ class Provider:
     async def start(self, *, anew: bool = False) -> Started:
         """Begin; `anew`: also somebody who is signed in at the provider must prove it once more. Raises ProviderUnavailable."""
         about = await self._about()
-        state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
-        challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("=")
-        asked = {
-            "response_type": "code",
-            "client_id": self.settings.client_id,
-            "redirect_uri": self.settings.redirect_uri,
-            "scope": self.settings.scopes,
-            "state": state,
-            "nonce": nonce,
-            "code_challenge": challenge,
-            "code_challenge_method": "S256",
-            **({"prompt": "login"} if anew else {}),
-        }
-        endpoint = about["authorization_endpoint"]
-        url = f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(asked, quote_via=quote)}"
-        return Started(url, {"state": state, "nonce": nonce, "verifier": verifier})
+        settings = self.settings
+        asked = {"client_id": settings.client_id, "redirect_uri": settings.redirect_uri, "scope": settings.scopes}
+        return begin(about["authorization_endpoint"], {**asked, **({"prompt": "login"} if anew else {})})
 
     async def finish(self, kept: Mapping[str, str], answer: Mapping[str, str]) -> Identity:
         """Whom the provider vouches for, from the parameters of its answer. Raises ProviderRefused, ProviderUnavailable."""
-        if not hmac.compare_digest(answer.get("state", "").encode(), kept["state"].encode()):
-            raise ProviderRefused("The answer belongs to another sign-in (state)")
-        about = await self._about()
-        told = answer.get("iss")
-        if told != self.settings.issuer and (told is not None or about.get("authorization_response_iss_parameter_supported")):
-            raise ProviderRefused("The answer comes from another provider (iss)")
-        if "error" in answer:
-            raise ProviderRefused(f"The provider answers {_word(answer['error'])}")
-        if not answer.get("code"):
-            raise ProviderRefused("The answer holds no code")
-        tokens = await self._exchange(about, answer["code"], kept["verifier"])
-        claims = await self._verified(about, tokens.get("id_token"), kept["nonce"])
-        return Identity(self.settings.issuer, claims["sub"], claims)
+        about, issuer = await self._about(), self.settings.issuer
+        names_issuer = bool(about.get("authorization_response_iss_parameter_supported"))
+        try:
+            code = code_in(answer, kept, issuer, names_issuer=names_issuer)
+            tokens = await self._exchange(about, code, kept)
+            expected = Expected(issuer, self.settings.client_id, kept["nonce"], about["jwks_uri"], ALGORITHMS)
+            claims = await verified(tokens.get("id_token"), expected, self._keys, self._now())
+        except (AnswerRefused, IdTokenRefused) as error:
+            raise ProviderRefused(str(error)) from None
+        except JwksUnavailable as error:
+            raise ProviderUnavailable(str(error)) from None
+        return Identity(issuer, claims["sub"], claims)
 
     async def _about(self) -> dict[str, Any]:
         """https://openid.net/specs/openid-connect-discovery-1_0.html#ProviderConfig"""
@@ -139,78 +111,26 @@ class Provider:
         self._description = now + _KEPT, about
         return about
 
-    async def _exchange(self, about: Mapping[str, Any], code: str, verifier: str) -> dict[str, Any]:
-        settings = self.settings
-        form = {
-            "grant_type": "authorization_code",
-            "code": code,
-            "redirect_uri": settings.redirect_uri,
-            "client_id": settings.client_id,
-            "code_verifier": verifier,
-        }
-        auth = None
+    async def _exchange(self, about: Mapping[str, Any], code: str, kept: Mapping[str, str]) -> dict[str, Any]:
+        settings, endpoint = self.settings, about["token_endpoint"]
+        method = "none"
         if settings.key is not None:
-            signed = assertion(settings.key, settings.client_id, about["token_endpoint"])
-            form |= {"client_assertion_type": ASSERTION_TYPE, "client_assertion": signed}
+            method = "private_key_jwt"
         elif settings.client_secret is not None:
             methods = about.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
-            if "client_secret_basic" in methods:  # https://www.rfc-editor.org/rfc/rfc6749#section-2.3.1: both parts encoded
-                auth = httpx.BasicAuth(quote(settings.client_id, safe=""), quote(settings.client_secret, safe=""))
-                del form["client_id"]
-            else:
-                form["client_secret"] = settings.client_secret
-        return await self._ask("POST", about["token_endpoint"], data=form, auth=auth)
+            method = "client_secret_basic" if "client_secret_basic" in methods else "client_secret_post"
+        client = Client(settings.client_id, method, secret=lambda: settings.client_secret or "")
+        fields, headers = client.proof(endpoint, settings.key)
+        form = redemption(code, settings.redirect_uri, kept) | fields
+        if method == "private_key_jwt":
+            form["client_id"] = settings.client_id
+        return await self._ask("POST", endpoint, headers, data=form)
 
-    async def _verified(self, about: Mapping[str, Any], token: Any, nonce: str) -> dict[str, Any]:
-        """https://openid.net/specs/openid-connect-core-1_0.html#IDTokenValidation"""
-        try:
-            header = extract_compact(str(token).encode()).headers()
-        except (JoseError, ValueError):
-            raise ProviderRefused("There is no id_token that is a signed JWT") from None
-        algorithm, kid = header.get("alg"), header.get("kid")
-        if algorithm not in ALGORITHMS:
-            raise ProviderRefused("The id_token is signed with an algorithm that is not accepted")
-        try:
-            keys = await self._keys.keys(about["jwks_uri"], str(kid))
-        except JwksUnavailable as error:
-            raise ProviderUnavailable(str(error)) from None
-        usable = [key for key in keys if key.get("kty") in ("RSA", "EC") and key.get("use", "sig") == "sig"]
-        if kid is not None:
-            usable = [key for key in usable if key.get("kid") == kid]
-        if len(usable) != 1:
-            raise ProviderRefused(f"{len(usable)} keys of the provider may have signed the id_token; exactly one must")
-        try:
-            claims = jwt.decode(str(token), KeySet.import_key_set({"keys": usable}), algorithms=[algorithm]).claims
-        except (JoseError, ValueError):
-            raise ProviderRefused("The signature of the id_token is not good") from None
-        self._check(claims, nonce)
-        return claims
-
-    def _check(self, claims: Mapping[str, Any], nonce: str) -> None:
-        now, audience = self._now(), claims.get("aud")
-        audiences: Sequence[Any] = audience if isinstance(audience, list) else [audience]
-        if claims.get("iss") != self.settings.issuer:
-            raise ProviderRefused("The id_token is of another issuer")
-        if self.settings.client_id not in audiences:
-            raise ProviderRefused("The id_token is for another client")
-        if claims.get("azp", self.settings.client_id) != self.settings.client_id or (len(audiences) > 1 and "azp" not in claims):
-            raise ProviderRefused("The id_token was given out to another client")
-        expires, issued = claims.get("exp"), claims.get("iat")
-        if not _number(expires) or expires < now - _SKEW:
-            raise ProviderRefused("The id_token has expired")
-        if not _number(issued) or issued > now + _SKEW:
-            raise ProviderRefused("The id_token comes from the future")
-        given = claims.get("nonce")
-        if not isinstance(given, str) or not hmac.compare_digest(given.encode(), nonce.encode()):
-            raise ProviderRefused("The id_token belongs to another sign-in (nonce)")
-        if not isinstance(claims.get("sub"), str) or not 1 <= len(claims["sub"]) <= 255:
-            raise ProviderRefused("The id_token does not say who it is about")
-
-    async def _ask(self, method: str, url: str, **options: Any) -> dict[str, Any]:
+    async def _ask(self, method: str, url: str, headers: Mapping[str, str] | None = None, **options: Any) -> dict[str, Any]:
         try:
             async with (
                 httpx.AsyncClient(timeout=_TIMEOUT, follow_redirects=False) as http,
-                http.stream(method, url, headers={"Accept": "application/json"}, **options) as answer,
+                http.stream(method, url, headers={"Accept": "application/json", **(headers or {})}, **options) as answer,
             ):
                 body = b""
                 async for part in answer.aiter_bytes():
@@ -223,16 +143,7 @@ class Provider:
         if not isinstance(tree, dict):
             raise ProviderUnavailable("The provider's answer is not a JSON object")
         if answer.status_code in (400, 401):
-            raise ProviderRefused(f"The provider answers {answer.status_code} {_word(tree.get('error'))}")
+            raise ProviderRefused(f"The provider answers {answer.status_code} {plain(tree.get('error'))}")
         if answer.status_code != 200:
             raise ProviderUnavailable(f"The provider answers {answer.status_code}")
         return tree
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _word(text: Any) -> str:
-    """A code of an answer, safe to be logged."""
-    return "".join(letter for letter in str(text)[:64] if letter.isascii() and (letter.isalnum() or letter in "_-"))

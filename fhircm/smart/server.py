@@ -7,11 +7,11 @@ from pathlib import Path
 
 from fhircm.access.bearer import Bearer
 from fhircm.access.sealing import Seal
+from fhircm.exchange.jwks import PublishedKeys
 from fhircm.smart.authorize import Authorizations
 from fhircm.smart.client_auth import ClientAuthentication
 from fhircm.smart.identity import Identities
 from fhircm.smart.introspect import Introspection
-from fhircm.smart.jwks import PublishedKeys
 from fhircm.smart.keys import SigningKeys
 from fhircm.smart.launch import Launches
 from fhircm.smart.register import Registrations

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -70,6 +70,11 @@ class Visit:
         """Who is signed in. Only for pages that need it."""
         assert self.session is not None
         return self.session.login
+
+    @property
+    def launch(self) -> Mapping[str, Any]:
+        """What the EHR said that launched this session; empty for one that no EHR did."""
+        return self.session.launch if self.session else {}
 
     def field(self, name: str) -> str:
         """A field of the form, without blanks around it; empty when it was not sent."""

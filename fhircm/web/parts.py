@@ -15,6 +15,7 @@ from fhircm.access.one_time_codes import OneTimeCodes
 from fhircm.access.person import principal_of
 from fhircm.access.sealing import Seal, SealBroken
 from fhircm.access.sessions import Sessions
+from fhircm.exchange.launch import EhrLaunches
 from fhircm.fhir.outcome import Malformed
 from fhircm.fhir.query import Cursor
 from fhircm.smart.provider import Provider
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts. `grace`: for which a care relationship is good after its end; `now` tells the seconds since the epoch."""
+    """The parts. `grace`: for which a care relationship is good after its end; `now` tells the seconds since the epoch.
+
+    `coordinator`: reference of the Organization that coordinates.
+    """
 
     logins: Logins
     sign_in: SignIn
@@ -45,6 +49,8 @@ class Parts:
     store: Store
     seal: Seal
     provider: Provider | None
+    launches: EhrLaunches
+    coordinator: str
     grace: timedelta
     now: Now
 
@@ -58,7 +64,8 @@ def parts(visit: Visit) -> Parts:
 async def seen_by(visit: Visit) -> GuardedStore:
     """The store as the person sees it who is signed in."""
     at_hand = parts(visit)
-    return GuardedStore(at_hand.store, await principal_of(visit.login, at_hand.principals), at_hand.grace)
+    bound = visit.session.launch.get("patient") if visit.session else None
+    return GuardedStore(at_hand.store, await principal_of(visit.login, at_hand.principals, bound), at_hand.grace)
 
 
 def sealed(visit: Visit, cursor: Cursor) -> str:

@@ -22,7 +22,7 @@ class Line:
 
 def patient_line(tree: Tree) -> Line:
     """https://hl7.org/fhir/R4/patient.html"""
-    facts = [f"born {_date(tree['birthDate'])}" if tree.get("birthDate") else "", _GENDERS.get(str(tree.get("gender")), "")]
+    facts = [f"born {day(tree['birthDate'])}" if tree.get("birthDate") else "", _GENDERS.get(str(tree.get("gender")), "")]
     if tree.get("deceasedBoolean") or tree.get("deceasedDateTime"):
         facts.append("has died")
     facts += [_identifier(one) for one in (tree.get("identifier") or [])[:2]]
@@ -46,7 +46,7 @@ def encounter_line(tree: Tree) -> Line:
     kinds = [_concept(one) for one in tree.get("type") or []]
     title = next((kind for kind in kinds if kind), None) or (tree.get("class") or {}).get("display") or "Visit"
     period = tree.get("period") or {}
-    start, end = _date(str(period.get("start", ""))), _date(str(period.get("end", "")))
+    start, end = day(str(period.get("start", ""))), day(str(period.get("end", "")))
     when = f"{start} to {end}" if end and end != start else start
     where = (tree.get("serviceProvider") or {}).get("display")
     return Line(tree["id"], title, [fact for fact in (when, where, str(tree.get("status", ""))) if fact])
@@ -63,7 +63,7 @@ def _concept(concept: Tree) -> str:
     return str(concept.get("text") or next((display for display in displays if display), ""))
 
 
-def _date(text: str) -> str:
+def day(text: str) -> str:
     """The day of a date or time as people write it; a year or a month stays as it is. https://hl7.org/fhir/R4/datatypes.html#date"""
     try:
         return f"{date.fromisoformat(text[:10]):%-d %B %Y}"

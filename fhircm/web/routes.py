@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,12 +17,14 @@ from fhircm.access.one_time_codes import OneTimeCodes
 from fhircm.access.passwords import Passwords
 from fhircm.access.sealing import Seal
 from fhircm.access.sessions import Sessions
+from fhircm.exchange.launch import EhrLaunches
+from fhircm.exchange.partners import Partner
 from fhircm.smart.authorize import Authorizations
 from fhircm.smart.provider import Provider, ProviderSettings
 from fhircm.store.logins import Logins
 from fhircm.store.principals import Principals
 from fhircm.store.sessions import SessionRecords
-from fhircm.web import account, authorizing, emergencies, privacy, signing_in, worklist
+from fhircm.web import account, authorizing, emergencies, launching, patient, privacy, signing_in, worklist
 from fhircm.web.console import routes as console
 from fhircm.web.pages import Pages, serve_files
 from fhircm.web.parts import Parts
@@ -33,13 +35,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WebSettings:
-    """What is set for the pages. `now` tells the seconds since the epoch."""
+    """What is set for the pages. `now` tells the seconds since the epoch; `partners` may launch them from their EHRs."""
 
     organization_name: str = "Care coordination"
     time_zone: str = "UTC"
     idle: timedelta = timedelta(minutes=30)
     longest: timedelta = timedelta(hours=12)
     provider: ProviderSettings | None = None
+    partners: Sequence[Partner] = ()
+    coordinator: str = ""  # reference of the Organization that coordinates
     passwords: Callable[[], Passwords] = Passwords
     now: Callable[[], float] = time.time
 
@@ -54,6 +58,8 @@ def add_routes(app: Starlette) -> None:
     worklist.add_routes(app)
     emergencies.add_routes(app)
     privacy.add_routes(app)
+    launching.add_routes(app)
+    patient.add_routes(app)
 
 
 def start(
@@ -86,6 +92,8 @@ def start(
         store=store,
         seal=seal,
         provider=Provider(settings.provider, settings.now) if settings.provider else None,
+        launches=EhrLaunches(settings.partners, keys_dir, base_url, settings.now),
+        coordinator=settings.coordinator,
         grace=grace,
         now=settings.now,
     )

@@ -1,20 +1,25 @@
 """The hub signs in as SMART says: keys that only it can read, assertions that are good once, tokens that are never told."""
 
 import asyncio
+import base64
 import json
 import logging
-import stat
 import time
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from urllib.parse import unquote
 
 import httpx
 import pytest
 from joserfc import jwt
 from joserfc.jwk import KeySet
 
-from fhircm.exchange.backend_auth import BackendAuth, KeyWrong, assertion, public_jwks, signing_key
+from fhircm.exchange.backend_auth import BackendAuth
 from fhircm.exchange.client import PartnerAnswerBroken, PartnerUnavailable, SignInRefused
+from fhircm.exchange.client_keys import public_jwks, signing_key
+from fhircm.exchange.credentials import Secret
+from fhircm.exchange.discovery import OAUTH_URIS, elsewhere
+from fhircm.exchange.proof import Client, assertion
 
 BASE = "https://ehr.example/fhir"
 TOKEN_URL = "https://login.ehr.example/token"
@@ -28,6 +33,7 @@ class Ehr:
         self.issued, self.claims, self.requests = 0, [], []
         self.token_answer = None
         self.configuration = {"token_endpoint": TOKEN_URL}
+        self.statement = {"resourceType": "CapabilityStatement"}
 
     @property
     def transport(self):
@@ -35,6 +41,8 @@ class Ehr:
 
     def answer(self, request):
         self.requests.append(request)
+        if request.url.path == "/fhir/metadata":
+            return httpx.Response(200, json=self.statement)
         if request.url.path.endswith("/.well-known/smart-configuration"):
             return httpx.Response(200, json=self.configuration)
         if str(request.url) == TOKEN_URL:
@@ -64,7 +72,8 @@ def elliptic(tmp_path):
 
 
 def signed_in(ehr, key, **more):
-    auth = BackendAuth(BASE, "fhircm", key, ["system/Patient.rs", "system/Goal.rs"], **more)
+    client = Client("fhircm", keys=lambda: [key])
+    auth = BackendAuth(BASE, client, ["system/Patient.rs", "system/Goal.rs"], transport=ehr.transport, **more)
     return auth, httpx.AsyncClient(auth=auth, transport=ehr.transport)
 
 
@@ -90,13 +99,13 @@ def test_every_assertion_is_another(elliptic):
     assert len(set(once)) == 20
 
 
-async def test_a_token_is_kept_until_shortly_before_its_end(elliptic, tmp_path, monkeypatch):
+async def test_a_token_is_kept_until_shortly_before_its_end(elliptic, tmp_path):
     ehr = Ehr(tmp_path, lifetime=100)
-    _, http = signed_in(ehr, elliptic)
-    now = time.time()
+    passed = 0.0
+    _, http = signed_in(ehr, elliptic, monotonic=lambda: passed)
     async with http:
         for seconds, issued in ((0, 1), (75, 1), (81, 2), (150, 2), (162, 3)):
-            monkeypatch.setattr("fhircm.exchange.backend_auth.time.time", lambda at=now + seconds: at)
+            passed = float(seconds)
             await http.get(f"{BASE}/Patient/1")
             assert ehr.issued == issued
 
@@ -126,9 +135,8 @@ async def test_a_token_that_is_refused_is_replaced_once(elliptic, tmp_path):
 async def test_a_partner_that_takes_no_token_is_not_asked_for_ever(elliptic, tmp_path):
     ehr = Ehr(tmp_path)
     _, http = signed_in(ehr, elliptic)
-    original = ehr.answer
-    ehr.answer = lambda request: httpx.Response(401) if request.url.path == "/fhir/Patient/1" else original(request)
-    async with httpx.AsyncClient(auth=http.auth, transport=httpx.MockTransport(ehr.answer)) as stubborn:
+    refuses = httpx.MockTransport(lambda _: httpx.Response(401))
+    async with httpx.AsyncClient(auth=http.auth, transport=refuses) as stubborn:
         assert (await stubborn.get(f"{BASE}/Patient/1")).status_code == 401
     await http.aclose()
     assert ehr.issued == 2
@@ -149,6 +157,12 @@ async def test_a_partner_that_takes_no_token_is_not_asked_for_ever(elliptic, tmp
         (httpx.Response(200, text="<html>"), PartnerAnswerBroken, "not a JSON object"),
         (httpx.Response(200, json={"access_token": ""}), PartnerAnswerBroken, "no bearer token"),
         (httpx.Response(200, json={"access_token": "x", "token_type": "mac"}), PartnerAnswerBroken, "no bearer token"),
+        (
+            httpx.Response(200, json={"access_token": "x\nHost: evil", "token_type": "bearer"}),
+            PartnerAnswerBroken,
+            "no bearer token",
+        ),
+        (httpx.Response(200, content=b" " * 5_000_000), PartnerAnswerBroken, "more than"),
         (httpx.Response(302, headers={"Location": "https://evil.example"}), PartnerAnswerBroken, "answered 302"),
     ],
 )
@@ -198,54 +212,152 @@ async def test_neither_token_nor_key_is_told(elliptic, tmp_path, caplog):
         assert private not in text
 
 
-def test_a_key_is_made_once_and_only_its_owner_can_read_it(tmp_path):
-    first = signing_key(tmp_path / "keys", "a", "ES384")
-    again = signing_key(tmp_path / "keys", "a", "ES384")
-    assert first.thumbprint() == again.thumbprint()
-    assert stat.S_IMODE((tmp_path / "keys" / "a.json").stat().st_mode) == 0o600
-    assert [path.name for path in (tmp_path / "keys").iterdir()] == ["a.json"]
+# --- the token endpoint of an old vendor, and at another host ---
 
 
-def test_public_keys_hold_nothing_private(tmp_path):
-    for name, algorithm in (("a", "RS384"), ("b", "ES384")):
-        signing_key(tmp_path, name, algorithm)
-    (tmp_path / "notes.json").write_text("{}")
-    (tmp_path / "jwks.public.json").write_text(json.dumps(public_jwks(tmp_path)))
-    keys = public_jwks(tmp_path)["keys"]
-    assert [(key["kty"], key["alg"], key["use"]) for key in keys] == [("RSA", "RS384", "sig"), ("EC", "ES384", "sig")]
-    assert not {"d", "p", "q", "dp", "dq", "qi", "k"} & {member for key in keys for member in key}
-    assert len({key["kid"] for key in keys}) == 2
-    assert public_jwks(tmp_path / "nowhere") == {"keys": []}
+def statement(token):
+    uris = {"url": OAUTH_URIS, "extension": [{"url": "token", "valueUri": token}]}
+    return {"resourceType": "CapabilityStatement", "rest": [{"mode": "server", "security": {"extension": [uris]}}]}
 
 
-def test_an_rsa_key_is_long_enough(tmp_path):
-    signing_key(tmp_path, "a", "RS384")
-    [key] = public_jwks(tmp_path)["keys"]
-    assert len(key["n"]) * 6 >= 3072
+async def test_an_old_vendor_tells_its_token_endpoint_in_the_capability_statement(elliptic, tmp_path):
+    ehr = Ehr(tmp_path)
+    ehr.configuration, ehr.statement = {"capabilities": []}, statement(TOKEN_URL)
+    _, http = signed_in(ehr, elliptic)
+    async with http:
+        assert (await http.get(f"{BASE}/Patient/1")).status_code == 200
+    assert ehr.claims[0][1].claims["aud"] == TOKEN_URL
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"kty":"oct","k":"abc"}', '{"kty":"EC"}', "\x00"])
-def test_a_file_that_is_no_key_is_told(tmp_path, text):
-    (tmp_path / "a.json").write_text(text)
-    with pytest.raises(KeyWrong, match=r"a\.json is not a private key"):
-        signing_key(tmp_path, "a", "ES384")
+async def test_an_old_vendor_is_held_to_the_same_safety(elliptic, tmp_path):
+    ehr = Ehr(tmp_path)
+    ehr.configuration, ehr.statement = {}, statement("http://login.ehr.example/token")
+    _, http = signed_in(ehr, elliptic)
+    async with http:
+        with pytest.raises(PartnerAnswerBroken, match="names no token_endpoint"):
+            await http.get(f"{BASE}/Patient/1")
+    assert not ehr.claims
 
 
-def test_a_key_for_another_algorithm_is_told(tmp_path):
-    signing_key(tmp_path, "a", "ES384")
-    with pytest.raises(KeyWrong, match="is a key for ES384, and RS384 is wanted"):
-        signing_key(tmp_path, "a", "RS384")
-    with pytest.raises(KeyWrong, match="not an algorithm of SMART"):
-        signing_key(tmp_path, "b", "HS256")
+def test_a_token_endpoint_at_another_host_is_told():
+    assert elsewhere(TOKEN_URL, BASE) == "Signs in at another host, login.ehr.example: ask the partner whether that is theirs"
+    assert elsewhere("https://ehr.example/token", BASE) is None
+    assert elsewhere(None, BASE) is None
 
 
-def test_several_that_make_a_key_at_once_get_one(tmp_path):
-    gate = Barrier(6)
+async def test_a_token_endpoint_and_parameters_of_the_partner_file_are_used(elliptic, tmp_path):
+    ehr = Ehr(tmp_path)
+    ehr.configuration = {}
+    _, http = signed_in(ehr, elliptic, token_url=TOKEN_URL, parameters={"resource": "urn:tenant:7"})
+    async with http:
+        assert (await http.get(f"{BASE}/Patient/1")).status_code == 200
+    assert ehr.claims[0][0]["resource"] == "urn:tenant:7"
+    _, unsafe = signed_in(ehr, elliptic, token_url="http://login.ehr.example/token")
+    async with unsafe:
+        with pytest.raises(PartnerAnswerBroken, match="must be https"):
+            await unsafe.get(f"{BASE}/Patient/1")
 
-    def kid(_):
-        gate.wait(10)
-        return signing_key(tmp_path, "a", "ES384").kid
 
-    with ThreadPoolExecutor(6) as pool:
-        assert len(set(pool.map(kid, range(6)))) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+# --- secrets ---
+
+
+class SecretEhr(Ehr):
+    """A vendor that insists on a secret."""
+
+    secret = "one/two three"
+
+    def token(self, request):
+        form = dict(httpx.QueryParams(request.content.decode()))
+        basic = base64.b64decode(request.headers.get("Authorization", "Basic ").removeprefix("Basic ")).decode()
+        given = [unquote(part) for part in basic.split(":")] if basic else [form.get("client_id"), form.get("client_secret")]
+        self.claims.append((form, basic))
+        if given != ["the hub", self.secret]:
+            return httpx.Response(401, json={"error": "invalid_client"})
+        self.issued += 1
+        return httpx.Response(200, json={"access_token": f"token-{self.issued}", "token_type": "Bearer", "expires_in": 1})
+
+
+@pytest.mark.parametrize("method", ["client_secret_basic", "client_secret_post"])
+async def test_a_secret_is_sent_as_the_vendor_wants_it_and_a_new_one_counts_without_a_restart(tmp_path, method, caplog):
+    caplog.set_level(logging.DEBUG)
+    ehr, file = SecretEhr(tmp_path), tmp_path / "secret"
+    file.write_text(f"{ehr.secret}\n")
+    passed = 0.0
+    client = Client("the hub", method, secret=Secret(file).read)
+    auth = BackendAuth(BASE, client, ["system/*.rs"], transport=ehr.transport, monotonic=lambda: passed)
+    async with httpx.AsyncClient(auth=auth, transport=ehr.transport) as http:
+        assert (await http.get(f"{BASE}/Patient/1")).status_code == 200
+        ehr.secret, passed = "another", 10.0
+        with pytest.raises(SignInRefused, match="invalid_client"):
+            await http.get(f"{BASE}/Patient/1")
+        file.write_text("another")
+        assert (await http.get(f"{BASE}/Patient/1")).status_code == 200
+    for form, basic in ehr.claims:
+        assert ("client_secret" in form) == (method == "client_secret_post") != bool(basic)
+        assert "client_assertion" not in form
+    assert "one/two" not in caplog.text
+    assert "another" not in caplog.text
+
+
+# --- clocks ---
+
+
+class StrictEhr(Ehr):
+    """A vendor whose clock is `ahead` by so many seconds, and which takes only assertions of now."""
+
+    ahead = 0.0
+
+    def token(self, request):
+        at = time.time() + self.ahead
+        form = dict(httpx.QueryParams(request.content.decode()))
+        keys = KeySet.import_key_set(public_jwks(self.keys_dir))
+        claims = jwt.decode(form["client_assertion"], keys, algorithms=["ES384"]).claims
+        self.claims.append(claims)
+        date = {"Date": format_datetime(datetime.fromtimestamp(at, UTC), usegmt=True)}
+        if not claims["iat"] - 30 <= at <= claims["exp"] <= at + 300:
+            return httpx.Response(400, json={"error": "invalid_client"}, headers=date)
+        self.issued += 1
+        body = {"access_token": f"token-{self.issued}", "token_type": "Bearer", "expires_in": 100}
+        return httpx.Response(200, json=body, headers=date)
+
+
+@pytest.mark.parametrize("ahead", [-1800, 7200])
+async def test_assertions_follow_the_clock_of_the_partner_when_ours_differs(elliptic, tmp_path, ahead):
+    ehr = StrictEhr(tmp_path)
+    ehr.ahead, passed = ahead, 0.0
+    auth, http = signed_in(ehr, elliptic, monotonic=lambda: passed)
+    async with http:
+        assert (await http.get(f"{BASE}/Patient/1")).status_code == 200
+        assert (ehr.issued, len(ehr.claims)) == (1, 2)
+        passed = 90.0
+        assert (await http.get(f"{BASE}/Patient/1")).status_code == 200
+        assert (ehr.issued, len(ehr.claims)) == (2, 3)  # what was learnt is remembered
+        ehr.ahead, passed = 0.0, 180.0  # somebody set the clock right
+        assert (await http.get(f"{BASE}/Patient/1")).status_code == 200
+        assert (ehr.issued, len(ehr.claims)) == (3, 5)
+    assert abs(auth.skew) < 5
+
+
+async def test_a_refusal_at_the_right_time_is_not_tried_again(elliptic, tmp_path):
+    ehr = Ehr(tmp_path)
+    now = format_datetime(datetime.now(UTC), usegmt=True)
+    ehr.token_answer = httpx.Response(400, json={"error": "invalid_client"}, headers={"Date": now})
+    _, http = signed_in(ehr, elliptic)
+    async with http:
+        with pytest.raises(SignInRefused):
+            await http.get(f"{BASE}/Patient/1")
+    assert len(ehr.claims) == 1
+
+
+async def test_the_life_of_a_token_does_not_hang_on_the_time_of_day(elliptic, tmp_path):
+    ehr, passed, today = Ehr(tmp_path, lifetime=100), 0.0, time.time()
+    _, http = signed_in(ehr, elliptic, monotonic=lambda: passed, now=lambda: today)
+    async with http:
+        await http.get(f"{BASE}/Patient/1")
+        today += 86_400
+        await http.get(f"{BASE}/Patient/1")
+        assert ehr.issued == 1
+        today -= 10 * 86_400
+        passed = 90.0
+        await http.get(f"{BASE}/Patient/1")
+        assert ehr.issued == 2

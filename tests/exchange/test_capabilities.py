@@ -1,14 +1,20 @@
 """What a partner can do is read, kept, and compared with what it could do before."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
-from fhircm.exchange.capabilities import Capabilities, discover, drift, kept, refresh
+from fhircm.exchange.capabilities import Capabilities, discover, drift
 from fhircm.exchange.client import PartnerAnswerBroken, PartnerClient, PartnerUnavailable
-from fhircm.exchange.partners import Calendar, Limits, Organization, Partner
+from fhircm.exchange.drift import followed, kept, refresh
+from fhircm.exchange.granted import allows
+from fhircm.exchange.partners import Calendar, Limits, Organization, Partner, PullType
+from fhircm.fhir.query import parse_query
+from fhircm.fhir.validation import check_tree
 from fhircm.store.operations import START
+from fhircm.store.resources import Put, SetState
 
 BASE = "https://ehr.example/fhir"
 SMART = {
@@ -147,3 +153,194 @@ async def test_a_partner_that_is_down_keeps_its_snapshot(store):
         with pytest.raises(PartnerUnavailable):
             await refresh(store, client)
     assert await kept(store, "north-clinic") == first
+
+
+# --- what is lost and found ----------------------------------------------------------------------------------------------------
+
+PULLED = replace(
+    partner(),
+    pull=(
+        PullType(
+            "CarePlan",
+            ((("patient", "{patient}"), ("category", "a")), (("patient", "{patient}"), ("category", "b"))),
+            False,
+            False,
+        ),
+        PullType("Encounter", ((("patient", "{patient}"),),), True, False, True),
+        PullType("Location", (), True, False),
+    ),
+    deliver={"message": [["message"]]},
+)
+ALL = {
+    "Patient": (["read"], []),
+    "Group": (["read"], []),
+    "CarePlan": (["read", "search-type"], ["patient", "category"]),
+    "Encounter": (["read", "search-type"], ["patient"]),
+    "Location": (["read"], []),
+    "Communication": (["create"], []),
+}
+
+
+class Granting:
+    granted = None
+
+
+async def refreshed(store, ehr, auth=None, owner=None):
+    client = PartnerClient(PULLED, transport=httpx.MockTransport(ehr.answer))
+    async with client:
+        client.auth = auth
+        return await refresh(store, client, owner)
+
+
+async def told(store):
+    """The Tasks that tell a human, as status and reason."""
+    found = await store.search(parse_query("Task", [("code", "partner-changed")]))
+    return [(one.tree["status"], one.tree["reasonCode"]["text"]) for one in found.matches]
+
+
+def pulled(snapshot):
+    return {one.type: one for one in followed(PULLED, snapshot)[0].pull}
+
+
+async def test_what_a_partner_stops_to_support_is_told_once_and_taken_back_when_it_returns(store):
+    await store.transact([Put(check_tree({"resourceType": "Organization", "id": "hub", "name": "Hub"}))], origin="hub")
+    ehr = Ehr(**ALL)
+    await refreshed(store, ehr, owner="Organization/hub")
+    ehr.metadata = statement(**{**ALL, "CarePlan": (["read"], []), "Communication": (["read"], [])})
+    snapshot, _ = await refreshed(store, ehr, owner="Organization/hub")
+    assert snapshot.lost == ("CarePlan search-type", "Communication create")
+    [(status, reason)] = await told(store)
+    assert status == "ready"
+    assert "north-clinic does not support any more: search of CarePlan; create of Communication." in reason
+    await refreshed(store, ehr, owner="Organization/hub")
+    assert len(await told(store)) == 1
+    ehr.metadata["software"]["version"] = "2027"  # mere text
+    await refreshed(store, ehr, owner="Organization/hub")
+    assert len(await told(store)) == 1
+    ehr.metadata = statement(**{**ALL, "Communication": (["read"], [])})
+    await refreshed(store, ehr, owner="Organization/hub")
+    [(status, reason)] = await told(store)
+    assert status == "ready"
+    assert "CarePlan" not in reason
+    ehr.metadata = statement(**ALL)
+    snapshot, _ = await refreshed(store, ehr, owner="Organization/hub")
+    assert [status for status, _ in await told(store)] == ["cancelled"]
+    assert snapshot.lost == ()
+    ehr.metadata = statement(**{**ALL, "CarePlan": (["read"], [])})
+    await refreshed(store, ehr, owner="Organization/hub")
+    assert sorted(status for status, _ in await told(store)) == ["cancelled", "ready"]
+
+
+async def test_a_task_that_a_human_completed_is_not_opened_again_for_the_same_loss(store):
+    await store.transact([Put(check_tree({"resourceType": "Organization", "id": "hub", "name": "Hub"}))], origin="hub")
+    ehr = Ehr(**ALL)
+    await refreshed(store, ehr, owner="Organization/hub")
+    ehr.metadata = statement(**{**ALL, "CarePlan": (["read"], [])})
+    await refreshed(store, ehr, owner="Organization/hub")
+    [task] = (await store.search(parse_query("Task", [("code", "partner-changed")]))).matches
+    await store.transact([Put(check_tree({**task.tree, "status": "completed"}), if_version=task.version)], origin="hub")
+    ehr.metadata["software"]["version"] = "2027"
+    await refreshed(store, ehr, owner="Organization/hub")
+    assert [status for status, _ in await told(store)] == ["completed"]
+
+
+async def test_what_is_lost_is_not_asked_for_and_what_returns_is(store):
+    ehr = Ehr(**ALL)
+    snapshot, _ = await refreshed(store, ehr)
+    assert followed(PULLED, snapshot) == (PULLED, [])
+    ehr.metadata = statement(**{**ALL, "CarePlan": (["read", "search-type"], ["patient"]), "Location": (["search-type"], [])})
+    snapshot, _ = await refreshed(store, ehr)
+    assert pulled(snapshot)["CarePlan"].searches == ((("patient", "{patient}"),),)
+    assert "Location" not in pulled(snapshot)
+    assert followed(PULLED, snapshot)[1] == ["CarePlan: is searched without category", "Location: is not read by id any more"]
+    ehr.metadata = statement(**{**ALL, "CarePlan": (["read", "search-type"], ["category"])})
+    snapshot, _ = await refreshed(store, ehr)
+    assert "CarePlan" not in pulled(snapshot)
+    ehr.metadata = statement(**ALL)
+    snapshot, _ = await refreshed(store, ehr)
+    assert followed(PULLED, snapshot) == (PULLED, [])
+
+
+async def test_what_was_never_declared_is_asked_for_all_the_same(store):
+    snapshot, _ = await refreshed(store, Ehr(**TASK))
+    assert followed(PULLED, snapshot) == (PULLED, [])
+    assert followed(PULLED, None) == (PULLED, [])
+
+
+async def test_last_updated_is_used_as_soon_as_it_is_declared_and_no_longer(store):
+    ehr = Ehr(**ALL)
+    snapshot, _ = await refreshed(store, ehr)
+    assert not pulled(snapshot)["Encounter"].last_updated
+    ehr.metadata = statement(**{**ALL, "Encounter": (["read", "search-type"], ["patient", "_lastUpdated"])})
+    snapshot, _ = await refreshed(store, ehr)
+    assert pulled(snapshot)["Encounter"].last_updated
+    ehr.metadata = statement(**ALL)
+    snapshot, _ = await refreshed(store, ehr)
+    assert snapshot.lost == ("Encounter ?_lastUpdated",)
+    assert not pulled(snapshot)["Encounter"].last_updated
+    assert pulled(snapshot)["Encounter"].searches
+
+
+async def test_granted_scopes_are_part_of_what_can_be_done(store):
+    auth = Granting()
+    ehr = Ehr(**ALL)
+    snapshot, _ = await refreshed(store, ehr, auth)
+    assert snapshot.can("Communication", "create")
+    auth.granted = ("system/*.rs", "system/Communication.write")
+    snapshot, _ = await refreshed(store, ehr, auth)
+    assert snapshot.can("Communication", "create")
+    auth.granted = ("system/Encounter.read", "system/CarePlan.r", "system/Location.rs")
+    snapshot, drifted = await refreshed(store, ehr, auth)
+    assert "granted: system/Communication.write is gone" in drifted
+    assert not snapshot.can("Communication", "create")
+    assert snapshot.declares("Communication", "create")
+    assert pulled(snapshot).keys() == {"Encounter", "Location"}
+    assert "CarePlan search-type" in snapshot.lost
+    auth.granted = None  # the partner is asked before the next sign-in: what was known stays known
+    snapshot, _ = await refreshed(store, ehr, auth)
+    assert not snapshot.can("Communication", "create")
+
+
+async def test_a_snapshot_of_an_older_fhircm_still_loads_and_tells_no_false_news(store):
+    old = {
+        "software": "Ehr 2026",
+        "fhir_version": "4.0.1",
+        "token_endpoint": f"{BASE}/token",
+        "algorithms": ["RS384", "ES384"],
+        "grants": ["client_credentials"],
+        "types": {type: {"interactions": sorted(codes), "search": sorted(names)} for type, (codes, names) in ALL.items()},
+    }
+    await store.transact([SetState("capability", "north-clinic", old)], origin="hub")
+    ehr = Ehr(**ALL)
+    ehr.metadata["rest"][1]["resource"][0].update(
+        conditionalCreate=True, versioning="versioned", operation=[{"name": "everything"}]
+    )
+    ehr.metadata["rest"][1]["interaction"] = [{"code": "batch"}]
+    snapshot, drifted = await refreshed(store, ehr)
+    assert drifted == []
+    assert snapshot.has("Patient", "conditionalCreate")
+    assert snapshot.has("Patient", "versioning versioned")
+    assert snapshot.has("Patient", "$everything")
+    assert snapshot.system == ("batch",)
+    ehr.metadata["rest"][1]["interaction"] = [{"code": "batch"}, {"code": "transaction"}]
+    del ehr.metadata["rest"][1]["resource"][0]["conditionalCreate"]
+    _, drifted = await refreshed(store, ehr)
+    assert drifted == ["system: transaction is new", "Patient: conditionalCreate is gone"]
+
+
+@pytest.mark.parametrize(
+    ("scopes", "interaction", "allowed"),
+    [
+        (None, "delete", True),
+        ((), "read", False),
+        (("system/*.read",), "search-type", True),
+        (("system/*.read",), "create", False),
+        (("system/Task.cud",), "patch", True),
+        (("system/Task.r",), "search-type", False),
+        (("system/Task.rs?status=ready",), "search-type", True),
+        (("user/Task.*",), "delete", True),
+        (("patient/Task.rs", "openid", "system/Goal.cruds"), "read", False),
+    ],
+)
+def test_scopes_of_both_forms_are_understood(scopes, interaction, allowed):
+    assert allows(scopes, "Task", interaction) is allowed

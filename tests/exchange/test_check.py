@@ -1,15 +1,20 @@
 """`partner check` tells in plain words what works, what cannot, and what to fix."""
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 
-from fhircm.exchange.backend_auth import BackendAuth, signing_key
+from fhircm.exchange.backend_auth import BackendAuth
 from fhircm.exchange.check import Level, check
 from fhircm.exchange.client import PartnerClient
+from fhircm.exchange.credentials import client_at
+from fhircm.exchange.launch import Registration
 from fhircm.exchange.partners import Calendar, Limits, Organization, Partner, PullType
+from fhircm.exchange.roster import Membership
+from fhircm.exchange.schedule import Schedule, Window
 
 BASE = "https://ehr.example/fhir"
 PULL = (
@@ -55,6 +60,8 @@ def bundle(*resources):
 class Ehr:
     """A partner that does everything well; a test changes what it must not."""
 
+    honest = True  # about _lastUpdated
+
     def __init__(self):
         encounter = {
             "resourceType": "Encounter",
@@ -81,8 +88,16 @@ class Ehr:
                 "grant_types_supported": ["client_credentials"],
             },
             "/metadata": {**statement, "software": {"name": "Ehr"}},
-            "/token": {"access_token": "t", "token_type": "bearer", "scope": "system/Encounter.rs system/CarePlan.rs"},
-            "/Group/panel": {"resourceType": "Group", "id": "panel", "member": [{"entity": {"reference": "Patient/p1"}}] * 2},
+            "/token": {
+                "access_token": "t",
+                "token_type": "bearer",
+                "scope": "system/Encounter.rs system/CarePlan.rs system/*.cruds",
+            },
+            "/Group/panel": {
+                "resourceType": "Group",
+                "id": "panel",
+                "member": [{"entity": {"reference": f"Patient/p{number}"}} for number in (1, 2)],
+            },
             "/Patient/p1": {"resourceType": "Patient", "id": "p1"},
             "/Encounter": bundle(encounter),
             "/CarePlan": bundle(),
@@ -90,6 +105,8 @@ class Ehr:
         }
 
     def answer(self, request):
+        if request.url.params.get("_lastUpdated", "").startswith("ge2999") and self.honest:
+            return httpx.Response(200, json=bundle())
         answer = self.answers.get(request.url.path.removeprefix("/fhir"), httpx.Response(404))
         if isinstance(answer, Exception):
             raise answer
@@ -97,8 +114,9 @@ class Ehr:
 
     async def check(self, tmp_path, store=None, **changes):
         who = partner(**changes)
-        auth = BackendAuth(BASE, who.client_id, signing_key(tmp_path, who.name, who.algorithm), who.scopes)
-        async with PartnerClient(who, auth, transport=httpx.MockTransport(self.answer)) as client:
+        there = httpx.MockTransport(self.answer)
+        auth = BackendAuth(BASE, client_at(who, tmp_path), who.scopes, transport=there)
+        async with PartnerClient(who, auth, transport=there) as client:
             return await check(client, store, "https://hub.example")
 
 
@@ -124,6 +142,10 @@ async def test_a_partner_that_is_well(tmp_path):
         "CarePlan: search works (0 on the first page for the first patient)",
         "Practitioner: read by id",
         "Location: not tried, the first patient's record refers to none",
+        "_lastUpdated is honest: Encounter",
+        "_count is honoured",
+        "Resources carry no meta.lastUpdated",
+        "A search parameter that it does not know is passed over: a misspelt one finds too much",
         "Takes back: Communication (create); DocumentReference (create, update)",
     ]
     cannot = found(report, Level.CANNOT)
@@ -222,3 +244,82 @@ async def test_what_changed_since_is_told(tmp_path, store):
     del ehr.answers["/metadata"]["rest"][0]["resource"][-1]
     assert found(await ehr.check(tmp_path, store), Level.CHANGED) == ["Communication is gone"]
     assert not found(await ehr.check(tmp_path, store), Level.CHANGED)
+
+
+async def test_a_last_updated_that_is_passed_over_is_told(tmp_path):
+    ehr = Ehr()
+    ehr.honest = False
+    report = await ehr.check(tmp_path)
+    assert "pull, type Encounter, last_updated to false" in remedy(report, "Encounter: _lastUpdated is passed over")
+
+
+async def test_habits_that_are_handled_need_no_fixing(tmp_path):
+    ehr = Ehr()
+    ehr.answers["/Encounter"] = {
+        **bundle({"resourceType": "Encounter", "id": "e1"}, {"resourceType": "Encounter", "id": "e2"}),
+        "link": [{"relation": "next", "url": "http://inside.example/fhir?_getpages=1"}],
+    }
+    report = await ehr.check(tmp_path, rebase_links=True)
+    assert report.ok
+    assert "_count is not honoured: a page of one Encounter has 2" in found(report, Level.OK)
+    assert "Links to the next page name another address than base_url; they are taken at base_url" in found(report, Level.OK)
+    report = await ehr.check(tmp_path)
+    assert "next_link to rebased" in remedy(report, "Links to the next page name another address")
+
+
+async def test_what_the_granted_scopes_do_not_reach_is_told_by_type(tmp_path, store):
+    ehr = Ehr()
+    ehr.answers["/token"]["scope"] = "system/Encounter.rs system/Practitioner.read system/Communication.write"
+    report = await ehr.check(tmp_path, store)
+    cannot = found(report, Level.CANNOT)
+    assert (
+        "Not within the granted scopes, and so not asked for: CarePlan (search); Location (read); PractitionerRole (read)"
+        in cannot
+    )
+    assert "It takes more than the granted scopes reach: DocumentReference (create, update)" in cannot
+    assert "Takes back: Communication (create)" in found(report, Level.OK)
+    assert not any(text.startswith("CarePlan: search works") for text in found(report, Level.OK))
+    ehr.answers["/token"]["scope"] += " system/CarePlan.rs"
+    assert found(await ehr.check(tmp_path, store), Level.CHANGED) == ["granted: system/CarePlan.rs is new"]
+
+
+async def test_another_shape_is_advised_for_what_presents_itself_as_its_vendor(tmp_path):
+    ehr = Ehr()
+    ehr.answers["/metadata"]["software"] = {"name": "Oracle Health Millennium", "version": "2026.1"}
+    report = await ehr.check(tmp_path)
+    [advice] = [finding for finding in report.findings if finding.level is Level.ADVICE]
+    assert "It presents itself as Oracle Health Millennium 2026.1" in advice.text
+    assert advice.remedy.startswith("Set shape to oracle")
+    assert report.ok
+    assert not found(await ehr.check(tmp_path, shape="oracle"), Level.ADVICE)
+
+
+async def test_lines_of_a_roster_that_name_nobody_are_told_by_number(tmp_path):
+    ehr = Ehr()
+    roster = tmp_path / "roster.csv"
+    roster.write_text("id,system,value\np1,,\n,urn:mrn,7\n,urn:mrn,8\n")
+    known = {"resourceType": "Patient", "id": "p2", "identifier": [{"system": "urn:mrn", "value": "8"}]}
+    ehr.answers["/Patient"] = bundle(known)
+    report = await ehr.check(tmp_path, group="", panel=Membership(roster=roster))
+    assert f"Panel roster {roster}: 2 patients" in found(report, Level.OK)
+    assert "nobody is guessed" in remedy(report, "Panel: line 3 of the roster: finds nobody at the partner")
+    roster.unlink()
+    report = await ehr.check(tmp_path, group="", panel=Membership(roster=roster))
+    assert "beside partner.yaml" in remedy(report, f"{roster} cannot be read")
+
+
+async def test_the_schedule_is_told(tmp_path):
+    always = Window(frozenset(range(7)), timedelta(), timedelta(days=1))
+    report = await Ehr().check(tmp_path, schedule=Schedule("America/Chicago", timedelta(minutes=5), timedelta(days=7)))
+    assert found(report, Level.OK)[0].startswith("Schedule: changes every 5 min, everything every 7 days; next 20")
+    today = Window(frozenset({datetime.now(UTC).weekday()}), always.start, always.end)
+    report = await Ehr().check(tmp_path, schedule=Schedule("UTC", maintenance=(today,)))
+    assert found(report, Level.CANNOT)[0].startswith(
+        "It is maintained now, so what follows may fail; nothing is asked of it until"
+    )
+
+
+async def test_how_the_hub_is_registered_for_launches_is_told(tmp_path):
+    report = await Ehr().check(tmp_path, launch=Registration("the-app"))
+    told = "May launch the hub as the-app: registered there with https://hub.example/launch and"
+    assert f"{told} https://hub.example/launch/callback/north-clinic" in found(report, Level.OK)

@@ -103,7 +103,7 @@ async def test_includes_and_chains_do_not_reach_types_without_scope(anonymous):
 
 
 async def test_published_keys_are_cached_and_never_fetched_from_inside():
-    from fhircm.smart.jwks import JwksUnavailable, PublishedKeys
+    from fhircm.exchange.jwks import JwksUnavailable, PublishedKeys
 
     keys = [{"kid": "one", "kty": "EC"}]
     with respx.mock() as network:

@@ -17,10 +17,10 @@ import respx
 from joserfc import jws
 from joserfc.jwk import RSAKey
 
+from fhircm.exchange.jwks import JwksUnavailable, PublishedKeys
 from fhircm.exchange.source_address import Allowed
 from fhircm.smart.client_auth import ClientAuthentication
 from fhircm.smart.clients import Client, is_redirect
-from fhircm.smart.jwks import JwksUnavailable, PublishedKeys
 from fhircm.smart.refusal import TokenRefused
 from fhircm.store.credentials import Credentials
 from fhircm.store.database import open_database

@@ -12,9 +12,9 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet
 
 from fhircm.app import AppConfig, create_app
+from fhircm.exchange.jwks import PublishedKeys
 from fhircm.smart.authorize import RequestGone
 from fhircm.smart.discovery import CAPABILITIES
-from fhircm.smart.jwks import PublishedKeys
 from fhircm.smart.launch import CODES, LaunchWrong
 from fhircm.smart.scopes import SUPPORTED
 from fhircm.smart.server import SmartSettings

@@ -344,7 +344,7 @@ async def test_whom_the_administrator_added_keeps_the_roles_of_the_hub(hub_with,
 
 
 async def test_keys_that_the_provider_changed_are_fetched_anew(hub_with, provider, monkeypatch):
-    from fhircm.smart import jwks
+    from fhircm.exchange import jwks
 
     monkeypatch.setattr(jwks, "_AGAIN", 0.0)
     async with hub_with() as app, Browser(app) as browser, Browser(app) as later:

@@ -1,4 +1,4 @@
-"""The keys that clients publish: fetched from their URL, cached as their headers allow, and fetched anew for an unknown key.
+"""The keys that others publish, clients and identity providers: fetched from their URL, cached as their headers allow, and fetched anew for an unknown key.
 
 https://hl7.org/fhir/smart-app-launch/client-confidential-asymmetric.html#registering-a-client-communicating-public-keys
 """
@@ -20,7 +20,7 @@ _AGE = re.compile(r"max-age=(\d+)")
 
 
 class JwksUnavailable(Exception):
-    """The client's keys cannot be had; the message says why."""
+    """The keys cannot be had; the message says why."""
 
 
 class PublishedKeys:
@@ -52,13 +52,13 @@ class PublishedKeys:
                 async for part in answer.aiter_bytes():
                     body += part
                     if len(body) > _SIZE:
-                        raise JwksUnavailable("The client's JWKS is too large")
+                        raise JwksUnavailable("The JWKS is too large")
                 if answer.status_code != 200:
-                    raise JwksUnavailable(f"The client's JWKS URL answers {answer.status_code}")
+                    raise JwksUnavailable(f"The JWKS URL answers {answer.status_code}")
                 keys = httpx.Response(200, content=body).json()["keys"]
                 keys = [key for key in list(keys) if isinstance(key, dict)]
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
-            raise JwksUnavailable("The client's JWKS URL does not answer with a key set") from None
+            raise JwksUnavailable("The JWKS URL does not answer with a key set") from None
         control = answer.headers.get("Cache-Control", "")
         found = _AGE.search(control)
         age = 0.0 if "no-store" in control or "no-cache" in control else min(float(found[1]), 3600.0) if found else 300.0
