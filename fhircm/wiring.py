@@ -281,7 +281,7 @@ async def _round(settings: Settings, store: Store, clients: Clients, partner: Pa
             done = await _pull_for_a_while(settings, store, client, around, hinted_only=again > now)
         again = max(await _next_pull(settings, store, partner), store.clock() + (_MOMENT if done else timedelta()))
     if partner.schedule.maintained(store.clock()):
-        return Turn(done, again)  # then nothing is sent either
+        return Turn(done, again)  # nothing is sent either
     pushed, waiting = await _push(settings, store, clients, partner, around)
     return Turn(done + pushed, min(again, waiting) if waiting else again)
 
@@ -303,7 +303,7 @@ async def _pull_for_a_while(
     }
     try:
         if not hinted_only:
-            _, told = await drift.refresh(store, client, f"Organization/{around.organization}")
+            _, told = await drift.refresh(store, client, means["owner"])
             for line in told:
                 log.warning("%s: %s", partner.name, line)
         if hinted_only:
@@ -317,11 +317,11 @@ async def _pull_for_a_while(
             report = await pull.changes(store, client, **means)
         else:
             report = await pull.pull(store, client, **means)
+        await drift.note_granted(store, client, means["owner"])
     except (PartnerUnavailable, PartnerRefused, PartnerAnswerBroken, pull.PullRunning) as error:
         log.warning("%s could not be pulled: %s", partner.name, type(error).__name__)
         await _pulled(store, partner)  # the next attempt is a whole interval away; what was read is kept
         return 0
-    await drift.note_granted(store, client, f"Organization/{around.organization}")
     log.info("%s: %s", partner.name, report.summary())
     out_of_time = report.cut and partner.budget.per_hour is None
     if not hinted_only and not out_of_time:
