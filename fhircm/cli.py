@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from fhircm import (
     cli_audit,
+    cli_delivery,
     cli_emergency,
     cli_exchange,
     cli_keys,
@@ -60,9 +61,13 @@ app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_people.user_app, name="user")
 app.add_typer(cli_organization.app, name="organization")
 app.add_typer(cli_quarantine.app, name="quarantine")
+app.add_typer(cli_delivery.app, name="dead-letters")
+partner_app.command("explain")(cli_delivery.explain)
 app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_emergency.app, name="emergency")
 app.command()(cli_exchange.reconcile)
+app.command()(cli_exchange.push)
+partner_app.command("status")(cli_exchange.status)
 guide_app = typer.Typer(no_args_is_help=True, help="Implementation guides: profiles and search parameters beside FHIR R4 itself.")
 app.add_typer(guide_app, name="ig")
 
@@ -330,6 +335,9 @@ def sandbox(
     data: Annotated[Path | None, typer.Option(help="Real records instead: Bundles, one a line; .gz too.", exists=True)] = None,
     state: Annotated[Path | None, typer.Option(help="Folder that keeps what is written, over restarts.")] = None,
     token_lifetime: Annotated[int, typer.Option(help="Seconds.")] = 300,
+    client_secret_file: Annotated[
+        Path | None, typer.Option(help="File with a secret that the client has in place of keys.", exists=True)
+    ] = None,
     app_redirect_uri: Annotated[
         str | None, typer.Option(help="Of an app that this EHR launches, such as the hub: its address of return.")
     ] = None,
@@ -345,6 +353,7 @@ def sandbox(
         ("--data", data),
         ("--state", state),
         ("--app-redirect-uri", app_redirect_uri),
+        ("--client-secret-file", client_secret_file),
     ):
         arguments += [option, str(value)] if value else []
     start(arguments)

@@ -30,17 +30,21 @@ from fhircm.coordination.protocol import load_pathways
 from fhircm.coordination.timeline import rendered, timeline
 from fhircm.exchange import drift, freshness, guides, hints, pull, push
 from fhircm.exchange.backend_auth import access_token
+from fhircm.exchange.breaker import Breakers
 from fhircm.exchange.check import CheckReport, check
 from fhircm.exchange.client import PartnerClient, connect
 from fhircm.exchange.client_keys import signing_key, signing_keys
 from fhircm.exchange.clients import Clients
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable
+from fhircm.exchange.holding import holding
 from fhircm.exchange.news import CURSOR, News, due, read_to, skip
 from fhircm.exchange.partners import Partner, load_partners
 from fhircm.exchange.proof import Client
 from fhircm.exchange.source_address import Allowed
 from fhircm.exchange.sources import Sources
+from fhircm.exchange.status import PULLED
 from fhircm.exchange.tokens import SharedTokens
+from fhircm.exchange.writing import Explained, explain
 from fhircm.fhir.outcome import FhirError, NotFound, VersionConflict
 from fhircm.jobs import JOBS
 from fhircm.jobs.import_progress import Imports
@@ -66,7 +70,6 @@ log = logging.getLogger("fhircm.wiring")
 
 RULES = (task_states.RULE, audit.RULE)
 _SKEW = timedelta(seconds=1)  # by how much the clocks of machines that share a database may differ
-_PULLED = "pulled"  # namespace of when each partner was last pulled
 _SLICE = timedelta(seconds=30)  # of a pull, before the partner is told what is due to it and others have their turn
 _MOMENT = timedelta(milliseconds=50)  # so that what a pull brought is reacted to before its partner is looked at again
 
@@ -287,7 +290,7 @@ async def _round(settings: Settings, store: Store, clients: Clients, partner: Pa
 
 
 async def _next_pull(settings: Settings, store: Store, partner: Partner) -> datetime:
-    last, now = await store.state(_PULLED, partner.name), store.clock()
+    last, now = await store.state(PULLED, partner.name), store.clock()
     return partner.schedule.next(datetime.fromisoformat(last["at"]) if last else None, now, settings.pull_interval)
 
 
@@ -320,7 +323,7 @@ async def _pull_for_a_while(
         await drift.note_granted(store, client, means["owner"])
     except (PartnerUnavailable, PartnerRefused, PartnerAnswerBroken, pull.PullRunning) as error:
         log.warning("%s could not be pulled: %s", partner.name, type(error).__name__)
-        await _pulled(store, partner)  # the next attempt is a whole interval away; what was read is kept
+        await _pulled(store, partner, str(error))  # the next attempt is a whole interval away; what was read is kept
         return 0
     log.info("%s: %s", partner.name, report.summary())
     out_of_time = report.cut and partner.budget.per_hour is None
@@ -347,7 +350,7 @@ async def _push(
     snapshot = await drift.kept(store, partner.name)
     cursor = f"push:{partner.name}"
     kept = await skip(store, partner.name, cursor)
-    if snapshot is None or (kept is None and not await push.has_replays(store, partner.name)):
+    if snapshot is None or (kept is None and not await push.anything_due(store, partner.name)):
         return 0, None
     async with clients.at(partner.name) as client:
         report = await push.push(
@@ -360,13 +363,17 @@ async def _push(
             owner=f"Organization/{around.organization}",
             fetch=clients.fetch,
         )
-    if kept is not None and report.waiting_until is None:
+    if kept is not None:
         await read_to(store, partner.name, cursor, kept)
     return report.done, report.waiting_until
 
 
-async def _pulled(store: Store, partner: Partner) -> None:
-    await store.transact([SetState(_PULLED, partner.name, {"at": store.clock().isoformat()})], origin="hub")
+async def _pulled(store: Store, partner: Partner, why: str | None = None) -> None:
+    """Note when a partner was pulled, and `why` that did not come to its end."""
+    at = store.clock().isoformat()
+    success = (await store.state(PULLED, partner.name) or {}).get("success") if why else at
+    row = {"at": at, **({"success": success} if success else {}), **({"why": why} if why else {})}
+    await store.transact([SetState(PULLED, partner.name, row)], origin="hub")
 
 
 async def pull_partner(
@@ -467,3 +474,39 @@ async def client_token(url: str, client_id: str, key: Path, scope: str) -> str:
 def tokens(settings: Settings, store: Store) -> SharedTokens:
     """The access tokens of partners, shared by all processes of this hub."""
     return SharedTokens(store, Seal.open(settings.keys_dir))
+
+
+async def explain_delivery(settings: Settings, store: Store, partner: Partner, resource: str) -> list[Explained]:
+    """How a partner would be told of the newest version of a resource. Raises NotFound, Gone."""
+    type, _, id = resource.partition("/")
+    stored = await store.read(type, id)
+    snapshot = await drift.kept(store, partner.name)
+    if snapshot is None:
+        raise NotFound(f"{partner.name} was never asked what it can do: run `fhircm partner check {partner.name}`, or pull it")
+    breakers = Breakers(store, partner.name, partner.breaker, store.clock)
+    await breakers.load()
+    return await explain(store, partner, snapshot, stored, store.clock(), breakers)
+
+
+async def push_partner(settings: Settings, store: Store, partner: Partner) -> push.PushReport:
+    """Tell a partner now all that is due. Raises Busy while a worker does it, and NotFound for one that was never asked what it takes."""
+    snapshot = await drift.kept(store, partner.name)
+    if snapshot is None:
+        raise NotFound(f"{partner.name} was never asked what it can do: run `fhircm partner check {partner.name}`, or pull it")
+    shared, everyone = tokens(settings, store), partners(settings, None)
+    async with (
+        holding(store, f"partner:{partner.name}", settings.lease.total_seconds()),
+        Clients(everyone, lambda one: connect(one, settings.keys_dir, shared)) as clients,
+        clients.at(partner.name) as client,
+    ):
+        organization = build.coordinating_organization(settings.organization_name)
+        return await push.push(
+            store,
+            partner,
+            client,
+            snapshot,
+            store.clock,
+            attempts=settings.push_attempts,
+            owner=f"Organization/{organization.id}",
+            fetch=clients.fetch,
+        )

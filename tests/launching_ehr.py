@@ -1,11 +1,13 @@
 """An EHR that launches the hub: the sandbox's door of apps behind respx, which lies when it is told to."""
 
 from dataclasses import replace
+from functools import cache
 from time import time as now
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import httpx
 from joserfc import jwt
+from joserfc.jwk import RSAKey
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -14,6 +16,14 @@ from fhircm.exchange.launch import Registration
 from fhircm.exchange.partners import load_partners
 from fhircm.sandbox.authorize import App, AppDoor
 from fhircm.sandbox.signin import Refused, SignIn
+
+KEY = RSAKey.generate_key(2048, {"use": "sig", "alg": "RS256"}, auto_kid=True)  # takes a while: one for all
+
+
+@cache
+def shipped():
+    """A partner to begin from."""
+    return load_partners()[0]
 
 
 class LaunchingEhr:
@@ -25,7 +35,7 @@ class LaunchingEhr:
         app = App("the hub", (f"{hub}/launch/callback/{name}",), method, secret)
         sign_in = SignIn("the hub", self.no_keys, f"{self.server}/oauth2/token", "RS384", "v2", 300)
         self.now = now()
-        self.door = AppDoor(app, sign_in, self.server, self.base_url, now=lambda: self.now)
+        self.door = AppDoor(app, sign_in, self.server, self.base_url, now=lambda: self.now, key=KEY)
         self.door.id_token = self.id_token
         self.lie, self.about, self.extra, self.key, self.header = {}, {}, {}, None, {}
         self.asked, self.down, self.token = [], False, None
@@ -96,9 +106,8 @@ class LaunchingEhr:
 
     def partner(self, **registration):
         """The hub's partner that this EHR is."""
-        shipped = load_partners()[0]
         told = {"client_id": "the hub", "roles": frozenset({"clinician"}), **registration}
-        return replace(shipped, name=self.name, base_url=self.base_url, launch=Registration(**told))
+        return replace(shipped(), name=self.name, base_url=self.base_url, launch=Registration(**told))
 
 
 def query(url):

@@ -22,7 +22,7 @@ from fhircm.exchange.client_keys import Key
 from fhircm.exchange.discovery import Send, discovered, is_safe, sending
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerUnavailable, SignInRefused, harmless, retry_after, word
 from fhircm.exchange.proof import Client
-from fhircm.exchange.tokens import OwnTokens, Token, Tokens
+from fhircm.exchange.tokens import LEASE, OwnTokens, Token, Tokens
 
 if TYPE_CHECKING:
     from fhircm.exchange.partners import Partner
@@ -75,7 +75,7 @@ class BackendAuth(httpx.Auth):
         self.token_url = token_url
         self._fixed, self._discovered = token_url, 0.0
         self._parameters, self._tokens = dict(parameters or {}), tokens or OwnTokens()
-        self._timeout, self._transport = timeout, transport
+        self._timeout, self._transport = min(timeout, 0.8 * LEASE), transport  # the others wait no longer for an answer
         self._now, self._monotonic = now, monotonic
         self._holder, self._one = str(uuid4()), asyncio.Lock()
         self._held: Token | None = None
@@ -136,14 +136,24 @@ class BackendAuth(httpx.Auth):
         try:
             found = await self._tokens.find(self._name)
             if not self._good(found):
-                async with sending(self._timeout, self._transport) as send:
-                    found = await self._fetch(send, found or self._held)
-                self._refused.clear()
-                await self._tokens.keep(self._name, found, self.name)
+                found = await self._fetched(found or self._held)
             assert found is not None
             return found
         finally:
             await self._tokens.release(self._name, self._holder)
+
+    async def _fetched(self, before: Token | None) -> Token:
+        try:
+            async with sending(self._timeout, self._transport) as send:
+                fresh = await self._fetch(send, before)
+        except PartnerUnavailable:
+            found = await self._tokens.find(self._name)  # it took too long, and another process took over
+            if found is None or not self._good(found):
+                raise
+            return found
+        self._refused.clear()
+        await self._tokens.keep(self._name, fresh, self.name)
+        return fresh
 
     async def _fetch(self, send: Send, before: Token | None) -> Token:
         """A new token; with another date or key when the partner refuses the client for what that may mend."""

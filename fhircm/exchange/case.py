@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from string import Formatter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from fhircm.exchange.outbound import Occasion
@@ -19,6 +19,9 @@ from fhircm.fhir.query import parse_query
 from fhircm.fhir.references import parse_reference
 from fhircm.fhir.systems import REFERRAL
 from fhircm.store.resources import Store, Stored
+
+if TYPE_CHECKING:
+    from fhircm.exchange.disclosure import Disclosure
 
 NPI = "http://hl7.org/fhir/sid/us-npi"
 
@@ -47,6 +50,8 @@ class Case:
     requester: dict[str, Any] | None = None
     performer: dict[str, Any] | None = None
     words: dict[str, str] = field(default_factory=dict)
+    prefer: str | None = None  # whose changes win where hub and partner changed the same, as a human decided
+    disclosure: Disclosure | None = None  # what the patient's consents let the partner know
 
     @property
     def key(self) -> str:
@@ -117,13 +122,24 @@ def npi(tree: dict[str, Any] | None) -> str | None:
 
 async def gather(store: Store, partner: Partner, occasion: Occasion, stored: Stored) -> Case | None:
     """The case of an occasion, or None when it does not concern this partner."""
-    case = Case(store, partner, occasion, stored, stored.tree)
-    if not await _concerns(case):
+    case = await concerns(store, partner, occasion, stored)
+    if case is None:
         return None
-    case.patient = case.patient or await read(store, case.tree.get("for") or case.tree.get("subject"))
+    case.patient = case.patient or await read(store, subject_of(case.tree))
     case.patient_there = case.patient_there or await patient_at(store, case.patient, partner)
     case.words = await _words(case)
     return case
+
+
+async def concerns(store: Store, partner: Partner, occasion: Occasion, stored: Stored) -> Case | None:
+    """The case as far as it takes to see that it concerns this partner; None when it does not."""
+    case = Case(store, partner, occasion, stored, stored.tree)
+    return case if await _concerns(case) else None
+
+
+def subject_of(tree: dict[str, Any]) -> Any:
+    """The Reference to the patient that a resource is about."""
+    return tree.get("for") or tree.get("subject") or tree.get("patient")
 
 
 async def _concerns(case: Case) -> bool:
@@ -136,6 +152,10 @@ async def _concerns(case: Case) -> bool:
         case.patient_there = await patient_at(store, case.patient, partner)
         happened = await read(store, tree.get("encounter")) or await read(store, tree.get("focus"))
         return case.patient_there is not None and not source_at(happened, partner)
+    if case.occasion.to == "known":
+        case.patient = await read(store, subject_of(tree))
+        case.patient_there = await patient_at(store, case.patient, partner)
+        return case.patient_there is not None
     case.performer = await organization(store, tree.get("owner"))
     if case.occasion.to == "performer" and npi(case.performer) != partner.organization.npi:
         return False
@@ -209,6 +229,8 @@ async def _words(case: Case) -> dict[str, str]:
     }
     if case.occasion.to == "elsewhere":
         words |= await _discharge(case)
+    if case.occasion.to == "known":
+        words["coordinator"] = name_of(await organization(case.store, tree.get("author") or tree.get("managingOrganization")))
     if case.occasion.name == "referral-scheduled":
         words["when"] = await _appointment(case)
     return words

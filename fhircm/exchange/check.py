@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 from fhircm.exchange.capabilities import Capabilities, discover, granted
 from fhircm.exchange.client import PartnerClient
+from fhircm.exchange.credentials import SecretMissing
 from fhircm.exchange.discovery import elsewhere
 from fhircm.exchange.drift import GIVEN_BACK, note_granted, refresh
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable, SignInRefused
@@ -209,6 +210,9 @@ async def _panel(report: CheckReport, client: PartnerClient, store: Store | None
         if partner.group:
             remedy = f"Ask the partner for the id of the panel's Group and for a scope to read it: panel.group is {partner.group}"
         report.add(Level.FIX, f"The panel cannot be read: {error}", remedy)
+        return None
+    except SecretMissing as error:
+        report.add(Level.FIX, f"Sign-in does not work: {error}", f"See credentials.secret in {partner.folder / 'partner.yaml'}")
         return None
     except FhirError as error:
         report.add(Level.FIX, f"The panel cannot be read: {error}", "Try again; if it stays so, ask the partner")

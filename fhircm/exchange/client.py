@@ -248,6 +248,12 @@ class PartnerClient:
         headers = {"If-Match": if_match} if if_match else {}
         return await self._write("PUT", f"{self.partner.base_url}/{type}/{quote(id, safe='')}", body, headers, type)
 
+    async def patch(self, type: str, id: str, edits: list[dict[str, Any]], *, if_match: str | None = None) -> Answer:
+        """PATCH a resource with a JSON Patch (RFC 6902), once. PartnerRefused with 409 or 412 when it has changed."""
+        headers = {"Content-Type": "application/json-patch+json", **({"If-Match": if_match} if if_match else {})}
+        url = f"{self.partner.base_url}/{type}/{quote(id, safe='')}"
+        return await self._write("PATCH", url, msgspec.json.encode(edits), headers, type)
+
     async def _write(self, method: str, url: str, body: bytes, headers: dict[str, str], type: str) -> Answer:
         headers = {"Content-Type": FHIR_JSON, "Prefer": "return=representation", **headers}
         got = await self._send(method, url, headers, body, signed_in=True)
@@ -345,7 +351,8 @@ class PartnerClient:
         if status in (408, 425, 429) or (status >= 500 and status != 501):
             wait = retry_after(got.headers)
             sent, throttled = status not in (425, 429), status == 429  # a 5xx may come after the work was done
-            raise PartnerUnavailable(f"{name} answered {status} to {got.where}", retry_after=wait, sent=sent, throttled=throttled)
+            told = f"{name} answered {status} to {got.where}"
+            raise PartnerUnavailable(told, retry_after=wait, sent=sent, throttled=throttled, answered=status)
         if status < 400:
             raise PartnerAnswerBroken(f"{name} answered {status} to {got.where}: redirects are not followed")
         told = issues(got.body)

@@ -100,7 +100,7 @@ def read(keys: Keys) -> Credentials:
 def read_secret(keys: Keys, *, needed: bool) -> Secret | None:
     """Where the secret is found: `secret: {file: PATH}` or `secret: {env: NAME}`; a relative path is one beside partner.yaml."""
     if not needed:
-        if "secret" in keys.tree:
+        if "secret" in keys.names:
             keys.wrong("secret", "is not used with this method: remove it, or choose client_secret_basic or client_secret_post")
         keys.known.append("secret")
         return None
@@ -134,7 +134,7 @@ def _url(keys: Keys, name: str) -> str | None:
 
 
 def _parameters(keys: Keys) -> dict[str, str]:
-    parameters = {name: keys.text(name, "a text, in quotes where YAML needs them") for name in list(keys.tree)}
+    parameters = {name: keys.text(name, "a text, in quotes where YAML needs them") for name in keys.names}
     for name in sorted(_OURS & parameters.keys()):
         keys.wrong(name, "is set by fhircm itself: remove it")
     return parameters

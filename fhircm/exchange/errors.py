@@ -24,13 +24,22 @@ class PartnerUnavailable(FhirError):
     """The partner does not answer now: no connection, too slow, 5xx or 429. It is worth trying again later.
 
     `retry_after` is in seconds, when the partner named it. `sent` tells that the request may have arrived and been carried out,
-    so that a create must be searched for before it is sent again.
+    so that a create must be searched for before it is sent again. `answered` is its HTTP status, when it did answer.
     """
 
     status, code = 503, "transient"
 
-    def __init__(self, text: str, *, retry_after: float | None = None, sent: bool = True, throttled: bool = False) -> None:
+    def __init__(
+        self,
+        text: str,
+        *,
+        retry_after: float | None = None,
+        sent: bool = True,
+        throttled: bool = False,
+        answered: int | None = None,
+    ) -> None:
         super().__init__(text)
+        self.answered = answered
         self.retry_after, self.sent, self.throttled = retry_after, sent, throttled
 
 

@@ -70,7 +70,7 @@ class Registration:
 def read(keys: Keys) -> Registration | None:
     """The `launch` of a partner.yaml; None without one. Raises YamlWrong."""
     section = keys.keys("launch", "a mapping: client_id, method, secret, scopes, roles", {})
-    if not section.tree:
+    if not section.names:
         return None
     method = section.choice("method", ("none", *METHODS), "none")
     registration = Registration(

@@ -6,6 +6,7 @@ https://hl7.org/fhir/R4/datatypes.html#Attachment and https://html.spec.whatwg.o
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable, Sequence
 from hashlib import sha1
 from html import escape
 from typing import Any
@@ -24,7 +25,7 @@ async def letter(case: Case) -> str:
         ("To", case.words.get("performer", "") or case.partner.organization.name),
     ]
     sections = await _order(case) if case.occasion.to == "performer" else []
-    return _page(case.title, [(label, value) for label, value in facts if value], case.text, sections)
+    return page(case.title, [(label, value) for label, value in facts if value], case.text, sections)
 
 
 def attachment(html: str, title: str, created: str) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def _wanted(order: dict[str, Any]) -> str:
     return " to ".join(period[end] for end in ("start", "end") if end in period)
 
 
-def _page(title: str, facts: list[tuple[str, str]], text: list[str], sections: list[tuple[str, list[str]]]) -> str:
+def page(title: str, facts: Iterable[Sequence[str]], text: list[str], sections: list[tuple[str, list[str]]]) -> str:
     rows = "".join(f'<tr><th scope="row">{escape(label)}</th><td>{escape(value)}</td></tr>' for label, value in facts)
     paragraphs = "".join(f"<p>{escape(line)}</p>" for sentence in text for line in sentence.splitlines() if line.strip())
     lists = "".join(

@@ -50,7 +50,7 @@ class News:
     @property
     def types(self) -> frozenset[str]:
         """The types whose changes may concern somebody."""
-        return frozenset(occasions()[name].resource for name in self._told) | {"Person"}
+        return frozenset(occasions()[name].resource for name in self._told) | {"Person", "Consent"}
 
     async def tell(self, change: Change) -> list[Op]:
         """Wake whom a change may concern."""
@@ -78,6 +78,8 @@ class News:
             found = (await self.store.read_many([("Person", change.id)])).get(("Person", change.id))
             return await self._with_records(_members([found.tree] if found else []))
         tree = (await self.store.vread(change.type, change.id, change.version)).tree
+        if change.type == "Consent":  # what one kept back is looked at again
+            return await self._who_know((tree.get("patient") or {}).get("reference", ""))
         if tree.get("meta", {}).get("source"):
             return set()  # a mirror: the partner that it came from tells of it
         concerned: set[str] = set()
@@ -103,10 +105,13 @@ class News:
             case "requester":
                 return self._sources([await read(self.store, tree.get("focus"))])
             case "elsewhere":  # not where it happened, but that is for the partner's own look
-                patient = (tree.get("for") or {}).get("reference", "")
-                persons = (await self.store.search(parse_query("Person", [("patient", patient)]))).matches if patient else []
-                return await self._with_records({patient, *_members(person.tree for person in persons)})
+                return await self._who_know((tree.get("for") or {}).get("reference", ""))
         return set(self._told[occasion.name])
+
+    async def _who_know(self, patient: str) -> set[str]:
+        """The partners at which this human has a record."""
+        persons = (await self.store.search(parse_query("Person", [("patient", patient)]))).matches if patient else []
+        return await self._with_records({patient, *_members(person.tree for person in persons)})
 
     async def _with_records(self, patients: Iterable[str]) -> set[str]:
         keys = [("Patient", one.removeprefix("Patient/")) for one in sorted(patients) if one.startswith("Patient/")]

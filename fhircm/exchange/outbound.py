@@ -1,8 +1,9 @@
 """What a change at the hub means for a partner, and in which ways that partner may be told.
 
 Occasions are described in mappings/occasions.yaml, and each partner.yaml lists under `deliver` the occasions it is told of and, for
-each thing wanted, the ways to do it, best first. An occasion is there when a version of a resource fulfils its conditions and
-the version before did not: every version is looked at once, so nothing is told twice and nothing is missed.
+each thing wanted, the ways to do it, best first; `default` stands for the ladder that the occasion itself has. An occasion is there when
+a version of a resource fulfils its conditions and the version before did not, or, when it is of `every` change, was another: every
+version is looked at once, so nothing is told twice and nothing is missed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,22 @@ import yaml
 from fhircm.fhir.artefacts import folder
 
 NOBODY = "none"  # as the last way: nothing is sent, and no human is told
-WAYS = ("order-status", "referral-task", "referral-order", "letter", "forward-output", "message", NOBODY)
+PORTAL = "portal-task"  # a human enters it in the partner's own system
+DEFAULT = "default"  # in place of a list: the ladder of the occasion
+WAYS = (
+    "order-status",
+    "referral-task",
+    "referral-order",
+    "letter",
+    "forward-output",
+    "message",
+    "native-update",
+    "native-patch",
+    "native-create",
+    "care-plan-document",
+    PORTAL,
+    NOBODY,
+)
 
 Condition = Mapping[str, Sequence[str]]  # element: codes
 Deliver = Mapping[str, Sequence[Sequence[str]]]  # occasion: for each thing wanted its ways
@@ -40,10 +56,13 @@ class Occasion:
     order_not: tuple[str, ...] = ()
     repeats: bool = False
     order: str | None = None
+    ladder: tuple[tuple[str, ...], ...] = ()
+    every: bool = False
+    settle: float = 0.0  # seconds
 
     def key(self, type: str, id: str, version: int) -> str:
         """What identifies this occasion of a resource for ever, whichever version made it known."""
-        return f"{type}/{id}/{self.name}" + (f".{version}" if self.repeats else "")
+        return f"{type}/{id}/{self.name}" + (f".{version}" if self.repeats or self.every else "")
 
 
 @cache
@@ -53,17 +72,24 @@ def occasions() -> dict[str, Occasion]:
     known: dict[str, Occasion] = {}
     for name, members in written.items():
         members = {key.replace("-", "_"): tuple(value) if isinstance(value, list) else value for key, value in members.items()}
+        members["ladder"] = tuple(tuple(ways) for ways in members.get("ladder", ()))
         known[name] = Occasion(name, **members)
     return known
 
 
 def check_deliver(deliver: Any) -> Deliver:
-    """The `deliver` part of a partner.yaml, if it can be followed. Raises ValueError in plain words."""
+    """The `deliver` part of a partner.yaml, if it can be followed, with default ladders in it. Raises ValueError in plain words."""
     if not isinstance(deliver, Mapping):
         raise ValueError("deliver must map occasions to lists of ways")
+    whole: dict[str, Any] = {}
     for name, wanted in deliver.items():
         if name not in occasions():
             raise ValueError(f"deliver.{name} is no occasion; there are: {', '.join(occasions())}")
+        if wanted == DEFAULT:
+            if not occasions()[name].ladder:
+                raise ValueError(f"deliver.{name} has no default: list its ways, such as [[message, letter]]")
+            wanted = [list(ways) for ways in occasions()[name].ladder]
+        whole[name] = wanted
         if not isinstance(wanted, list) or not all(isinstance(ways, list) and ways for ways in wanted):
             raise ValueError(f"deliver.{name} must be a list of lists of ways, such as [[message, letter]]")
         for number, ways in enumerate(wanted):
@@ -71,7 +97,7 @@ def check_deliver(deliver: Any) -> Deliver:
                 raise ValueError(f"deliver.{name}[{number}]: {', '.join(unknown)} is no way; there are: {', '.join(WAYS)}")
             if NOBODY in ways[:-1]:
                 raise ValueError(f"deliver.{name}[{number}]: what stands behind {NOBODY} is never reached")
-    return deliver
+    return whole
 
 
 def occurring(tree: dict[str, Any], before: dict[str, Any] | None, names: Iterator[str] | Sequence[str]) -> list[Occasion]:
@@ -82,9 +108,16 @@ def occurring(tree: dict[str, Any], before: dict[str, Any] | None, names: Iterat
         for occasion in known
         if occasion.resource == tree["resourceType"]
         and fulfils(tree, occasion.when)
-        and not (before is not None and fulfils(before, occasion.when))
+        and not (before is not None and _same(occasion, tree, before))
         and not (occasion.not_from and before is not None and fulfils(before, occasion.not_from))
     ]
+
+
+def _same(occasion: Occasion, tree: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether the version before meant the same already."""
+    if not occasion.every:
+        return fulfils(before, occasion.when)
+    return {**tree, "meta": None, "text": None} == {**before, "meta": None, "text": None}
 
 
 def fulfils(tree: dict[str, Any], condition: Condition) -> bool:

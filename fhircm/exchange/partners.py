@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 import holidays
 
-from fhircm.exchange import credentials, launch, plan, pull_types, roster, schedule, shapes
+from fhircm.exchange import breaker, credentials, launch, plan, pull_types, roster, schedule, shapes
 from fhircm.exchange.credentials import Credentials
 from fhircm.exchange.launch import Registration
 from fhircm.exchange.plan import Budget
@@ -112,6 +112,7 @@ class Partner:
     outbound: Mapping[str, Any] = field(
         default_factory=dict
     )  # by type, what its vendor wants otherwise; outbound.yaml lies over it
+    breaker: breaker.Policy = field(default_factory=breaker.Policy)
 
     @property
     def types(self) -> frozenset[str]:
@@ -179,6 +180,7 @@ def _partner(own: Keys, path: Path, base_url: str | None) -> Partner:
         limits=_limits(keys.keys("limits", "a mapping of limits", {})),
         headers=_headers(keys.keys("headers", "a mapping of header names to values", {}), parameters),
         prefer_handling=_handling(quirks),
+        breaker=breaker.read(keys.keys("breaker", "a mapping of failures, first_wait and longest_wait", {})),
         rebase_links=quirks.choice("next_link", ("as-sent", "rebased"), "as-sent") == "rebased",
         deliver={name: ways for name, ways in _merged(keys, "deliver", "a mapping of occasions to ways").items() if ways != []},
         shape=shape.name if shape else None,

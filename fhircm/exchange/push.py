@@ -1,50 +1,42 @@
-"""Keep one partner told: read the change log after its own cursor, and give it of every occasion as much as it can take.
+"""Keep one partner told: read the change log after its own cursor into a queue, and give it of every occasion as much as it can take.
 
 https://hl7.org/fhir/R4/http.html. What a partner cannot take becomes a Task for a human. A partner that does not answer is waited for
-and delays nobody else; after so many attempts what waited is parked, told to a human, and can be replayed. Every delivery is at least
-once and seen as the same (fhircm/exchange/sending.py), so a round may be cut off anywhere and run again.
+and delays nobody else; a delivery that fails delays what follows for the same patient, and no other patient. After so many attempts it is
+a dead letter, told to a human, and can be replayed. Every delivery is at least once and seen as the same (fhircm/exchange/sending.py), so a
+round may be cut off anywhere and run again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
-from fhircm.exchange import human
 from fhircm.exchange.attachments import Fetch
+from fhircm.exchange.breaker import Breakers, backoff
 from fhircm.exchange.capabilities import Capabilities
-from fhircm.exchange.case import Case, Unfit, gather
 from fhircm.exchange.client import PartnerClient
-from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable, SignInRefused, summary
-from fhircm.exchange.outbound import NOBODY, Occasion, check_deliver, fulfils, occasions, occurring
+from fhircm.exchange.dead_letters import parked, replay
+from fhircm.exchange.delivering import Delivering, Waits
+from fhircm.exchange.due import Due, idle, lanes, moment, queue
+from fhircm.exchange.errors import PartnerUnavailable
+from fhircm.exchange.noticing import Noticing
+from fhircm.exchange.outbound import check_deliver
 from fhircm.exchange.partners import Partner
-from fhircm.exchange.patience import Patience, Waiting, words
-from fhircm.exchange.sending import Sender, TakenOver, sent
-from fhircm.exchange.ways import WAYS
-from fhircm.fhir.outcome import Gone, NotFound, VersionConflict
-from fhircm.fhir.query import parse_query
-from fhircm.fhir.validation import check_tree
+from fhircm.exchange.sending import Sender, TakenOver
+from fhircm.exchange.writing import Planner
+from fhircm.fhir.outcome import Conflict, VersionConflict
 from fhircm.store.changes import CursorMoved
 from fhircm.store.database import DatabaseUnavailable
-from fhircm.store.resources import Change, MoveCursor, Op, Position, Put, SetState, Store, Stored
+from fhircm.store.resources import SetState, Store
+
+__all__ = ["PushReport", "parked", "push", "replay"]
 
 log = logging.getLogger("fhircm.exchange.push")
 
-BATCH = 200
 AGAIN = 5  # how often what somebody else wrote meanwhile is looked at again
-PARTNERS_FAULT = (PartnerUnavailable, PartnerAnswerBroken, PartnerRefused)
-PASSED_ON = (Waiting, CursorMoved, TakenOver, VersionConflict, DatabaseUnavailable)  # no failure of a delivery
-LACKS = {"create": "it takes no new {}", "update": "it does not let its {} be changed"}
-UNDELIVERED = "undelivered"
-DISPLAY = "Deliver by other means"
-
-
-def parked(partner: str) -> str:
-    """The namespace of what a partner could not be told: key, reason and how to find it again."""
-    return f"parked:push:{partner}"
 
 
 @dataclass
@@ -55,7 +47,9 @@ class PushReport:
     changes: int = 0
     delivered: list[str] = field(default_factory=list)  # URLs at the partner
     undelivered: list[str] = field(default_factory=list)  # keys that a human was told of
-    waiting_until: datetime | None = None  # the partner does not answer and is tried again then
+    superseded: list[str] = field(default_factory=list)  # versions that a newer one overtook before they were sent
+    withheld: list[str] = field(default_factory=list)  # keys that a consent keeps from the partner
+    waiting_until: datetime | None = None  # nothing more can be done before
 
     @property
     def done(self) -> int:
@@ -76,347 +70,147 @@ async def push(
 ) -> PushReport:
     """Tell a partner all that is due, then return. One worker at a time for each partner: hold the lease "partner:<name>".
 
-    `attempts` is how often a delivery to a partner that does not answer is tried before a human is told; `owner` is the local reference
-    of the organisation that coordinates; `fetch` gets a document's bytes from another partner. Raises ValueError when `deliver` in
-    partner.yaml cannot be followed.
+    `attempts` is how often a delivery that fails is tried before a human is told; `owner` is the local reference of the organisation that
+    coordinates; `fetch` gets a document's bytes from another partner. Raises ValueError when `deliver` in partner.yaml cannot be followed.
     """
-    check_deliver(partner.deliver)
-    patience = Patience(store, f"push:{partner.name}", clock, attempts)
-    turn = _Round(store, partner, Sender(store, client, capabilities, clock), patience, owner, fetch)
-    if not await patience.must_wait():
-        try:
-            await turn.replay_due()
-            await turn.catch_up()
-        except Waiting:
-            log.info("%s: the next attempt is at %s", partner.name, patience.until)
-        except (CursorMoved, TakenOver):
-            log.info("%s: another worker was first", partner.name)
-    turn.report.waiting_until = patience.until
-    return turn.report
+    deliver = check_deliver(partner.deliver)
+    report = PushReport(partner.name)
+    breakers = Breakers(store, partner.name, partner.breaker, clock)
+    await breakers.load()
+    sender = Sender(store, client, capabilities, clock)
+    delivering = Delivering(
+        store, partner, deliver, sender, Planner(capabilities, partner.scopes), breakers, owner, fetch, report
+    )
+    turn = _Round(store, partner, delivering, breakers, clock, attempts, report)
+    try:
+        report.changes = await Noticing(store, partner, deliver, clock).read()
+        await turn.work(fresh=report.changes > 0)
+    except CursorMoved:
+        log.info("%s: another worker was first", partner.name)
+    return report
 
 
-async def replay(store: Store, partner: str, key: str) -> None:
-    """Put one thing that a partner could not be told in line again. Raises NotFound for a key that nothing waits under."""
-    row = await store.state(parked(partner), key)
-    if row is None:
-        raise NotFound(f"Nothing waits for {partner} under {key}")
-    await store.transact([SetState(parked(partner), key, {**row, "replay": "asked", "attempts": 0})], origin="hub")
-
-
-async def has_replays(store: Store, partner: str) -> bool:
-    """Whether something was put in line again."""
-    return any(row.get("replay") for row in (await store.states(parked(partner))).values())
+async def anything_due(store: Store, partner: str) -> bool:
+    """Whether something waits in the queue of a partner."""
+    return bool(await store.state_keys(queue(partner), 1))
 
 
 @dataclass
 class _Round:
     store: Store
     partner: Partner
-    sender: Sender
-    patience: Patience
-    owner: str | None
-    fetch: Fetch | None
+    delivering: Delivering
+    breakers: Breakers
+    clock: Callable[[], datetime]
+    attempts: int
+    report: PushReport
 
-    def __post_init__(self) -> None:
-        name = self.partner.name
-        self.report = PushReport(name)
-        self.cursor, self.rows, self.parked = f"push:{name}", sent(name), parked(name)
-        self.given_up: str | None = None  # why nothing is sent any more of the change at hand
-        self.deliver = self.partner.deliver
-        self.agent = {"reference": self.owner} if self.owner else {"display": "Care coordination"}
+    async def work(self, *, fresh: bool) -> None:
+        """Work off what is due, as far as that goes now."""
+        self.next: datetime | None = None  # the earliest time at which what waits can be tried
+        self.stopped: set[str] = set()  # lanes that wait
+        if (until := self.breakers.wait()) or (not fresh and (until := await self._idle())):
+            self.report.waiting_until = until
+            return
+        async for found in lanes(self.store, self.partner.name):
+            for lane in list(found):
+                if self.breakers.half_open and not self.breakers.wait():
+                    await self._lane(lane, found.pop(lane))  # one at a time, until one shows that it is back
+            if self.breakers.wait():
+                break
+            await self._together(found)
+        self.report.waiting_until = self.breakers.wait() or self.next
+        await self._rest()
 
-    # --- the change log --------------------------------------------------------------------------------------------------------
+    async def _together(self, found: dict[str, list[Due]]) -> None:
+        """Lanes side by side, as many as the partner bears."""
+        slots = asyncio.Semaphore(self.partner.limits.concurrency)
 
-    async def catch_up(self) -> None:
-        """Go through the change log to its end."""
-        types = frozenset(occasions()[name].resource for name in self.deliver) | {"Person"}
-        before = await self.store.cursor(self.cursor)
-        while True:
-            batch = await self.store.changes(before, types=types, limit=BATCH)
-            for change in batch.changes:
-                before = await self._change(change, before)
-            if batch.upto > before and (batch.changes or batch.upto.number - before.number > BATCH):
-                await self.store.transact([MoveCursor(self.cursor, before, batch.upto)], origin="hub")
-                before = batch.upto
-            self.report.changes += len(batch.changes)
-            if not batch.changes:
+        async def one(lane: str, due: list[Due]) -> None:
+            async with slots:
+                await self._lane(lane, due)
+
+        tasks = [asyncio.create_task(one(lane, due)) for lane, due in found.items()]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION) if tasks else (set(), set())
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _lane(self, lane: str, waiting: list[Due]) -> None:
+        """One patient's, in order, until something there must wait."""
+        if lane in self.stopped:
+            return
+        for number, due in enumerate(waiting):
+            until = moment(due.until)
+            if until is None or until <= self.clock():
+                until = self.breakers.wait() or self.delivering.settles(due, waiting[number + 1 :])
+            if until is None:
+                until = await self._one(due)
+            if until is not None:
+                self.stopped.add(lane)
+                self.next = min(until, self.next or until)
                 return
 
-    async def _change(self, change: Change, before: Position) -> Position:
-        """One change. Returns where the cursor stands: it moves with something to commit, or at the end of the batch."""
+    async def _one(self, due: Due) -> datetime | None:
+        """One thing. Returns until when it waits; None when it is off the queue."""
+        name = self.partner.name
         for attempt in range(AGAIN):
-            operations = await self._meant(change)
-            if not operations:
-                return before
             try:
-                await self.store.transact([*operations, MoveCursor(self.cursor, before, change.position)], origin="hub")
-                break
-            except VersionConflict:  # somebody wrote what was to be written: look at it again
-                if attempt == AGAIN - 1:
-                    raise
-        if change.type == "Person":
-            await self.replay_due()
-        return change.position
-
-    async def _meant(self, change: Change) -> list[Op]:
-        """What a change means, when all goes well; when it did not so often, that nothing more is tried of it."""
-        what = f"{change.type}/{change.id}/_history/{change.version}"
-        try:
-            return await self._means(change)
-        except PASSED_ON:
-            raise
-        except Exception as error:
-            if not await self.patience.failed(what, error):
-                raise Waiting from None
-            if not isinstance(error, PARTNERS_FAULT):
-                return await self._park_whole(change, error)
-            self.given_up = f"{self.patience.attempts} attempts failed, the last because {error}"
-            try:
-                return await self._means(change)
-            finally:
-                self.given_up = None
-
-    async def _means(self, change: Change) -> list[Op]:
-        """Tell the partner what a change means for it. Returns what is to be committed with the cursor."""
-        if change.method == "delete":
-            return []
-        if change.type == "Person":
-            return await self._now_known(change)
-        if change.origin == f"partner:{self.partner.name}":
-            return []
-        return await self._version(await self.store.vread(change.type, change.id, change.version))
-
-    async def _version(self, stored: Stored) -> list[Op]:
-        tree = stored.tree
-        if tree.get("meta", {}).get("source"):
-            return []  # a mirror: the partner that it came from tells of it
-        before = await self._version_before(stored)
-        operations: list[Op] = []
-        for occasion in occurring(tree, before, list(self.deliver)):
-            operations += await self._occasion(occasion, stored)
-        return operations
-
-    async def _version_before(self, stored: Stored) -> dict[str, Any] | None:
-        if stored.version == 1:
-            return None
-        try:
-            return (await self.store.vread(stored.type, stored.id, stored.version - 1)).tree
-        except Gone:
-            return None
-
-    async def _occasion(self, occasion: Occasion, stored: Stored) -> list[Op]:
-        case = await gather(self.store, self.partner, occasion, stored)
-        if case is None or await self._overtaken(case):
-            return []
-        if occasion.after:
-            came, operations = await self._came_before(case)
-            if not came:
-                return operations
-        told: list[Op] = []
-        for number, ways in enumerate(self.deliver[occasion.name], 1):
-            told += await self._want(case, number, ways)
-        return told
-
-    async def _overtaken(self, case: Case) -> bool:
-        """Whether events have overtaken the news: the newest version is no longer as the occasion needs it."""
-        if not case.occasion.still:
-            return False
-        key = (case.stored.type, case.stored.id)
-        newest = (await self.store.read_many([key])).get(key)
-        return newest is None or not fulfils(newest.tree, case.occasion.still)
-
-    async def _came_before(self, case: Case) -> tuple[bool, list[Op]]:
-        """Whether the partner heard of what this follows. What still waits to be told is withdrawn instead."""
-        prefix = f"{case.about}/{case.occasion.after}"
-        if any(row["state"] == "done" for row in (await self.store.states(self.rows, prefix)).values()):
-            return True, []
-        operations: list[Op] = []
-        for key in await self.store.states(self.parked, prefix):
-            if await self._human_did(key):
-                return True, []
-            operations += await self._withdraw(key, "It was taken back before it could be delivered")
-        return False, operations
-
-    # --- one thing wanted ------------------------------------------------------------------------------------------------------
-
-    async def _want(self, case: Case, number: int, ways: Any) -> list[Op]:
-        """Get one thing across by the first way that works. Returns what a human must be told otherwise."""
-        key = f"{case.key}/{number}"
-        if await self.store.state(self.rows, key):
-            return []
-        if self.given_up:
-            return await self._park(case, number, [self.given_up], "unavailable")
-        reasons: list[str] = []
-        why = "refused"
-        for name in ways:
-            if name == NOBODY:
-                if why == "no-record":  # it is still wanted, once the patient is known there
-                    return await self._park(case, number, reasons, why, quiet=True)
-                return [SetState(self.rows, key, {"state": "left", "way": NOBODY})]
-            way = WAYS[name]
-            if not self.sender.capabilities.can(way.type, way.interaction):
-                reasons.append(LACKS[way.interaction].format(way.type))
-                continue
-            try:
-                await self._go(case, name)
-                return [SetState(self.rows, key, {"state": "done", "way": name}), *await self._arrived(case)]
-            except Unfit as error:
-                reasons.append(str(error))
-                why = error.why if error.why != "unfit" else why
-                if error.why == "unsure":
-                    break
-            except PartnerRefused as error:
-                if isinstance(error, SignInRefused) or error.answered == 401:
-                    raise  # it refuses the hub, not this
-                reasons.append(f"it refused a {way.type} ({summary(error.told) or error.answered})")
-        return await self._park(case, number, list(dict.fromkeys(reasons)), why)
-
-    async def _go(self, case: Case, name: str) -> None:
-        for shipment in await WAYS[name].build(case, self.fetch):
-            self.report.delivered.append(await self.sender.send(case, shipment, self.agent))
-        await self.patience.answered()
-
-    async def _arrived(self, case: Case) -> list[Op]:
-        """A message of the hub's that went to its one recipient is no longer on its way."""
-        if case.occasion.resource != "Communication":
-            return []
-        key = (case.stored.type, case.stored.id)
-        newest = (await self.store.read_many([key])).get(key)
-        if newest is None or newest.tree["status"] != "in-progress" or len(newest.tree.get("recipient", [])) != 1:
-            return []
-        return [Put(check_tree({**newest.tree, "status": "completed"}), if_version=newest.version)]
-
-    # --- what could not be told ------------------------------------------------------------------------------------------------
-
-    async def _park(self, case: Case, number: int, reasons: list[str], why: str, *, quiet: bool = False) -> list[Op]:
-        """Put one thing aside, to be replayed, and tell a human unless it is not worth that (`quiet`)."""
-        key = f"{case.key}/{number}"
-        reason = f"{self.partner.organization.name} could not be told “{case.title}”: {'; '.join(reasons)}"
-        patient = f"Patient/{case.patient['id']}" if case.patient else None
-        row = {
-            "reason": reason,
-            "why": why,
-            "type": case.stored.type,
-            "id": case.stored.id,
-            "version": case.stored.version,
-            "occasion": case.occasion.name,
-            "number": number,
-            "patient": patient,
-        }
-        if quiet:
-            return [SetState(self.parked, key, row)]
-        self.report.undelivered.append(key)
-        told = await human.tell(
-            self.store,
-            (UNDELIVERED, self.partner.name, key),
-            UNDELIVERED,
-            DISPLAY,
-            reason,
-            focus=case.about,
-            patient=patient,
-            owner=self.owner,
-        )
-        return [SetState(self.parked, key, row), *told]
-
-    async def _park_whole(self, change: Change, error: Exception) -> list[Op]:
-        """Put a change aside at which the hub itself failed."""
-        key = f"{change.type}/{change.id}/_history/{change.version}"
-        reason = f"What {self.partner.organization.name} is to be told of this could not be found out ({words(error)})"
-        self.report.undelivered.append(key)
-        row = {
-            "reason": reason,
-            "why": "failed",
-            "type": change.type,
-            "id": change.id,
-            "version": change.version,
-            "patient": None,
-        }
-        parts = (UNDELIVERED, self.partner.name, key)
-        focus = f"{change.type}/{change.id}"
-        told = await human.tell(self.store, parts, UNDELIVERED, DISPLAY, reason, focus=focus, patient=None, owner=self.owner)
-        return [SetState(self.parked, key, row), *told]
-
-    async def _withdraw(self, key: str, why: str) -> list[Op]:
-        return [SetState(self.parked, key, None), *await human.take_back(self.store, (UNDELIVERED, self.partner.name, key), why)]
-
-    async def _human_did(self, key: str) -> bool:
-        """Whether a human completed what was left to them of the occasion that this key belongs to."""
-        occasion, _, _ = key.rpartition("/")
-        wanted = next(
-            (ways for name, ways in self.deliver.items() if occasion.endswith(f"/{name}") or f"/{name}." in occasion), []
-        )
-        for number in range(1, len(wanted) + 1):
-            task, _ = await human.latest(self.store, UNDELIVERED, self.partner.name, f"{occasion}/{number}")
-            if task is not None and task.tree["status"] == "completed":
-                return True
-        return False
-
-    async def _now_known(self, change: Change) -> list[Op]:
-        """A Person may tell which Patient of the partner was meant: what waits for that is in line again, and news of before is told."""
-        found = (await self.store.read_many([("Person", change.id)])).get(("Person", change.id))
-        members = {link["target"].get("reference") for link in found.tree.get("link", [])} if found else set()
-        waited = [
-            SetState(self.parked, key, {**row, "replay": "known", "attempts": 0})
-            for key, row in (await self.store.states(self.parked)).items()
-            if row["why"] == "no-record" and row["patient"] in members
-        ]
-        return [*waited, *await self._happened_elsewhere(sorted(members))]
-
-    async def _happened_elsewhere(self, members: list[str]) -> list[Op]:
-        """What happened elsewhere to patients who are now known here, as far as it goes on: when it began it concerned nobody here.
-
-        Which of the two is seen first is chance: the link between the records, or what happened.
-        """
-        operations: list[Op] = []
-        for occasion in (occasions()[name] for name in self.deliver):
-            for member in members if occasion.to == "elsewhere" else ():
-                for stored in await self._going_on(occasion, member):
-                    if not await self.store.states(self.parked, f"{occasion.key(stored.type, stored.id, stored.version)}/"):
-                        operations += await self._occasion(occasion, stored)
-        return operations
-
-    async def _going_on(self, occasion: Occasion, patient: str) -> list[Stored]:
-        """The resources of a patient that would make the occasion, were they new."""
-        query = parse_query(occasion.resource, [("patient", patient), ("code", ",".join(occasion.when["code"]))])
-        page = await self.store.search(query)
-        found = list(page.matches)
-        while page.next:
-            page = await self.store.search(replace(query, cursor=page.next))
-            found += page.matches
-        lasting = {**occasion.when, **occasion.still}
-        return [stored for stored in found if fulfils(stored.tree, lasting) and not stored.tree.get("meta", {}).get("source")]
-
-    async def replay_due(self) -> None:
-        """Try again what was put in line again."""
-        for key, row in sorted((await self.store.states(self.parked)).items()):
-            if not row.get("replay"):
-                continue
-            try:
-                operations = await self._again(key, row)
-            except PASSED_ON:
+                operations = await self.delivering(due)
+            except Waits as waits:
+                return waits.until
+            except TakenOver:
+                return self.clock()
+            except (VersionConflict, DatabaseUnavailable):
                 raise
             except Exception as error:
-                count = row["attempts"] + 1
-                left = {**row, "attempts": count, "replay": row["replay"] if count < self.patience.attempts else None}
-                await self.store.transact([SetState(self.parked, key, left)], origin="hub")
-                await self.patience.failed(key, error)
-                raise Waiting from None
+                until = await self._failed(due, error)
+                if until is not None:
+                    return until
+                operations = await self.delivering.give_up(due, error)
             try:
-                await self.store.transact(operations, origin="hub")
-            except VersionConflict:
-                log.info("%s: %s was written meanwhile and is looked at in the next round", self.partner.name, key)
+                await self.store.transact([*operations, due.done(name)], origin="hub")
+                return None
+            except VersionConflict:  # somebody wrote what was to be written: look at it again
+                log.info("%s: %s was written meanwhile", name, due.key)
+                if attempt == AGAIN - 1:
+                    raise
+            except Conflict:
+                log.info("%s: another worker was first at %s", name, due.key)
+                return None
+        raise AssertionError("unreachable")
 
-    async def _again(self, key: str, row: dict[str, Any]) -> list[Op]:
-        if row["replay"] == "known" and await self._human_did(key):
-            return [SetState(self.parked, key, None)]
-        stored = await self.store.vread(row["type"], row["id"], row["version"])
-        if "occasion" not in row:
-            return [*await self._version(stored), *await self._withdraw(key, "It was delivered since")]
-        case = await gather(self.store, self.partner, occasions()[row["occasion"]], stored)
-        wanted = self.deliver.get(row["occasion"], [])
-        if case is None or len(wanted) < row["number"] or await self._overtaken(case):
-            return await self._withdraw(key, "It is no longer to be delivered")
-        operations = await self._want(case, row["number"], wanted[row["number"] - 1])
-        if any(isinstance(one, SetState) and one.namespace == self.parked for one in operations):
-            return operations
-        return [*operations, *await self._withdraw(key, "It was delivered since")]
+    async def _failed(self, due: Due, error: Exception) -> datetime | None:
+        """Note that an attempt failed. Returns until when it waits, or None when that was the last. One that was throttled is no attempt."""
+        if isinstance(error, PartnerUnavailable) and error.throttled:
+            return self.breakers.wait() or self.clock()
+        now = self.clock()
+        tried = due.attempts + 1
+        log.warning("%s: attempt %d at %s failed (%s)", self.partner.name, tried, due.key, type(error).__name__)
+        if tried >= self.attempts:
+            return None
+        until = now + backoff(tried, self.partner.breaker.longest_wait)
+        again = due.again(attempts=tried, first=due.first or now.isoformat(), until=until.isoformat())
+        await self.store.transact([again.put(self.partner.name)], origin="hub")
+        return until
+
+    # --- nothing to do ---------------------------------------------------------------------------------------------------------
+
+    async def _idle(self) -> datetime | None:
+        """Until when a look at what is due is of no use. A clock that was set back ends it."""
+        row = await self.store.state(*idle(self.partner.name))
+        if row is None:
+            return None
+        since, until = datetime.fromisoformat(row["since"]), datetime.fromisoformat(row["until"])
+        return until if since <= self.clock() < until else None
+
+    async def _rest(self) -> None:
+        """Remember when something can be done again, so that rounds before cost nothing."""
+        now, before = self.clock(), await self.store.state(*idle(self.partner.name))
+        row = {"since": now.isoformat(), "until": self.next.isoformat()} if self.next and self.next > now else None
+        if row != before and not (before and row and before["until"] == row["until"]):
+            await self.store.transact([SetState(*idle(self.partner.name), row)], origin="hub")

@@ -7,20 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from uuid import uuid4
 
+from fhircm.exchange.holding import holding
 from fhircm.exchange.mapping import Source
 from fhircm.exchange.mirror import Batch, Mirror, Row
 from fhircm.exchange.pages import cut
 from fhircm.exchange.partners import Partner
-from fhircm.fhir.outcome import Conflict, NotFound
+from fhircm.fhir.outcome import NotFound
 from fhircm.store.resources import Held, Store
 
-LEASE = 60.0  # seconds; longer than one resource takes
-
-
-class PartnerBusy(Conflict):
-    """A pull of this partner is at work."""
+LEASE = 15.0  # seconds after which one that fell silent is missed
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +30,13 @@ class Released:
 async def release(store: Store, partner: Partner, names: Sequence[str], *, trusted: bool = False) -> list[Released]:
     """Try each again; `trusted`: versions that went back and times in the future are taken as they are.
 
-    Raises NotFound for a name that nothing is held under, and PartnerBusy. Interrupted, it can be asked again.
+    Raises NotFound for a name that nothing is held under, and Busy while the partner is pulled. Interrupted, it can be asked again.
     """
     held = await store.held(partner.name, names)
     if missing := sorted(set(names) - held.keys()):
         raise NotFound(f"Nothing of {partner.name} is in quarantine under {missing[0]}")
-    lease, holder = f"pull:{partner.name}", uuid4().hex
-    released = []
-    try:
-        for name in names:
-            if not await store.lease(lease, holder, LEASE):
-                raise PartnerBusy(f"{partner.name} is being pulled at this moment; try again when that is done")
-            released.append(await _release(store, partner, held[name], trusted=trusted))
-    finally:
-        await store.release(lease, holder)
-    return released
+    async with holding(store, f"pull:{partner.name}", LEASE):
+        return [await _release(store, partner, held[name], trusted=trusted) for name in names]
 
 
 async def _release(store: Store, partner: Partner, held: Held, *, trusted: bool) -> Released:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fhircm.exchange.case import NPI, concept_text, name_of, npi, patient_at, source_at
+from fhircm.exchange.case import NPI, concept_text, name_of, npi, patient_at, read, source_at
 from fhircm.exchange.partners import Partner
 from fhircm.fhir.query import parse_query
 from fhircm.fhir.references import parse_reference, references
@@ -19,11 +19,11 @@ _MEMBERS = ("type", "identifier", "display")
 
 async def repoint(store: Store, partner: Partner, tree: dict[str, Any]) -> dict[str, Any]:
     """A copy of the tree for the partner. What refers to nothing that can be said is left out."""
-    targets = {reference.url: await _target(store, partner, reference.url, "contained" in tree) for reference in references(tree)}
-    return _rewrite(tree, targets)
+    targets = {reference.url: await target(store, partner, reference.url, "contained" in tree) for reference in references(tree)}
+    return rewrite(tree, targets)
 
 
-async def _target(store: Store, partner: Partner, url: str, contained: bool) -> dict[str, Any]:
+async def target(store: Store, partner: Partner, url: str, contained: bool = False) -> dict[str, Any]:
     """The members of a Reference that says the same to the partner; none when nothing can be said."""
     parsed = parse_reference(url, partner.base_url)
     if parsed.kind == "contained":
@@ -40,6 +40,8 @@ async def _target(store: Store, partner: Partner, url: str, contained: bool) -> 
         there = await patient_at(store, target, partner)
         return {"reference": f"Patient/{there}"} if there else {}
     named = await known_as(store, partner, target)
+    if parsed.type == "PractitionerRole" and "display" not in named and (holder := await read(store, target.get("practitioner"))):
+        named = await known_as(store, partner, holder)  # a role has no name of its own
     return {"reference": named["reference"]} if "reference" in named else named
 
 
@@ -78,14 +80,14 @@ def logical(tree: dict[str, Any]) -> dict[str, Any]:
     return members if len(members) > 1 else {}
 
 
-def _rewrite(node: Any, targets: dict[str, dict[str, Any]]) -> Any:
+def rewrite(node: Any, targets: dict[str, dict[str, Any]]) -> Any:
     """A copy with every Reference replaced; an element of which nothing is left is left out."""
     if isinstance(node, list):
-        return [new for one in node if (new := _rewrite(one, targets)) not in ({}, [])]
+        return [new for one in node if (new := rewrite(one, targets)) not in ({}, [])]
     if not isinstance(node, dict):
         return node
     if isinstance(node.get("reference"), str) and node["reference"] in targets:
         kept = {name: value for name, value in node.items() if name in _MEMBERS}
         new = {**kept, **targets[node["reference"]]}
         return new if new.keys() - {"type"} else {}
-    return {name: new for name, value in node.items() if (new := _rewrite(value, targets)) not in ({}, [])}
+    return {name: new for name, value in node.items() if (new := rewrite(value, targets)) not in ({}, [])}

@@ -15,9 +15,11 @@ from typing import Any
 import yaml
 
 from fhircm.exchange.attachments import Fetch, held
+from fhircm.exchange.care_plan import CONFIDENTIAL, care_plan_attachments
 from fhircm.exchange.case import Case, Unfit, read, source_at
 from fhircm.exchange.human import instant
 from fhircm.exchange.letter import attachment, letter
+from fhircm.exchange.native import Native, counterpart, native
 from fhircm.exchange.outbound import codes
 from fhircm.exchange.partners import Partner
 from fhircm.exchange.repoint import known_as, repoint
@@ -25,18 +27,6 @@ from fhircm.fhir.systems import DELIVERY, REFERRAL
 
 _FORWARDED = ("status", "docStatus", "type", "category", "date", "description", "securityLabel", "content", "context", "language")
 _HANDED_ON = ("code", "category", "priority", "orderDetail", "occurrenceDateTime", "occurrencePeriod", "reasonCode", "note")
-_CONFIDENTIAL = {
-    "R",
-    "V",
-    "ETH",
-    "HIV",
-    "PSY",
-    "SDV",
-    "SEX",
-    "SUD",
-    "ETHUD",
-    "PSYTHPN",
-}  # http://terminology.hl7.org/CodeSystem/v3-ActCode
 _CLINICAL_NOTE = {"system": "http://hl7.org/fhir/us/core/CodeSystem/us-core-documentreference-category", "code": "clinical-note"}
 
 
@@ -46,6 +36,7 @@ class Create:
 
     key: str  # value of its delivery identifier
     tree: dict[str, Any]
+    kept: bool = False  # it will be kept alike, so what was sent is remembered
 
     @property
     def type(self) -> str:
@@ -61,18 +52,31 @@ class Amend:
     type: str
     id: str
     members: Callable[[dict[str, Any]], dict[str, Any]]  # raises Unfit
+    optional: bool = False  # the news is complete without it: a refusal is no failure
 
 
-Shipment = Create | Amend
+Shipment = Create | Amend | Native
+
+
+ITS_OWN = ""  # the type of the resource that is told of
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
     """How to tell a partner, and what the partner must be able to do for it."""
 
-    type: str
+    type: str  # ITS_OWN: the type of the resource itself
     interaction: str
     build: Callable[[Case, Fetch | None], Awaitable[list[Shipment]]]  # raises Unfit
+
+    def needs(self, resource: str) -> tuple[str, str]:
+        """The type and interaction that it takes to tell of a resource of this type."""
+        return self.type or resource, self.interaction
+
+
+def sent(partner: str) -> str:
+    """The namespace of the rows that tell what was sent to a partner, by the value of its delivery identifier."""
+    return f"delivery:{partner}"
 
 
 def delivery(key: str) -> dict[str, Any]:
@@ -207,8 +211,10 @@ async def _forward_output(case: Case, fetch: Fetch | None) -> list[Shipment]:
 async def _forward(case: Case, document: dict[str, Any], patient: str, fetch: Fetch | None) -> Create:
     """A document of another organisation, with its bytes, its author and its custodian, on the partner's own Patient."""
     labels = codes(document.get("securityLabel", [])) | codes(document.get("meta", {}).get("security", []))
-    if labels & _CONFIDENTIAL:
+    if labels & CONFIDENTIAL:
         raise Unfit("the document is marked confidential, so a human must decide whether it may be handed on")
+    if case.disclosure is not None and not case.disclosure.permits(document):
+        raise Unfit("a consent of the patient keeps the document from them", "withheld")
     if "modifierExtension" in document:
         raise Unfit("the document bears an extension that changes its meaning")
     key = f"{case.key}/forward-output/{document['id']}"
@@ -276,6 +282,53 @@ async def _recipients(case: Case) -> list[dict[str, Any]]:
     return there or [_there(case)]
 
 
+def _native(how: str) -> Callable[[Case, Fetch | None], Awaitable[list[Shipment]]]:
+    async def build(case: Case, fetch: Fetch | None) -> list[Shipment]:
+        return [await native(case, how, await counterpart(case.store, sent(case.partner.name), case.about))]
+
+    return build
+
+
+async def _care_plan_document(case: Case, fetch: Fetch | None) -> list[Shipment]:
+    key, patient = f"{case.key}/care-plan-document", case.need_patient()
+    if case.tree["resourceType"] != "CarePlan":
+        raise Unfit("it is no care plan")
+    before = await _document_before(case)
+    tree = {
+        "resourceType": "DocumentReference",
+        "identifier": _identifiers(case, key),
+        "status": "current",
+        "docStatus": "final",
+        "type": {"coding": [dict(case.occasion.note)]},
+        "category": [{"coding": [_CLINICAL_NOTE]}],
+        "subject": {"reference": f"Patient/{patient}"},
+        "date": _when(case),
+        "author": [await _sender(case)],
+        "description": case.title,
+        "relatesTo": [{"code": "replaces", "target": {"reference": f"DocumentReference/{before}"}}] if before else [],
+        "content": [{"attachment": one} for one in await care_plan_attachments(case, key, _when(case))],
+    }
+
+    def superseded(there: dict[str, Any]) -> dict[str, Any]:
+        return {} if there.get("status") == "superseded" else {"status": "superseded"}
+
+    replaced = [Amend(f"{key}/replaced", "DocumentReference", before, superseded, optional=True)] if before else []
+    return [Create(key, _clean(tree)), *replaced]
+
+
+async def _document_before(case: Case) -> str | None:
+    """The id at the partner of the document that told of an older version of this plan."""
+    prefix, ending = f"{case.about}/{case.occasion.name}.", "/care-plan-document"
+    told = await case.store.states(sent(case.partner.name), prefix)
+    versions = {
+        int(key.removeprefix(prefix).removesuffix(ending)): row
+        for key, row in told.items()
+        if key.endswith(ending) and row["state"] == "done"
+    }
+    older = [version for version in versions if version < case.stored.version]
+    return str(versions[max(older)]["url"]).rpartition("/")[2] if older else None
+
+
 WAYS: dict[str, Way] = {
     "order-status": Way("ServiceRequest", "update", _order_status),
     "referral-task": Way("Task", "create", _referral_task),
@@ -283,6 +336,10 @@ WAYS: dict[str, Way] = {
     "letter": Way("DocumentReference", "create", _letter),
     "forward-output": Way("DocumentReference", "create", _forward_output),
     "message": Way("Communication", "create", _message),
+    "native-update": Way(ITS_OWN, "update", _native("update")),
+    "native-patch": Way(ITS_OWN, "patch", _native("patch")),
+    "native-create": Way(ITS_OWN, "create", _native("create")),
+    "care-plan-document": Way("DocumentReference", "create", _care_plan_document),
 }
 
 

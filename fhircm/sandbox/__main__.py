@@ -44,7 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chart = Chart(people.hospital if habits["chart"] == "hospital" else people.clinic, options.state)
     keys = PublishedKeys(options.jwks_url, options.jwks_file)
     sign_in = SignIn(
-        options.client_id, keys, f"{server}/oauth2/token", habits["algorithm"], habits["scopes"], options.token_lifetime
+        options.client_id,
+        keys,
+        f"{server}/oauth2/token",
+        habits["algorithm"],
+        habits["scopes"],
+        options.token_lifetime,
+        options.client_secret_file.read_text().strip() if options.client_secret_file else "",
+        habits.get("secret_method", "client_secret_basic"),
     )
     door = None
     if options.app_redirect_uri:
@@ -72,7 +79,7 @@ def sandbox(ehr: Ehr, staff: Staff, server: str, routes: Sequence[BaseRoute] = (
         return JSONResponse(
             {
                 "token_endpoint": f"{server}/oauth2/token",
-                "token_endpoint_auth_methods_supported": ["private_key_jwt"],
+                "token_endpoint_auth_methods_supported": [ehr.sign_in.method],
                 "token_endpoint_auth_signing_alg_values_supported": [ehr.habits["algorithm"]],
                 "grant_types_supported": ["client_credentials"],
                 "code_challenge_methods_supported": ["S256"],
@@ -86,7 +93,7 @@ def sandbox(ehr: Ehr, staff: Staff, server: str, routes: Sequence[BaseRoute] = (
         try:
             if door and form.get("grant_type") in ("authorization_code", "refresh_token"):
                 return JSONResponse(await door.token(form, request.headers.get("authorization", "")))
-            return JSONResponse(await ehr.sign_in.token(form))
+            return JSONResponse(await ehr.sign_in.token(form, request.headers.get("authorization", "")))
         except Refused as error:
             return JSONResponse({"error": str(error)}, 401 if str(error) == "invalid_client" else 400)
 
@@ -148,6 +155,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--vendor", choices=vendors(), required=True)
     parser.add_argument("--port", type=int, default=8081)
     parser.add_argument("--client-id", default="fhircm")
+    parser.add_argument("--client-secret-file", type=Path, help="the client has this secret and no keys")
     parser.add_argument("--app-client-id", default="fhircm-app")
     parser.add_argument("--app-redirect-uri", action="append", help="of an app that is launched from this EHR")
     parser.add_argument("--jwks-url")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlencode
+from urllib.parse import parse_qsl, urlencode
 
 from joserfc import jwt
 from joserfc.jwk import RSAKey
@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from fhircm.sandbox.signin import Refused, SignIn
+from fhircm.sandbox.signin import Refused, SignIn, shown
 
 _LAUNCH = 300.0  # seconds in which a launch must be taken up
 _CODE = 60.0
@@ -64,18 +64,19 @@ class AppDoor:
         base_url: str,
         standalone: Mapping[str, Any] | None = None,
         now: Callable[[], float] = time.time,
+        key: RSAKey | None = None,
     ) -> None:
         self.app, self.sign_in, self.server, self.base_url = app, sign_in, server, base_url
         self.standalone = standalone or {"user": "Practitioner/p-1"}
         self.now = now
-        self.rotate_key()
+        self.key = key or _new_key()
         self._launches: dict[str, tuple[float, Mapping[str, Any]]] = {}
         self._codes: dict[str, _Grant] = {}
         self._refresh: dict[str, _Grant] = {}
 
     def rotate_key(self) -> None:
         """Sign with another key from now on."""
-        self.key = RSAKey.generate_key(2048, {"use": "sig", "alg": "RS256"}, auto_kid=True)
+        self.key = _new_key()
 
     def launch(self, user: str, patient: str | None = None, **context: Any) -> str:
         """Somebody opens the app in the EHR: the value of `launch`, good once and for a few minutes."""
@@ -175,17 +176,11 @@ class AppDoor:
         return jwt.encode({"alg": "RS256", "kid": self.key.kid}, claims, self.key, algorithms=["RS256"])
 
     async def _prove(self, form: Mapping[str, str], authorization: str) -> None:
-        app, given = self.app, (form.get("client_id", ""), form.get("client_secret", ""))
+        app = self.app
         if app.method == "private_key_jwt":
             await self.sign_in.check(form.get("client_assertion", ""), app.client_id)
             return
-        if app.method == "client_secret_basic":
-            try:
-                pair = base64.b64decode(authorization.removeprefix("Basic ")).decode().partition(":")
-            except ValueError:
-                raise Refused("invalid_client") from None
-            given = unquote(pair[0]), unquote(pair[2])
-        if given != (app.client_id, app.secret):
+        if shown(app.method, form, authorization) != (app.client_id, app.secret):
             raise Refused("invalid_client")
 
     # --- over HTTP ---
@@ -214,3 +209,7 @@ class AppDoor:
         except (TypeError, ValueError):
             return JSONResponse({"error": "user, and patient or more"}, 400)
         return JSONResponse({"iss": self.base_url, "launch": launch})
+
+
+def _new_key() -> RSAKey:
+    return RSAKey.generate_key(2048, {"use": "sig", "alg": "RS256"}, auto_kid=True)

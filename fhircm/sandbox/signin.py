@@ -1,16 +1,19 @@
-"""The sandbox's token endpoint: it checks the client's signed assertion as a vendor does, against the keys that the client publishes.
+"""The sandbox's token endpoint: it checks the client's signed assertion as a vendor does, against the keys that the client publishes;
+or its secret, where a vendor insists on one.
 
-https://hl7.org/fhir/smart-app-launch/backend-services.html
+https://hl7.org/fhir/smart-app-launch/backend-services.html and https://www.rfc-editor.org/rfc/rfc6749#section-2.3.1
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from joserfc import jwt
 from joserfc.errors import JoseError
@@ -28,19 +31,36 @@ class Refused(Exception):
 
 
 class SignIn:
-    """The clients' door. One client is registered: `client_id`, whose keys `keys` gives."""
+    """The clients' door. One client is registered: `client_id`, whose keys `keys` gives; with a `secret` it has that and no keys.
 
-    def __init__(self, client_id: str, keys: Keys, token_url: str, algorithm: str, scopes: str, lifetime: int) -> None:
+    `method` is how the secret comes: client_secret_basic or client_secret_post.
+    """
+
+    def __init__(
+        self,
+        client_id: str,
+        keys: Keys,
+        token_url: str,
+        algorithm: str,
+        scopes: str,
+        lifetime: int,
+        secret: str = "",
+        method: str = "client_secret_basic",
+    ) -> None:
+        self.secret, self.method = secret, method if secret else "private_key_jwt"
         self.client_id, self.keys, self.token_url, self.algorithm = client_id, keys, token_url, algorithm
         self.v1_only, self.v2_only, self.lifetime = scopes == "v1", scopes == "v2", lifetime
         self._tokens: dict[str, tuple[float, list[tuple[str, str]]]] = {}
         self._used: dict[str, float] = {}
 
-    async def token(self, form: dict[str, str]) -> dict[str, Any]:
+    async def token(self, form: dict[str, str], authorization: str = "") -> dict[str, Any]:
         """The answer to a token request. Raises Refused."""
         if form.get("grant_type") != "client_credentials":
             raise Refused("unsupported_grant_type")
-        await self.check(form.get("client_assertion", ""), self.client_id)
+        if self.method == "private_key_jwt":
+            await self.check(form.get("client_assertion", ""), self.client_id)
+        elif shown(self.method, form, authorization) != (self.client_id, self.secret) or "client_assertion" in form:
+            raise Refused("invalid_client")
         granted = [(scope, found) for scope in form.get("scope", "").split() if (found := self._scope(scope))]
         if not granted:
             raise Refused("invalid_scope")
@@ -92,7 +112,16 @@ class SignIn:
         self._used[jti] = claims["exp"]
 
 
-def _decoded(part: str) -> bytes:
-    import base64
+def shown(method: str, form: Mapping[str, str], authorization: str) -> tuple[str, str]:
+    """The client id and the secret that a token request shows, in the way of `method` alone. Raises Refused."""
+    if method != "client_secret_basic":
+        return form.get("client_id", ""), form.get("client_secret", "")
+    try:
+        id, _, secret = base64.b64decode(authorization.removeprefix("Basic ")).decode().partition(":")
+    except ValueError:
+        raise Refused("invalid_client") from None
+    return unquote(id), unquote(secret)
 
+
+def _decoded(part: str) -> bytes:
     return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))

@@ -415,14 +415,18 @@ class Store:
             text = await connection.fetchval("SELECT value FROM state WHERE namespace = $1 AND key = $2", namespace, key)
         return None if text is None else std_json.loads(text)
 
-    async def states(self, namespace: str, prefix: str = "") -> dict[str, dict[str, Any]]:
-        """The facts of a namespace whose keys begin with a prefix, in order of their keys."""
+    async def states(
+        self, namespace: str, prefix: str = "", *, after: str = "", limit: int = 1_000_000
+    ) -> dict[str, dict[str, Any]]:
+        """The facts of a namespace whose keys begin with a prefix, in order of their keys; the first of those behind `after`."""
         async with self.database.reading() as connection:
             rows = await connection.fetch(
-                "SELECT key, value FROM state WHERE namespace = $1 AND key >= $2 AND key < $3 ORDER BY key",
+                "SELECT key, value FROM state WHERE namespace = $1 AND key >= $2 AND key < $3 AND key > $4 ORDER BY key LIMIT $5",
                 namespace,
                 prefix,
                 prefix + chr(0x10FFFF),
+                after,
+                limit,
             )
         return {row["key"]: std_json.loads(row["value"]) for row in rows}
 

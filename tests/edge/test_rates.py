@@ -86,6 +86,8 @@ async def test_the_token_endpoint_answers_too_many_as_oauth(door, monotonic):
         ("/signin", "sign_in_rate"),
         ("/account/password", "sign_in_rate"),
         ("/oauth/authorize/x1", "sign_in_rate"),
+        ("/launch", "sign_in_rate"),
+        ("/launch/callback/north", "sign_in_rate"),
         ("/oauth/register", "register_rate"),
         ("/oauth/launch", "token_rate"),
         ("/oauth/introspect", "token_rate"),

@@ -1,13 +1,11 @@
 """The hub signs in as SMART says: keys that only it can read, assertions that are good once, tokens that are never told."""
 
 import asyncio
-import base64
 import json
 import logging
 import time
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -20,6 +18,7 @@ from fhircm.exchange.client_keys import public_jwks, signing_key
 from fhircm.exchange.credentials import Secret
 from fhircm.exchange.discovery import OAUTH_URIS, elsewhere
 from fhircm.exchange.proof import Client, assertion
+from fhircm.sandbox.signin import Refused, SignIn
 
 BASE = "https://ehr.example/fhir"
 TOKEN_URL = "https://login.ehr.example/token"
@@ -262,32 +261,35 @@ async def test_a_token_endpoint_and_parameters_of_the_partner_file_are_used(elli
 
 
 class SecretEhr(Ehr):
-    """A vendor that insists on a secret."""
+    """A vendor that insists on a secret: the sandbox's sign-in."""
 
-    secret = "one/two three"
+    def __init__(self, folder, method):
+        super().__init__(folder)
+        self.sign_in = SignIn("the hub", None, TOKEN_URL, "RS384", "v2", 1, "one/two three", method)
 
-    def token(self, request):
-        form = dict(httpx.QueryParams(request.content.decode()))
-        basic = base64.b64decode(request.headers.get("Authorization", "Basic ").removeprefix("Basic ")).decode()
-        given = [unquote(part) for part in basic.split(":")] if basic else [form.get("client_id"), form.get("client_secret")]
-        self.claims.append((form, basic))
-        if given != ["the hub", self.secret]:
-            return httpx.Response(401, json={"error": "invalid_client"})
-        self.issued += 1
-        return httpx.Response(200, json={"access_token": f"token-{self.issued}", "token_type": "Bearer", "expires_in": 1})
+    async def answer(self, request):
+        if str(request.url) == TOKEN_URL:
+            self.claims.append((dict(httpx.QueryParams(request.content.decode())), request.headers.get("Authorization", "")))
+            try:
+                return httpx.Response(200, json=await self.sign_in.token(*self.claims[-1]))
+            except Refused as error:
+                return httpx.Response(401, json={"error": str(error)})
+        if request.url.path == "/fhir/Patient/1":
+            return httpx.Response(200 if self.sign_in.allowed(request.headers["Authorization"], "r", "Patient") else 401)
+        return super().answer(request)
 
 
 @pytest.mark.parametrize("method", ["client_secret_basic", "client_secret_post"])
 async def test_a_secret_is_sent_as_the_vendor_wants_it_and_a_new_one_counts_without_a_restart(tmp_path, method, caplog):
     caplog.set_level(logging.DEBUG)
-    ehr, file = SecretEhr(tmp_path), tmp_path / "secret"
-    file.write_text(f"{ehr.secret}\n")
+    ehr, file = SecretEhr(tmp_path, method), tmp_path / "secret"
+    file.write_text(f"{ehr.sign_in.secret}\n")
     passed = 0.0
     client = Client("the hub", method, secret=Secret(file).read)
     auth = BackendAuth(BASE, client, ["system/*.rs"], transport=ehr.transport, monotonic=lambda: passed)
     async with httpx.AsyncClient(auth=auth, transport=ehr.transport) as http:
         assert (await http.get(f"{BASE}/Patient/1")).status_code == 200
-        ehr.secret, passed = "another", 10.0
+        ehr.sign_in.secret, passed = "another", 10.0
         with pytest.raises(SignInRefused, match="invalid_client"):
             await http.get(f"{BASE}/Patient/1")
         file.write_text("another")

@@ -2,8 +2,10 @@
 
 import pytest
 
-from fhircm.exchange.credentials import Credentials, Secret, SecretMissing, read
+from fhircm.exchange.credentials import Credentials, Secret, SecretMissing, client_at, read
+from fhircm.exchange.partners import load_partner
 from fhircm.exchange.yaml_keys import Keys, YamlWrong
+from fhircm.fhir import artefacts
 
 
 def keys(tmp_path, section):
@@ -87,3 +89,20 @@ def test_a_file_that_everybody_can_read_is_told(tmp_path, caplog):
     file.chmod(0o640)
     Secret(file).read()
     assert not caplog.text
+
+
+@pytest.mark.parametrize("name", ["lakeside-hospital", "riverbend-clinic"])
+def test_a_partner_of_any_shape_may_have_a_secret_and_be_launched_from(tmp_path, name):
+    shipped = (artefacts.folder("mappings") / name / "partner.yaml").read_text()
+    file = tmp_path / name / "partner.yaml"
+    file.parent.mkdir()
+    file.write_text(
+        f"{shipped}\ncredentials:\n  method: client_secret_basic\n  secret: {{file: secret}}\n  parameters: {{resource: 'urn:x'}}\n"
+        "launch:\n  client_id: the-app\n  roles: [nurse]\n"
+    )
+    partner = load_partner(file)
+    assert partner.credentials.secret == Secret(file=tmp_path / name / "secret")
+    assert client_at(partner, tmp_path / "keys").method == "client_secret_basic"
+    assert not (tmp_path / "keys").exists()  # a key is made only for who signs
+    assert partner.launch is not None
+    assert partner.launch.roles == {"nurse"}

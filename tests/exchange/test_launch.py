@@ -7,7 +7,8 @@ import re
 
 import pytest
 import respx
-from joserfc.jwk import OctKey, RSAKey
+from joserfc import jwt
+from joserfc.jwk import ECKey, OctKey, RSAKey
 
 from fhircm.exchange import jwks
 from fhircm.exchange.client_keys import public_jwks
@@ -153,6 +154,27 @@ async def test_an_id_token_without_signature_or_with_a_secret_or_by_another_key_
     with pytest.raises(LaunchRefused, match="signature"):
         await launched(hub, ehr)
     assert "none" not in ALGORITHMS
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_id_tokens_are_taken_in_each_algorithm_of_the_list(hub, ehr, algorithm):
+    curves, about = {"ES256": "P-256", "ES384": "P-384"}, {"use": "sig", "alg": algorithm}
+    kind = curves.get(algorithm)
+    key = ECKey.generate_key(kind, about, auto_kid=True) if kind else RSAKey.generate_key(2048, about, auto_kid=True)
+
+    def signed(asked, user, _):
+        claims = {
+            "iss": ehr.server,
+            "sub": "1",
+            "aud": "the hub",
+            "iat": int(ehr.now),
+            "exp": int(ehr.now) + 60,
+            "fhirUser": user,
+        }
+        return jwt.encode({"alg": algorithm, "kid": key.kid}, claims | {"nonce": asked["nonce"]}, key, algorithms=[algorithm])
+
+    ehr.door.key, ehr.door.id_token = key, signed
+    assert (await launched(hub, ehr)).user == Source("Practitioner", "p1")
 
 
 async def test_an_answer_of_another_sign_in_or_server_is_refused(hub, ehr):

@@ -6,9 +6,10 @@ from datetime import timedelta
 import httpx
 import pytest
 
+from fhircm.exchange.holding import Busy
 from fhircm.exchange.mapping import hub_id
 from fhircm.exchange.pull import pull
-from fhircm.exchange.release import PartnerBusy, release
+from fhircm.exchange.release import release
 from fhircm.fhir.outcome import IllegalTransition, NotFound
 from fhircm.store.database import open_database
 from fhircm.store.operations import WriteRule
@@ -97,7 +98,7 @@ async def test_a_release_waits_for_no_pull_and_disturbs_none(store):
     ehr.change("Condition", "p0-c", colour="red")
     await once(ehr, store)
     assert await store.lease(f"pull:{NORTH}", "a pull", 60)
-    with pytest.raises(PartnerBusy):
+    with pytest.raises(Busy):
         await release(store, partner(), ["Condition/p0-c"])
     await store.release(f"pull:{NORTH}", "a pull")
     assert (await release(store, partner(), ["Condition/p0-c"]))[0].reason is not None

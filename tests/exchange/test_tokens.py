@@ -24,7 +24,7 @@ class Ehr:
     """Takes every token that it gave out and did not revoke; `gate` holds its token endpoint up."""
 
     def __init__(self):
-        self.issued, self.good, self.gate = 0, set(), None
+        self.issued, self.good, self.gate, self.hangs = 0, set(), None, False
 
     @property
     def transport(self):
@@ -32,6 +32,10 @@ class Ehr:
 
     async def answer(self, request):
         if str(request.url) == TOKEN_URL:
+            if self.hangs:
+                self.hangs, gate = False, self.gate
+                await gate.wait()
+                raise httpx.ReadTimeout("too long")
             if self.gate is not None:
                 await self.gate.wait()
             self.issued += 1
@@ -128,6 +132,20 @@ async def test_one_that_falls_silent_while_it_fetches_is_not_waited_for_beyond_i
     async with asyncio.timeout(5):
         assert await processes[1].get() == 200
     assert ehr.issued == 1
+
+
+async def test_one_whose_answer_does_not_come_uses_the_token_of_who_took_over(processes, ehr):
+    one, other = processes
+    for process in processes:
+        process.auth._tokens._lease = 0.2
+    ehr.gate, ehr.hangs = asyncio.Event(), True
+    slow = asyncio.create_task(one.get())
+    while ehr.hangs:
+        await asyncio.sleep(0.01)
+    gate, ehr.gate = ehr.gate, None
+    assert await other.get() == 200
+    gate.set()
+    assert (await slow, ehr.issued) == (200, 1)
 
 
 async def test_one_that_gives_up_lets_the_next_one_fetch_at_once(processes, ehr):

@@ -16,6 +16,12 @@ COORDINATOR = "Organization/clinic"
 
 
 @pytest.fixture
+def database_url(request):
+    """SQLite, unless a test names others: what is kept of a launch is kept as every sign-in is, which others try on both."""
+    return request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_url")
+
+
+@pytest.fixture
 def network():
     with respx.mock(assert_all_called=False) as mocked:
         yield mocked
@@ -120,6 +126,7 @@ async def through(browser, ehr, *who, **context):
     return back if back.status_code != 303 else await browser.get(back.headers["location"])
 
 
+@pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
 async def test_a_launch_ends_on_the_page_of_the_patient_who_is_open_in_the_ehr(hub, browser, ehr):
     back = await browser.get(await away(browser, ehr))
     id = hub_id(ehr.base_url, "Patient/p-7")
@@ -153,6 +160,7 @@ async def test_a_session_from_a_launch_sees_the_patient_who_is_open_and_no_other
     assert "Flo Lake" in (await browser.get("/worklist")).text
 
 
+@pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
 async def test_the_next_launch_switches_to_its_patient_in_every_tab(hub, browser, ehr):
     first = (await browser.get(await away(browser, ehr))).headers["location"]
     session = browser.cookies["fhircm"]

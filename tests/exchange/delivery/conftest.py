@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 import httpx
+import jsonpatch
 import pytest
 import yaml
 
@@ -69,6 +70,7 @@ class Ehr:
         )
         self.kept = {}
         self.can = can
+        self.conditional = set()  # types that are created with If-None-Exist
         self.faults = []  # (method, type, fault): the first that fits is used up
         self.log = []
         self.headers = []
@@ -76,7 +78,11 @@ class Ehr:
     @property
     def capabilities(self):
         kinds = {
-            type: {"interactions": interactions.split(), "search": ["patient", "identifier"]}
+            type: {
+                "interactions": interactions.split(),
+                "search": ["patient", "identifier"],
+                "more": ["conditionalCreate"] * (type in self.conditional),
+            }
             for type, interactions in self.can.items()
         }
         return Capabilities("EHR", "4.0.1", None, (), (), kinds)
@@ -137,6 +143,8 @@ class Ehr:
         type = parts[0]
         if request.method == "POST":
             tree = json.loads(request.content)
+            if (unless := request.headers.get("If-None-Exist")) and (same := self.identified(type, unless.rpartition("|")[2])):
+                return httpx.Response(200, json=same, headers={"ETag": f'W/"{same["meta"]["versionId"]}"'})
             made = self.put({**tree, "id": f"{type.lower()}-{len(self.kept) + 1}"})
             return httpx.Response(201, json=made, headers={"ETag": f'W/"{made["meta"]["versionId"]}"'})
         if request.method == "GET" and len(parts) == 1:
@@ -146,11 +154,15 @@ class Ehr:
             return httpx.Response(
                 404, json={"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "not-found"}]}
             )
-        if request.method == "PUT":
+        if request.method in ("PUT", "PATCH"):
             if request.headers.get("If-Match") != f'W/"{len(versions)}"':
                 return self.broken(request, parts, 412)
-            self.put(json.loads(request.content))
+            sent = json.loads(request.content)
+            self.put(sent if request.method == "PUT" else jsonpatch.apply_patch(versions[-1], sent))
         return httpx.Response(200, json=versions[-1], headers={"ETag": f'W/"{len(versions)}"'})
+
+    def identified(self, type, value):
+        return next((one for one in self.all(type) if any(number["value"] == value for number in one["identifier"])), None)
 
     def search(self, type, asked):
         patient = asked.get("patient")

@@ -1,0 +1,232 @@
+"""How each partner is doing, in words that an interface analyst acts on: what is well, what is not, and what to do.
+
+https://hl7.org/fhir/R4/http.html. Everything is read from what pulls, pushes and sign-ins keep; nothing is asked of the partner, and nothing
+here tells of a patient. The command line and the console tell the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from fhircm.exchange import breaker, dead_letters, drift, freshness, tokens
+from fhircm.exchange.due import lanes
+from fhircm.exchange.freshness import TypeFreshness
+from fhircm.exchange.news import DUE
+from fhircm.exchange.partners import Partner
+from fhircm.exchange.quarantine import KINDS
+from fhircm.store.resources import Store
+
+PULLED = "pulled"  # namespace of how the last pull of each partner went
+
+
+class Verdict(StrEnum):
+    """How it stands with a partner as a whole."""
+
+    WELL = "well"
+    WAITING = "waiting"  # nothing is wrong, and nothing can be done before some time
+    ATTENTION = "attention"  # it works, and a human should look at something
+    DOWN = "down"  # it does not work
+
+
+@dataclass(frozen=True, slots=True)
+class Concern:
+    """Something that a human should know, and what to do about it."""
+
+    verdict: Verdict
+    text: str
+    remedy: str
+
+
+@dataclass
+class Status:
+    """One partner at one moment. Times in UTC."""
+
+    partner: str
+    vendor: str
+    at: datetime
+    last_success: datetime | None  # a pull that came to its end
+    last_attempt: datetime | None
+    next_run: datetime | None
+    types: list[TypeFreshness]
+    queue: int  # deliveries in line
+    oldest: datetime | None  # of these
+    letters: Mapping[str, int]  # dead letters by kind
+    held: Mapping[str, int]  # in quarantine by kind
+    requests_left: float | None  # of the budget, this hour; None: no budget
+    open_breakers: list[breaker.State]
+    concerns: list[Concern] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of its concerns."""
+        order = list(Verdict)
+        return max((one.verdict for one in self.concerns), key=order.index, default=Verdict.WELL)
+
+    @property
+    def lag(self) -> float | None:
+        """Seconds within which half of the changes reached the hub, at the type that is slowest."""
+        return max((one.lag for one in self.types if one.lag is not None), default=None)
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since half of the patients were looked at, at the type that is oldest."""
+        return max((one.middle for one in self.types if one.middle is not None), default=None)
+
+
+async def status(store: Store, partner: Partner) -> Status:
+    """How it stands with a partner now."""
+    name, now = partner.name, store.clock()
+    pulled = await store.state(PULLED, name) or {}
+    ledger = await freshness.Ledger.read(store, partner)
+    timer = await store.timer(f"{DUE}:{name}")
+    queue, oldest = await _queue(store, name)
+    letters = Counter(row["why"] for row in (await dead_letters.letters(store, name)).values())
+    found = Status(
+        partner=name,
+        vendor=partner.vendor,
+        at=now,
+        last_success=_time(pulled.get("success")),
+        last_attempt=_time(pulled.get("at")),
+        next_run=timer.due if timer else None,
+        types=await freshness.freshness(store, partner),
+        queue=queue,
+        oldest=oldest,
+        letters=dict(sorted(letters.items())),
+        held=await store.held_counts(name),
+        requests_left=partner.budget.allowance(ledger.row.get("budget"), now),
+        open_breakers=[one for one in await breaker.state(store, name) if one.until is not None and one.until > now],
+    )
+    found.concerns = [*_of_pull(found, partner, pulled), *_of_push(found), *_of_types(found), *_of_quarantine(found)]
+    found.concerns += [Concern(Verdict.ATTENTION, text, "Tell the partner") for text in await tokens.told(store, name)]
+    found.concerns += await _of_drift(store, partner)
+    return found
+
+
+async def _queue(store: Store, partner: str) -> tuple[int, datetime | None]:
+    count, oldest = 0, None
+    async for found in lanes(store, partner):
+        queued = [datetime.fromisoformat(one.queued) for lane in found.values() for one in lane]
+        count += len(queued)
+        oldest = min([*queued, *([oldest] if oldest else [])], default=None)
+    return count, oldest
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
+def _of_pull(found: Status, partner: Partner, pulled: Mapping[str, str]) -> list[Concern]:
+    name = found.partner
+    if partner.schedule.maintained(found.at):
+        return [Concern(Verdict.WAITING, "It is maintained now: nothing is asked and nothing is sent", "Nothing to do")]
+    if found.last_attempt is None:
+        return [Concern(Verdict.ATTENTION, "It was never pulled", f"Run `fhircm partner check {name}`, then `fhircm work`")]
+    told = []
+    if pulled.get("why"):
+        since = f", the last time that it did was {_when(found.last_success)}" if found.last_success else ", and never did"
+        text = f"The last pull did not come to its end{since}: {pulled['why']}"
+        told.append(Concern(Verdict.DOWN, text, f"Run `fhircm partner check {name}`: it says what to fix"))
+    late = found.next_run is not None and found.at - found.next_run > timedelta(minutes=5)
+    if late or found.next_run is None:
+        text = f"Its next round was due {_when(found.next_run)}" if late else "No round is planned for it"
+        told.append(Concern(Verdict.DOWN, text, "Is `fhircm work` running, with this partner among FHIRCM_PARTNERS?"))
+    if found.requests_left is not None and found.requests_left < 1:
+        told.append(
+            Concern(
+                Verdict.WAITING, "Its request budget is used up for now", "Raise budget in partner.yaml if the partner agrees"
+            )
+        )
+    return told
+
+
+def _of_push(found: Status) -> list[Concern]:
+    told = []
+    for one in found.open_breakers:
+        what = "Nothing is sent to it" if one.what == breaker.WHOLE else f"{one.what} is not tried"
+        text = f"{what} until {_when(one.until)}, after {one.failures} failures: {one.why}"
+        verdict = Verdict.DOWN if one.what == breaker.WHOLE else Verdict.ATTENTION
+        told.append(Concern(verdict, text, "It is tried again by itself; if it stays so, ask the partner"))
+    for kind, number in found.letters.items():
+        text = f"{number} deliveries: {dead_letters.KINDS[kind]}"
+        verdict = Verdict.WAITING if kind == "withheld" else Verdict.ATTENTION
+        told.append(Concern(verdict, text, f"See `fhircm dead-letters list {found.partner} --kind {kind}`"))
+    if found.oldest is not None and found.at - found.oldest > timedelta(hours=1):
+        told.append(
+            Concern(
+                Verdict.ATTENTION, f"{found.queue} deliveries wait, the oldest since {_when(found.oldest)}", "See the lines above"
+            )
+        )
+    return told
+
+
+def _of_types(found: Status) -> list[Concern]:
+    told = []
+    for one in found.types:
+        if one.missing.get("refused"):
+            remedy = f"Ask the partner for access to {one.type}, or leave it out of pull in partner.yaml"
+            told.append(Concern(Verdict.ATTENTION, f"It refuses {one.type}", remedy))
+        if one.missing.get("failed"):
+            text = f"{one.type} of {one.missing['failed']} patients could not be read the last time"
+            told.append(Concern(Verdict.ATTENTION, text, "It is tried again by itself; if it stays so, ask the partner"))
+        if one.missing.get("unreadable"):
+            text = f"{one.missing['unreadable']} patients of the panel cannot be read"
+            told.append(Concern(Verdict.ATTENTION, text, "Ask the partner whether they are still its patients, or for access"))
+        if one.late > one.never:
+            text = f"{one.type} of {one.late} of {one.patients} patients was not looked at within {_span(one.promise)}"
+            told.append(Concern(Verdict.ATTENTION, text, "Raise budget or limits, or lengthen schedule.full, in partner.yaml"))
+        if one.distrusted:
+            text = f"Its _lastUpdated for {one.type} hid {one.missed} changes, and is not believed any more"
+            told.append(Concern(Verdict.ATTENTION, text, f"Set last_updated: false for {one.type}, and tell the partner"))
+    return told
+
+
+def _of_quarantine(found: Status) -> list[Concern]:
+    return [
+        Concern(
+            Verdict.ATTENTION,
+            f"{number} in quarantine: what {KINDS.get(kind, kind)}",
+            f"See `fhircm quarantine list {found.partner} --kind {kind}`",
+        )
+        for kind, number in found.held.items()
+    ]
+
+
+async def _of_drift(store: Store, partner: Partner) -> list[Concern]:
+    """What the partner stopped to support, and is asked for no more."""
+    _, sentences = drift.followed(partner, await drift.kept(store, partner.name))
+    return [
+        Concern(Verdict.ATTENTION, text, "Ask the partner whether it is meant so; it is used again when it returns")
+        for text in sentences
+    ]
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------------------
+
+
+def rendered(found: Status) -> str:
+    """A partner as text: a line of what it is, lines of what to do, and lines of its types."""
+    lines = [f"{found.partner} ({found.vendor}): {found.verdict}"]
+    lines.append(
+        f"  last success {_when(found.last_success)}, last attempt {_when(found.last_attempt)}, next run {_when(found.next_run)}"
+    )
+    waits = f", the oldest since {_when(found.oldest)}" if found.oldest else ""
+    lines.append(
+        f"  {found.queue} deliveries in line{waits}; {sum(found.letters.values())} dead letters; {sum(found.held.values())} in quarantine"
+    )
+    if found.requests_left is not None:
+        lines.append(f"  {found.requests_left:.0f} requests of the budget left")
+    for one in found.concerns:
+        lines += [f"  {one.verdict:<9} {one.text}", f"  {'':<9} -> {one.remedy}"]
+    return "\n".join(lines)
+
+
+def _when(at: datetime | None) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC" if at else "never"
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 86_400:.0f} days" if seconds >= 2 * 86_400 else f"{seconds / 3600:.0f} hours"
