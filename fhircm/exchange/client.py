@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
@@ -102,10 +104,21 @@ class Counts:
     @property
     def clock(self) -> datetime | None:
         """The partner's own clock in UTC, as of its last answer; None when it told none that can be read."""
-        try:
-            return parsedate_to_datetime(self.date).astimezone(UTC) if self.date else None
-        except (ValueError, TypeError, OverflowError):
-            return None
+        return _instant(self.date) if self.date else None
+
+
+@cache
+def _trust() -> ssl.SSLContext:
+    """Whom to trust, read once for all partners: to read it takes longer than a hundred requests."""
+    return httpx.create_ssl_context()
+
+
+@lru_cache(maxsize=64)  # the same second is told by many answers
+def _instant(date: str) -> datetime | None:
+    try:
+        return parsedate_to_datetime(date).astimezone(UTC)
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 class PartnerClient:
@@ -132,6 +145,7 @@ class PartnerClient:
             follow_redirects=False,
             mounts={"all://127.0.0.1": None, "all://localhost": None},  # never through a proxy of the environment
             transport=transport,
+            verify=_trust(),
         )
         self._base_path = urlsplit(partner.base_url).path
         self._slots = asyncio.Semaphore(limits.concurrency)

@@ -83,9 +83,11 @@ class Clients:
 
     async def _close_idle(self) -> None:
         now = monotonic()
+        idle: list[_Held] = []
         for name, held in list(self._held.items()):
             if now - held.used < self._idle:
-                return
+                break
             if not held.users:
-                del self._held[name]
-                await held.stack.aclose()
+                idle.append(self._held.pop(name))
+        for held in idle:  # nobody finds them any more while they are being closed
+            await held.stack.aclose()

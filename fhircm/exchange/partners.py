@@ -99,10 +99,9 @@ class Partner:
     group: str  # id of the Group that is the panel; empty when `panel` says what else it is
     pull: tuple[PullType, ...]
     schedule: Schedule = field(default_factory=Schedule)
+    budget: Budget = field(default_factory=Budget)
     credentials: Credentials = field(default_factory=Credentials)
     launch: Registration | None = None
-    budget: Budget = field(default_factory=Budget)
-    budget: Budget = field(default_factory=Budget)
     limits: Limits = field(default_factory=Limits)
     headers: Mapping[str, str] = field(default_factory=dict)
     prefer_handling: str | None = "strict"  # Prefer: handling=… of searches

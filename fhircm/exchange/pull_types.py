@@ -25,7 +25,7 @@ class PullType:
     by_reference: bool  # read by id when something that was pulled refers to it
     last_updated: bool  # the partner has _lastUpdated for this type, and it is honest
     if_declared: bool = False  # _lastUpdated is used as soon as the partner's CapabilityStatement says that it has it
-    across: bool = False  # and answers it for all patients at once, so that one search tells whose changed
+    across: bool = False  # and the partner answers it for all patients at once, so that one search tells whose changed
 
     @property
     def strategy(self) -> str:
@@ -99,12 +99,12 @@ def _entry(keys: Keys, type: str, parameters: Mapping[str, str], base: PullType 
         last_updated, if_declared = keys.take("last_updated", bool, "true, false or declared"), False
     keys.known.append("last_updated")
     across = keys.take("across", bool, "true or false", base.across if base else False)
-    if across and not (last_updated or if_declared):
-        keys.wrong("across", "has no meaning without last_updated")
     if not searches and not by_reference:
         keys.wrong("", "finds nothing: give searches, or by_reference: true")
     if (last_updated or if_declared) and not searches:
         keys.wrong("last_updated", "has no meaning without searches")
+    if across and not (last_updated or if_declared):
+        keys.wrong("across", "has no meaning without last_updated")
     keys.done()
     return PullType(type, searches, by_reference, last_updated, if_declared, across)
 

@@ -92,12 +92,15 @@ def check_place(base_url: str, received: Received, patients: Collection[str], pa
     `patients` are the ids that this human has at the partner: the record's own, and those that were merged with it. With a `panel`, every
     patient that the resource names must be in it, or it would tell this hub of people whom it has nothing to do with.
     """
-    if panel is not None and any(one.type == "Patient" and one.id not in panel for one in referred(base_url, received.body)):
+    named = {one.id for one in referred(base_url, received.body) if one.type == "Patient"}
+    if panel is not None and any(id not in panel for id in named):
         raise Misplaced("It names a patient who is not in the panel")
     if received.type == "Patient":
         if received.id not in patients:
             raise Misplaced("It is another patient's record")
         return
+    if all(id in patients for id in named):
+        return  # it names nobody else, so it cannot be about anybody else
     about = _about(base_url, received)
     if about and not about & set(patients):
         raise Misplaced("It came in the record of a patient whom it is not about")

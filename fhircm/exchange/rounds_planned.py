@@ -48,7 +48,7 @@ class Planned(Round):
     async def _work(self) -> None:
         self.allowance = self.partner.budget.allowance(self.ledger.row.get("budget"), self.store.clock())
         for one in self.partner.pull:
-            if one.across and self.ledger.trusts(one.type) and not self.hinted_only and not self.is_over():
+            if one.across and one.last_updated and self.ledger.trusts(one.type) and not self.hinted_only and not self.is_over():
                 await self._across(one)
         await self._visits()
         await self.mend()

@@ -148,7 +148,7 @@ async def test_a_hint_survives_a_search_that_fails(store, clock):
 
 
 async def test_patients_with_an_open_loop_come_first(store, clock):
-    ehr = Budgeted(clock, patients=8)
+    ehr = Budgeted(clock, patients=8, concurrency=1)
     for id in ehr.patients:
         if id != "p5":
             ehr.change("Task", f"{id}-t", status="completed")
