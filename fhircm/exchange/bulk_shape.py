@@ -36,7 +36,9 @@ class Bulk:
     method: str = "get"  # of the kick-off: get, or post with a Parameters resource
     lists: str = "comma"  # one _type with commas, or repeated
     since: bool = True  # the partner honours _since; without, every export is whole
-    new_members: str = "full"  # who is new in the Group: `full` asks for all again, `patient` for these by the parameter `patient`
+    new_members: str = (
+        "full"  # who is new in the Group: `full` asks for all again, `patient` for these by the parameter `patient`
+    )
     types: tuple[str, ...] = ()  # none: all that are pulled
     type_filters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by type; one with {since} makes up for _since
     output_format: str | None = "application/fhir+ndjson"  # none: not sent

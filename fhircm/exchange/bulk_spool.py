@@ -20,11 +20,12 @@ from typing import IO, Any, NamedTuple
 
 from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable, retry_after
+from fhircm.fhir.outcome import FhirError
 
 SYNC = 8 * 1024 * 1024  # bytes that a power cut may cost
 PART = 8 * 1024 * 1024  # bytes of a part, if there are not too many
 PARTS = 256
-SHARED = 0  # the part of what belongs to no patient
+SHARED, STRANGE = 0, -1  # the parts of what belongs to no patient, and of what cannot be told
 _GZIP = b"\x1f\x8b"
 
 
@@ -42,12 +43,12 @@ class Line(NamedTuple):
 
 @dataclass
 class Sorted:
-    """What sorting found: lines of each file, those that cannot be read with the reason, and files that are not whole."""
+    """What sorting found: the lines of each file, those that are too long to be taken, and the files that are not whole."""
 
     lines: dict[int, int] = field(default_factory=dict)
-    unreadable: list[tuple[int, int, str]] = field(default_factory=list)
+    too_long: list[tuple[int, int]] = field(default_factory=list)  # file and line
     broken: dict[int, str] = field(default_factory=dict)
-    left_out: int = 0  # not of the panel, or not asked for
+    left_out: int = 0
 
 
 class Spool:
@@ -149,7 +150,10 @@ class Spool:
     # --- sorting -------------------------------------------------------------------------------------------------------------
 
     def lines(self, number: int, limit: int) -> Iterator[tuple[int, bytes | None]]:
-        """The lines of a file that are not blank, by their number; None for one of more than `limit` bytes. Raises PartnerAnswerBroken."""
+        """The lines of a file that are not blank, by their number; None for one of more than `limit` bytes.
+
+        Raises PartnerAnswerBroken where a file breaks off.
+        """
         path = self.file(number)
         with path.open("rb") as start:
             packed = start.read(2) == _GZIP
@@ -158,17 +162,14 @@ class Spool:
             try:
                 yield from _cut(file, limit)
             except (EOFError, gzip.BadGzipFile, zlib.error):
-                raise PartnerAnswerBroken("A packed file is damaged or breaks off") from None
+                raise PartnerAnswerBroken("it is packed, and damaged or breaks off") from None
 
-    def sort(
-        self, files: Iterable[int], parts: int, limit: int, belongs: Callable[[bytes], str | None]
-    ) -> Sorted:
-        """Put every line of these files into the part of its patient; `belongs` names the patient of a line, "" for none, None to leave it out.
+    def sort(self, files: Iterable[int], parts: int, limit: int, belongs: Callable[[bytes], str | None]) -> Sorted:
+        """Put every line of these files into the part of its patient.
 
-        `belongs` raises PartnerAnswerBroken for a line that is no resource. Raises OSError.
+        `belongs` names the patient of a line: "" for none, None to leave the line out; it raises FhirError for what is strange. Raises OSError.
         """
-        found, made = Sorted(), self.folder / "parts"
-        fresh = self.folder / "parts.new"
+        found, fresh, made = Sorted(), self.folder / "parts.new", self.folder / "parts"
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(made, ignore_errors=True)
         fresh.mkdir(mode=0o700)
@@ -178,31 +179,15 @@ class Spool:
                 try:
                     for line, body in self.lines(number, limit):
                         found.lines[number] = found.lines.get(number, 0) + 1
-                        part = self._part(found, belongs, parts, number, line, body)
-                        if part is None or body is None:
-                            continue
-                        if part not in opened:
-                            opened[part] = stack.enter_context((fresh / str(part)).open("wb"))
-                        opened[part].write(b"%d %d %s\n" % (number, line, body))
+                        part = _part(found, belongs, parts, number, line, body)
+                        if part is not None:
+                            if part not in opened:
+                                opened[part] = stack.enter_context((fresh / str(part)).open("wb"))
+                            opened[part].write(b"%d %d %s\n" % (number, line, body))
                 except PartnerAnswerBroken as error:
                     found.broken[number] = str(error)
         fresh.rename(made)
         return found
-
-    def _part(
-        self, found: Sorted, belongs: Callable[[bytes], str | None], parts: int, number: int, line: int, body: bytes | None
-    ) -> int | None:
-        try:
-            if body is None:
-                raise PartnerAnswerBroken("The line is too long")
-            patient = belongs(body)
-        except PartnerAnswerBroken as error:
-            found.unreadable.append((number, line, str(error)))
-            return None
-        if patient is None:
-            found.left_out += 1
-            return None
-        return part_of(patient, parts) if patient else SHARED
 
     def is_sorted(self) -> bool:
         """Whether the lines are in their parts."""
@@ -232,6 +217,22 @@ def part_of(patient: str, parts: int) -> int:
     return 1 + int.from_bytes(hashlib.sha256(patient.encode()).digest()[:4]) % parts
 
 
+def _part(
+    found: Sorted, belongs: Callable[[bytes], str | None], parts: int, file: int, line: int, body: bytes | None
+) -> int | None:
+    if body is None:
+        found.too_long.append((file, line))
+        return None
+    try:
+        patient = belongs(body)
+    except FhirError:
+        return STRANGE
+    if patient is None:
+        found.left_out += 1
+        return None
+    return part_of(patient, parts) if patient else SHARED
+
+
 def _cut(file: IO[bytes], limit: int) -> Iterator[tuple[int, bytes | None]]:
     number = 0
     while line := file.readline(limit + 1):
@@ -240,5 +241,7 @@ def _cut(file: IO[bytes], limit: int) -> Iterator[tuple[int, bytes | None]]:
             while line and not line.endswith(b"\n"):
                 line = file.readline(limit + 1)
             yield number, None
+        elif not line.endswith(b"\n") and not line.rstrip().endswith(b"}"):
+            raise PartnerAnswerBroken(f"it breaks off in line {number}")
         elif stripped := line.strip():
             yield number, stripped

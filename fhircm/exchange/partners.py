@@ -17,6 +17,8 @@ from zoneinfo import ZoneInfo
 
 import holidays
 
+from fhircm.exchange import bulk_shape
+from fhircm.exchange.bulk_shape import Bulk
 from fhircm.exchange.yaml_keys import Keys, YamlWrong, load
 from fhircm.fhir.artefacts import folder as shipped_folder
 from fhircm.fhir.definitions import definitions
@@ -100,6 +102,7 @@ class Partner:
     headers: Mapping[str, str] = field(default_factory=dict)
     prefer_handling: str | None = "strict"  # Prefer: handling=… of searches
     deliver: Mapping[str, Any] = field(default_factory=dict)
+    bulk: Bulk | None = None  # how it exports in bulk; none: it does not
 
     @property
     def types(self) -> frozenset[str]:
@@ -155,6 +158,7 @@ def _partner(keys: Keys, path: Path, base_url: str | None) -> Partner:
         headers=_headers(keys.keys("headers", "a mapping of header names to values", {})),
         prefer_handling=_handling(keys.keys("quirks", "a mapping of quirks", {})),
         deliver=keys.take("deliver", dict, "a mapping of occasions to ways", {}),
+        bulk=bulk_shape.read(keys.keys("bulk", "how the partner exports in bulk")) if "bulk" in keys.tree else None,
     )
     keys.done()
     return partner

@@ -22,6 +22,7 @@ class Chart:
     def __init__(self, resources: Iterable[Tree], state: Path | None = None) -> None:
         self._by_key: dict[tuple[str, str], Tree] = {}
         self._of_patient: dict[tuple[str, str], dict[str, None]] = {}
+        self.deleted: list[tuple[str, str, datetime]] = []  # type, id, when
         for resource in resources:
             self._keep({**resource, "meta": {"versionId": "1", "lastUpdated": "2026-01-05T08:00:00Z"}})
         self._journal = state / "journal.ndjson" if state else None
@@ -59,6 +60,13 @@ class Chart:
                 file.write(json.dumps(stored) + "\n")
         self._keep(stored)
         return stored
+
+    def delete(self, type: str, id: str) -> None:
+        """Remove a resource. Raises KeyError."""
+        tree = self._by_key.pop((type, id))
+        if patient := patient_of(tree):
+            self._of_patient[type, patient].pop(id, None)
+        self.deleted.append((type, id, datetime.now(UTC)))
 
     def _keep(self, tree: Tree) -> None:
         type, id = tree["resourceType"], tree["id"]
