@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from fhircm import cli_audit, cli_emergency, cli_organization, cli_people, cli_quarantine, cli_smart, wiring
+from fhircm import cli_audit, cli_bulk, cli_emergency, cli_organization, cli_people, cli_quarantine, cli_smart, wiring
 from fhircm.exchange.client import connect
 from fhircm.exchange.partners import PartnerWrong
 from fhircm.fhir.outcome import FhirError
@@ -48,6 +48,7 @@ app.add_typer(cli_people.user_app, name="user")
 app.add_typer(cli_organization.app, name="organization")
 app.add_typer(cli_quarantine.app, name="quarantine")
 app.add_typer(cli_audit.app, name="audit")
+app.add_typer(cli_bulk.app, name="bulk")
 app.add_typer(cli_emergency.app, name="emergency")
 guide_app = typer.Typer(no_args_is_help=True, help="Implementation guides: profiles and search parameters beside FHIR R4 itself.")
 app.add_typer(guide_app, name="ig")
@@ -175,6 +176,7 @@ def migrate() -> None:
 @app.command()
 def pull(
     name: Annotated[str | None, typer.Argument(help="A partner's folder name; without it, all of them.")] = None,
+    bulk: Annotated[bool, typer.Option("--bulk", help="Have the partner export in bulk instead of searching.")] = False,
 ) -> None:
     """Read what changed at a partner, now. A pull that was interrupted goes on where it stopped."""
 
@@ -182,6 +184,9 @@ def pull(
         status = 0
         async with wiring.open_store(settings) as store:
             for partner in wiring.partners(settings, [name] if name else None):
+                if bulk:
+                    status = max(status, await cli_bulk.pull_in_bulk(settings, store, partner))
+                    continue
                 with _bar() as bar:
                     task = bar.add_task(f"{partner.name}: patients", total=None)
                     advance = partial(_advance, bar, task)

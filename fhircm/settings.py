@@ -102,6 +102,12 @@ class Settings(BaseSettings):
         Path,
         Field(description="Folder of the private keys with which the hub signs in at partners; readable by its owner alone."),
     ] = Path("var/keys")
+    spool_dir: Annotated[
+        Path,
+        Field(
+            description="Folder for the files of partners' bulk exports while they are taken in; they hold patients' records, and are removed then."
+        ),
+    ] = Path("var/spool")
     mappings_dir: Annotated[
         Path | None, Field(description="Folder with one folder for each partner; without it, the partners that fhircm ships.")
     ] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
@@ -27,7 +28,7 @@ from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.protocol import load_pathways
 from fhircm.coordination.timeline import rendered, timeline
-from fhircm.exchange import capabilities, guides, pull, push
+from fhircm.exchange import bulk_due, bulk_export, capabilities, guides, pull, push
 from fhircm.exchange.attachments import fetch_from
 from fhircm.exchange.backend_auth import access_token, signing_key
 from fhircm.exchange.check import CheckReport, check
@@ -240,6 +241,11 @@ async def worker(settings: Settings) -> AsyncIterator[Worker]:
         rounds: dict[str, Callable[[], Awaitable[int]]] = {
             client.partner.name: partial(_round, settings, store, client, clients, around) for client in clients
         }
+        rounds |= {
+            f"{one.partner.name} in bulk": partial(_bulk_round, settings, store, one, around)
+            for one in clients
+            if one.partner.bulk
+        }
         park, unpark = partial(_parked, around), partial(_unparked, around)
         sources = Sources(import_sources(settings))
         stack.push_async_callback(sources.close)
@@ -370,3 +376,51 @@ async def remove_guide(store: Store, name: str) -> list[guides.Removed]:
 async def client_token(url: str, client_id: str, key: Path, scope: str) -> str:
     """Sign in at a hub as a backend client. Raises PartnerRefused, PartnerUnavailable."""
     return await access_token(f"{url}/fhir", client_id, signing_key(key.parent, key.stem, "ES384"), scope.split())
+
+
+async def _bulk_round(settings: Settings, store: Store, client: PartnerClient, around: Context) -> int:
+    """Do the next thing of a partner's exports, if one is due."""
+    return int((await _advance_bulk(settings, store, client, f"Organization/{around.organization}")).did)
+
+
+async def _advance_bulk(
+    settings: Settings,
+    store: Store,
+    client: PartnerClient,
+    owner: str,
+    tell: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> bulk_export.Advanced:
+    assert client.partner.bulk is not None
+    seconds = settings.lease.total_seconds()
+    return await bulk_export.advance(
+        store, client, client.partner.bulk, settings.spool_dir, owner=owner, tell=tell, lease_seconds=seconds
+    )
+
+
+async def pull_in_bulk(
+    settings: Settings, store: Store, client: PartnerClient, tell: Callable[[str, int, int], None], patience: timedelta
+) -> tuple[list[dict[str, Any]], bulk_export.Advanced]:
+    """Have a partner export now and take it in. Returns what the exports that ended came to, and how things stand.
+
+    It comes back earlier when the partner wants to be left alone for longer than `patience`: any worker, or the next call, goes on.
+    """
+    name = client.partner.name
+    if await bulk_export.kept(store, name) is None:
+        await store.transact([bulk_due.request(store, name)], origin="hub")
+    owner = build.coordinating_organization(settings.organization_name)
+    ended: list[dict[str, Any]] = []
+    while True:
+        step = await _advance_bulk(settings, store, client, f"Organization/{owner.id}", tell)
+        if step.finished is not None:
+            ended.append(step.finished)
+        elif not step.did:
+            wait = step.due - store.clock() if step.due else timedelta(seconds=1)
+            if step.export is None or wait > patience:
+                return ended, step
+            await asyncio.sleep(max(0.0, wait.total_seconds()))
+
+
+async def cancel_bulk(settings: Settings, store: Store, partner: Partner) -> bool:
+    """End the export of a partner that is under way, there too. Returns whether there was one."""
+    async with connect(partner, settings.keys_dir) as client:
+        return await bulk_export.cancel(store, client, settings.spool_dir)

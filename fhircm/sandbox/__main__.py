@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from fhircm.sandbox import bulk
 from fhircm.sandbox.chart import Chart
 from fhircm.sandbox.ehr import Ehr, vendor
 from fhircm.sandbox.faults import Fault
@@ -110,6 +111,7 @@ def sandbox(ehr: Ehr, staff: Staff, server: str) -> Starlette:
             Route("/staff/received", received),
             Route("/staff/faults", set_fault, methods=["GET", "POST", "DELETE"]),
             Route("/staff/{act}", act, methods=["POST"]),
+            *bulk.routes(bulk.Exports(ehr), base_path),
             Route(base_path + "/{path:path}", fhir, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
         ]
     )
