@@ -28,7 +28,7 @@ from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.protocol import load_pathways
 from fhircm.coordination.timeline import rendered, timeline
-from fhircm.exchange import bulk_due, bulk_export, capabilities, guides, pull, push
+from fhircm.exchange import bulk_due, bulk_export, capabilities, guides, panel, pull, push, subscriptions
 from fhircm.exchange.attachments import fetch_from
 from fhircm.exchange.backend_auth import access_token, signing_key
 from fhircm.exchange.check import CheckReport, check
@@ -96,6 +96,7 @@ def application(settings: Settings) -> FastAPI:
     """What `fhircm serve` serves. Its packages are imported here, for no other process needs them."""
     from fhircm.app import AppConfig, AuditConfig, create_app
     from fhircm.rest.exchange import RestSettings
+    from fhircm.rest.notify import Notifier
     from fhircm.smart.server import SmartSettings
     from fhircm.web.routes import WebSettings
 
@@ -127,6 +128,11 @@ def application(settings: Settings) -> FastAPI:
         web=WebSettings(
             settings.organization_name, settings.time_zone, settings.session_idle, settings.session_longest, provider(settings)
         ),
+        notifiers={
+            one.name: Notifier(one.base_url, one.subscriptions)
+            for one in partners(settings, None)
+            if one.subscriptions is not None
+        },
     )
     return create_app(config)
 
@@ -245,6 +251,11 @@ async def worker(settings: Settings) -> AsyncIterator[Worker]:
             f"{one.partner.name} in bulk": partial(_bulk_round, settings, store, one, around)
             for one in clients
             if one.partner.bulk
+        }
+        rounds |= {
+            f"{one.partner.name} subscriptions": _subscriptions_round(settings, store, one)
+            for one in clients
+            if one.partner.subscriptions
         }
         park, unpark = partial(_parked, around), partial(_unparked, around)
         sources = Sources(import_sources(settings))
@@ -424,3 +435,22 @@ async def cancel_bulk(settings: Settings, store: Store, partner: Partner) -> boo
     """End the export of a partner that is under way, there too. Returns whether there was one."""
     async with connect(partner, settings.keys_dir) as client:
         return await bulk_export.cancel(store, client, settings.spool_dir)
+
+
+def _subscriptions_round(settings: Settings, store: Store, client: PartnerClient) -> Callable[[], Awaitable[int]]:
+    """What keeps the hub's Subscriptions at a partner; the panel is asked for anew once in a pull's interval."""
+    partner, present = client.partner, list[str]()
+    asked: datetime | None = None
+    seal = Seal.open(settings.keys_dir)
+
+    async def round_of_work() -> int:
+        nonlocal asked
+        assert partner.subscriptions is not None
+        now = store.clock()
+        if asked is None or now - asked >= settings.pull_interval:
+            present[:] = sorted(set(await panel.members(client)))
+            asked = now
+        url = f"{base_url(settings)}/notify/{partner.name}"
+        return await subscriptions.keep(store, client, partner.subscriptions, url, seal, present)
+
+    return round_of_work

@@ -79,6 +79,17 @@ def _patient(base_url: str, head: _Head, line: bytes) -> str:
     return min((one.id for one in referred(base_url, line) if one.type == "Patient"), default="")
 
 
+def patient_of(base_url: str, body: bytes) -> str:
+    """The id at the partner of the patient that a resource of the partner's is about; "" for none."""
+    head = _head.decode(body)
+    return head.id or "" if head.resourceType == "Patient" else _patient(base_url, head, body)
+
+
+def patient_of_copy(body: bytes) -> str:
+    """The id at the hub of the patient that one of the hub's copies is about; "" for none."""
+    return patient_of("", body)
+
+
 @dataclass
 class Content:
     """What became of the content so far."""
@@ -196,11 +207,7 @@ class Writer:
         """These by the patient in whose record they are at the hub; what is in none under ""."""
         wanted = {(one.type, hub_id(self.base, str(one))): one for one in sources if one.type in self.partner.types}
         copies = await self.store.read_many(wanted)
-        hub = "urn:hub"  # references of a copy are relative, and to the hub's ids
-        about = {
-            wanted[key]: key[1] if key[0] == "Patient" else _patient(hub, _head.decode(copy.body), copy.body)
-            for key, copy in copies.items()
-        }
+        about = {wanted[key]: patient_of_copy(copy.body) for key, copy in copies.items()}
         patients = await self.store.read_many({("Patient", id) for id in about.values() if id})
         there = {id: patient.tree["meta"].get("source", "").rpartition("/")[2] for (_, id), patient in patients.items()}
         owners: dict[str, set[Source]] = {}

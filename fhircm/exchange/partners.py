@@ -17,8 +17,9 @@ from zoneinfo import ZoneInfo
 
 import holidays
 
-from fhircm.exchange import bulk_shape
+from fhircm.exchange import bulk_shape, subscription_shape
 from fhircm.exchange.bulk_shape import Bulk
+from fhircm.exchange.subscription_shape import Subscriptions
 from fhircm.exchange.yaml_keys import Keys, YamlWrong, load
 from fhircm.fhir.artefacts import folder as shipped_folder
 from fhircm.fhir.definitions import definitions
@@ -103,6 +104,7 @@ class Partner:
     prefer_handling: str | None = "strict"  # Prefer: handling=… of searches
     deliver: Mapping[str, Any] = field(default_factory=dict)
     bulk: Bulk | None = None  # how it exports in bulk; none: it does not
+    subscriptions: Subscriptions | None = None  # what it notifies of; none: nothing
 
     @property
     def types(self) -> frozenset[str]:
@@ -159,6 +161,9 @@ def _partner(keys: Keys, path: Path, base_url: str | None) -> Partner:
         prefer_handling=_handling(keys.keys("quirks", "a mapping of quirks", {})),
         deliver=keys.take("deliver", dict, "a mapping of occasions to ways", {}),
         bulk=bulk_shape.read(keys.keys("bulk", "how the partner exports in bulk")) if "bulk" in keys.tree else None,
+        subscriptions=subscription_shape.read(keys.keys("subscriptions", "what the partner notifies of"))
+        if "subscriptions" in keys.tree
+        else None,
     )
     keys.done()
     return partner

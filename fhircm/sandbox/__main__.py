@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from fhircm.sandbox import bulk
+from fhircm.sandbox import bulk, subscriptions
 from fhircm.sandbox.chart import Chart
 from fhircm.sandbox.ehr import Ehr, vendor
 from fhircm.sandbox.faults import Fault
@@ -101,6 +101,12 @@ def sandbox(ehr: Ehr, staff: Staff, server: str) -> Starlette:
                 faults.append(Fault(**details))
         return JSONResponse([asdict(fault) for fault in faults])
 
+    notifying: list[Route] = []
+    if "subscriptions" in ehr.habits:
+        server_of_them = subscriptions.Subscriptions(ehr)
+        notifying = subscriptions.routes(server_of_them, base_path)
+        ehr.chart.watchers.append(server_of_them.soon)
+
     async def received(_: Request) -> Response:
         return JSONResponse(ehr.received)
 
@@ -112,6 +118,7 @@ def sandbox(ehr: Ehr, staff: Staff, server: str) -> Starlette:
             Route("/staff/faults", set_fault, methods=["GET", "POST", "DELETE"]),
             Route("/staff/{act}", act, methods=["POST"]),
             *bulk.routes(bulk.Exports(ehr), base_path),
+            *notifying,
             Route(base_path + "/{path:path}", fhir, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
         ]
     )

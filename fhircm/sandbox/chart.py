@@ -6,7 +6,7 @@ https://hl7.org/fhir/R4/http.html#versioning
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ class Chart:
         self._by_key: dict[tuple[str, str], Tree] = {}
         self._of_patient: dict[tuple[str, str], dict[str, None]] = {}
         self.deleted: list[tuple[str, str, datetime]] = []  # type, id, when
+        self.watchers: list[Callable[[Tree], Any]] = []  # told of every write
         for resource in resources:
             self._keep({**resource, "meta": {"versionId": "1", "lastUpdated": "2026-01-05T08:00:00Z"}})
         self._journal = state / "journal.ndjson" if state else None
@@ -59,6 +60,8 @@ class Chart:
             with self._journal.open("a") as file:
                 file.write(json.dumps(stored) + "\n")
         self._keep(stored)
+        for watcher in self.watchers:
+            watcher(stored)
         return stored
 
     def delete(self, type: str, id: str) -> None:
