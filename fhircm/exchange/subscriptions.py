@@ -10,7 +10,7 @@ import json
 import logging
 import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import quote
@@ -23,7 +23,6 @@ from fhircm.exchange.client import FHIR_JSON, Got, PartnerClient
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable, SignInRefused, issues, summary
 from fhircm.exchange.notifications import (
     ANY,
-    HEADER,
     Status,
     digest,
     doors_at,
@@ -34,44 +33,19 @@ from fhircm.exchange.notifications import (
     told_at,
     unread_at,
 )
-from fhircm.exchange.subscription_shape import PATIENT, Subscriptions, Topic
+from fhircm.exchange.subscription_rows import Row, kept, subscription
+from fhircm.exchange.subscription_shape import Subscriptions, Topic
 from fhircm.fhir import json as fhir_json
 from fhircm.fhir.outcome import FhirError
 from fhircm.store.resources import Op, SetState, Store
 
 log = logging.getLogger("fhircm.exchange.subscriptions")
 
-BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition"
 GRACE = timedelta(seconds=60)  # that notifications may overtake one another
 RETRY = timedelta(minutes=1)  # after a failure; doubled with each in a row
 LONGEST_RETRY = timedelta(hours=6)
 KEPT = timedelta(days=8)  # the names of events that are not counted: so long they may come again
 AT_ONCE = 200  # resources that are read to know whose they are, in one call
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One Subscription, as it is kept. Times are ISO 8601; `upto`: all events to this number are reckoned."""
-
-    topic: str  # mark of the topic
-    types: list[str]
-    patient: str | None
-    sealed: str  # its address and secret
-    door: str  # hash of its address
-    id: str | None = None
-    state: str = "asked"  # asked, requested, active, error, refused
-    end: str | None = None
-    upto: int = 0
-    heard: str | None = None
-    checked: str | None = None
-    due: str | None = None
-    failures: int = 0
-    why: str = ""
-
-
-async def kept(store: Store, partner: str) -> dict[str, Row]:
-    """The Subscriptions at a partner, by topic and patient."""
-    return {key: Row(**row) for key, row in (await store.states(rows_at(partner))).items()}
 
 
 async def keep(
@@ -163,28 +137,7 @@ class _Keeper:
 
     def _tree(self, topic: Topic, row: Row, end: datetime) -> dict[str, Any]:
         known = json.loads(self.seal.unseal(row.sealed.encode()))
-        put = (lambda text: text.replace(PATIENT, quote(row.patient, safe="-."))) if row.patient else (lambda text: text)
-        channel: dict[str, Any] = {"type": "rest-hook", "endpoint": f"{self.notify_url}/{known['token']}"}
-        tree: dict[str, Any] = {"resourceType": "Subscription", "status": "requested", "reason": "Care coordination"}
-        tree |= {"end": end.isoformat(timespec="seconds"), "criteria": put(topic.criteria), "channel": channel}
-        if row.id:
-            tree["id"] = row.id
-        if self.shape.proof == "header":
-            channel["header"] = [f"{HEADER}: {known['secret']}"]
-        if topic.payload == "none":
-            return tree
-        channel |= {
-            "payload": FHIR_JSON,
-            "_payload": {"extension": [{"url": f"{BACKPORT}/backport-payload-content", "valueCode": topic.payload}]},
-        }
-        if self.shape.heartbeat:
-            seconds = int(self.shape.heartbeat.total_seconds())
-            channel["extension"] = [{"url": f"{BACKPORT}/backport-heartbeat-period", "valueUnsignedInt": seconds}]
-        if topic.filters:
-            filters = [{"url": f"{BACKPORT}/backport-filter-criteria", "valueString": put(one)} for one in topic.filters]
-            tree["_criteria"] = {"extension": filters}
-        tree["meta"] = {"profile": [f"{BACKPORT}/backport-subscription"]}
-        return tree
+        return subscription(self.shape, topic, row, known, self.notify_url, end)
 
     async def _send(self, method: str, path: str, row: Row, tree: dict[str, Any] | None = None) -> Got:
         headers = {"Accept": FHIR_JSON, "Prefer": "return=representation"}
