@@ -35,7 +35,13 @@ from fhircm.store.resources import Store
 
 BY_PATIENT = ("Encounter", "Condition", "CarePlan", "CareTeam", "Goal", "ServiceRequest", "Task", "DocumentReference", "Coverage")
 BY_REFERENCE = ("Organization", "Practitioner", "PractitionerRole", "Location")
-BULK = Bulk(poll_least=1.0, poll_most=5.0, every=None)
+# HAPI FHIR refuses an export of types that no search parameter ties to patients: Task, PractitionerRole, Location.
+BULK = Bulk(
+    types=(*(one for one in BY_PATIENT if one != "Task"), "Organization", "Practitioner"),
+    poll_least=1.0,
+    poll_most=5.0,
+    every=None,
+)
 PLAIN = Subscriptions((Topic("Encounter?", (), "none", ("Encounter",)),), status=False, events=False, heartbeat=None)
 PORT = 8189
 
@@ -132,7 +138,7 @@ async def main(base_url: str) -> None:
         async with httpx.AsyncClient(timeout=120, trust_env=False) as http, PartnerClient(partner(base_url)) as client:
             software = (await http.get(f"{base_url}/metadata")).json().get("software", {})
             print(f"{software.get('name')} {software.get('version')} at {base_url}")
-            print(f"  loaded: {await load(http, base_url, 60)} resources")
+            print(f"  loaded: {await load(http, base_url, 20)} resources")
             print("bulk export, the first")
             print(f"  {bulk_export.told(figures := await export(store, client, folder / 'spool'))}")
             print(
