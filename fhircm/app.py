@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -20,6 +20,7 @@ from fhircm.edge.config import NO_LIMITS, EdgeConfig
 from fhircm.edge.door import Door
 from fhircm.exchange.client_keys import public_jwks
 from fhircm.fhir.outcome import FhirError
+from fhircm.rest import notify
 from fhircm.rest.errors import answer_to
 from fhircm.rest.exchange import RestSettings
 from fhircm.rest.links import PageLinks
@@ -59,6 +60,7 @@ class AppConfig:
     audit: AuditConfig | None = None
     smart: SmartSettings = field(default_factory=SmartSettings)
     web: web.WebSettings = field(default_factory=web.WebSettings)
+    notifiers: Mapping[str, notify.Notifier] = field(default_factory=dict)  # partners with Subscriptions of the hub, by name
 
 
 def create_app(config: AppConfig) -> FastAPI:
@@ -105,6 +107,7 @@ def create_app(config: AppConfig) -> FastAPI:
     app.add_exception_handler(FhirError, lambda request, error: answer_to(error))
     app.door = Door(app.inside, config.edge, lambda: client_addresses(app.state.store.database))
     _public_routes(app, config)
+    notify.add_routes(app, config.notifiers, config.keys_dir)
     web.add_routes(app)
 
     return app

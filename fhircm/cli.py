@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from fhircm import (
     cli_audit,
+    cli_bulk,
     cli_delivery,
     cli_emergency,
     cli_exchange,
@@ -67,6 +68,7 @@ app.add_typer(cli_quarantine.app, name="quarantine")
 app.add_typer(cli_delivery.app, name="dead-letters")
 partner_app.command("explain")(cli_delivery.explain)
 app.add_typer(cli_audit.app, name="audit")
+app.add_typer(cli_bulk.app, name="bulk")
 app.add_typer(cli_emergency.app, name="emergency")
 app.command()(cli_exchange.reconcile)
 app.command()(cli_exchange.push)
@@ -198,6 +200,7 @@ def migrate() -> None:
 @app.command()
 def pull(
     name: Annotated[str | None, typer.Argument(help="A partner's folder name; without it, all of them.")] = None,
+    bulk: Annotated[bool, typer.Option("--bulk", help="Have the partner export in bulk instead of searching.")] = False,
 ) -> None:
     """Read what changed at a partner, now. A pull that was interrupted goes on where it stopped."""
 
@@ -205,6 +208,9 @@ def pull(
         status = 0
         async with wiring.open_store(settings) as store:
             for partner in wiring.partners(settings, [name] if name else None):
+                if bulk:
+                    status = max(status, await cli_bulk.pull_in_bulk(settings, store, partner))
+                    continue
                 with _bar() as bar:
                     task = bar.add_task(f"{partner.name}: patients", total=None)
                     advance = partial(_advance, bar, task)

@@ -110,6 +110,12 @@ class Settings(BaseSettings):
             " what it fetched of the hub's JWKS (ISO 8601 duration).",
         ),
     ] = timedelta(days=1)
+    spool_dir: Annotated[
+        Path,
+        Field(
+            description="Folder for the files of partners' bulk exports while they are taken in; they hold patients' records, and are removed then."
+        ),
+    ] = Path("var/spool")
     mappings_dir: Annotated[
         Path | None, Field(description="Folder with one folder for each partner; without it, the partners that fhircm ships.")
     ] = None

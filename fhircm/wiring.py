@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
@@ -29,7 +30,7 @@ from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.longitudinal import follow, words
 from fhircm.coordination.protocol import load_pathways
 from fhircm.coordination.timeline import rendered, timeline
-from fhircm.exchange import drift, freshness, guides, hints, pull, push
+from fhircm.exchange import bulk_due, bulk_export, drift, freshness, guides, hints, pull, push, subscriptions
 from fhircm.exchange.backend_auth import access_token
 from fhircm.exchange.breaker import Breakers
 from fhircm.exchange.check import CheckReport, check
@@ -39,6 +40,7 @@ from fhircm.exchange.clients import Clients
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable
 from fhircm.exchange.holding import holding
 from fhircm.exchange.matching import Thresholds
+from fhircm.exchange.members import members
 from fhircm.exchange.news import CURSOR, News, due, read_to, skip
 from fhircm.exchange.partners import Partner, load_partners
 from fhircm.exchange.proof import Client
@@ -73,6 +75,8 @@ log = logging.getLogger("fhircm.wiring")
 RULES = (task_states.RULE, audit.RULE)
 _SKEW = timedelta(seconds=1)  # by how much the clocks of machines that share a database may differ
 _SLICE = timedelta(seconds=30)  # of a pull, before the partner is told what is due to it and others have their turn
+_BULK_LOOK = timedelta(minutes=1)  # between two looks whether an export of a partner is due
+_SUBSCRIPTIONS_LOOK = timedelta(seconds=30)  # between two looks at the hub's Subscriptions at a partner
 _MOMENT = timedelta(milliseconds=50)  # so that what a pull brought is reacted to before its partner is looked at again
 
 
@@ -107,6 +111,7 @@ def application(settings: Settings) -> FastAPI:
     """What `fhircm serve` serves. Its packages are imported here, for no other process needs them."""
     from fhircm.app import AppConfig, AuditConfig, create_app
     from fhircm.rest.exchange import RestSettings
+    from fhircm.rest.notify import Notifier
     from fhircm.smart.server import SmartSettings
     from fhircm.web.routes import WebSettings
 
@@ -144,6 +149,11 @@ def application(settings: Settings) -> FastAPI:
             [partner for partner in partners(settings, None) if partner.launch is not None],
             f"Organization/{build.coordinating_organization(settings.organization_name).id}",
         ),
+        notifiers={
+            one.name: Notifier(one.base_url, one.subscriptions)
+            for one in partners(settings, None)
+            if one.subscriptions is not None
+        },
     )
     return create_app(config)
 
@@ -258,6 +268,11 @@ async def worker(settings: Settings) -> AsyncIterator[Worker]:
         shared = tokens(settings, store)
         clients = await stack.enter_async_context(Clients(chosen, lambda partner: connect(partner, settings.keys_dir, shared)))
         rounds = {partner.name: partial(_round, settings, store, clients, partner, around) for partner in chosen}
+        for one in chosen:
+            if one.bulk is not None:
+                rounds[f"{one.name} in bulk"] = partial(_bulk_round, settings, store, clients, one, around)
+            if one.subscriptions is not None:
+                rounds[f"{one.name} subscriptions"] = _subscriptions_round(settings, store, clients, one)
         park, unpark = partial(_parked, around), partial(_unparked, around)
         sources = Sources(import_sources(settings))
         stack.push_async_callback(sources.close)
@@ -533,3 +548,75 @@ async def plan_in_words(settings: Settings, store: Store, patient: str) -> str:
 def thresholds(settings: Settings) -> dict[str, Thresholds]:
     """What partners ask for besides before their Patients are linked, by base URL. Raises PartnerWrong."""
     return {one.base_url: one.identity for one in partners(settings, None) if one.identity}
+
+
+async def _bulk_round(settings: Settings, store: Store, clients: Clients, partner: Partner, around: Context) -> Turn:
+    """Do the next thing of a partner's exports, if one is due."""
+    async with clients.at(partner.name) as client:
+        step = await _advance_bulk(settings, store, client, f"Organization/{around.organization}")
+    later = min(step.due or store.clock() + _BULK_LOOK, store.clock() + _BULK_LOOK)
+    return Turn(int(step.did), store.clock() if step.did else later)
+
+
+async def _advance_bulk(
+    settings: Settings,
+    store: Store,
+    client: PartnerClient,
+    owner: str,
+    tell: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> bulk_export.Advanced:
+    assert client.partner.bulk is not None
+    seconds = settings.lease.total_seconds()
+    return await bulk_export.advance(
+        store, client, client.partner.bulk, settings.spool_dir, owner=owner, tell=tell, lease_seconds=seconds
+    )
+
+
+async def pull_in_bulk(
+    settings: Settings, store: Store, client: PartnerClient, tell: Callable[[str, int, int], None], patience: timedelta
+) -> tuple[list[dict[str, Any]], bulk_export.Advanced]:
+    """Have a partner export now and take it in. Returns what the exports that ended came to, and how things stand.
+
+    It comes back earlier when the partner wants to be left alone for longer than `patience`: any worker, or the next call, goes on.
+    """
+    name = client.partner.name
+    if await bulk_export.kept(store, name) is None:
+        await store.transact([bulk_due.request(store, name)], origin="hub")
+    owner = build.coordinating_organization(settings.organization_name)
+    ended: list[dict[str, Any]] = []
+    while True:
+        step = await _advance_bulk(settings, store, client, f"Organization/{owner.id}", tell)
+        if step.finished is not None:
+            ended.append(step.finished)
+        elif not step.did:
+            wait = step.due - store.clock() if step.due else timedelta(seconds=1)
+            if step.export is None or wait > patience:
+                return ended, step
+            await asyncio.sleep(max(0.0, wait.total_seconds()))
+
+
+async def cancel_bulk(settings: Settings, store: Store, partner: Partner) -> bool:
+    """End the export of a partner that is under way, there too. Returns whether there was one."""
+    async with connect(partner, settings.keys_dir, tokens(settings, store)) as client:
+        return await bulk_export.cancel(store, client, settings.spool_dir)
+
+
+def _subscriptions_round(settings: Settings, store: Store, clients: Clients, partner: Partner) -> Callable[[], Awaitable[Turn]]:
+    """What keeps the hub's Subscriptions at a partner; the panel is asked for anew once in a pull's interval."""
+    present = list[str]()
+    asked: datetime | None = None
+    seal = Seal.open(settings.keys_dir)
+
+    async def round_of_work() -> Turn:
+        nonlocal asked
+        assert partner.subscriptions is not None
+        now = store.clock()
+        async with clients.at(partner.name) as client:
+            if asked is None or now - asked >= settings.pull_interval:
+                present[:] = sorted(set(await members(client, store)))
+                asked = now
+            url = f"{base_url(settings)}/notify/{partner.name}"
+            done = await subscriptions.keep(store, client, partner.subscriptions, url, seal, present)
+        return Turn(done, store.clock() + (timedelta() if done else _SUBSCRIPTIONS_LOOK))
+
+    return round_of_work

@@ -38,13 +38,14 @@ from fhircm.exchange.errors import (
     retry_after,
     summary,
 )
-from fhircm.exchange.pages import Page, Received, cut, newest, next_page, page
+from fhircm.exchange.pages import Page, Received, cut, newest, next_page, page, within
 from fhircm.exchange.partners import Partner
 from fhircm.exchange.tokens import Tokens
 from fhircm.fhir import json
 
 __all__ = [
     "Answer",
+    "Got",
     "PartnerAnswerBroken",
     "PartnerClient",
     "PartnerRefused",
@@ -72,8 +73,8 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Got:
-    """An answer, read to its end."""
+class Got:
+    """An answer with whatever status, read to its end."""
 
     status: int
     headers: Mapping[str, str]  # by any case
@@ -261,9 +262,45 @@ class PartnerClient:
         resource = _expect(got, type) if got.body.strip() and issues(got.body) is None else None
         return Answer(got.status, resource.id if resource else _location_id(got, type), got.headers.get("ETag"), resource)
 
+    # --- what is neither a read nor a write of a resource ---------------------------------------------------------------------
+
+    async def ask(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Got:
+        """One request at the partner's own address, and its answer whatever its status: an operation, or how far a long one is.
+
+        Raises PartnerUnavailable when there is no answer, PartnerAnswerBroken for an address elsewhere, where the token must not go.
+        """
+        self._stay_here(url)
+        return await self._send(method, url, headers, body, signed_in=True)
+
+    @asynccontextmanager
+    async def stream(self, url: str, headers: Mapping[str, str], *, signed_in: bool) -> AsyncIterator[httpx.Response]:
+        """The answer to a GET of a file, to be read bit by bit: its `timeout` is that of each bit. No redirect is followed.
+
+        Raises PartnerUnavailable. Whether the token may go there is for the caller to know.
+        """
+        name = self.partner.name
+        request = self._http.build_request("GET", url, headers={"Accept-Encoding": "identity", **headers})
+        async with self._slots:
+            await self._wait_for_turn()
+            self.counts.requests += 1
+            try:
+                answer = await self._http.send(request, auth=self.auth if signed_in else None, stream=True)
+                try:
+                    yield answer
+                finally:
+                    await answer.aclose()
+            except httpx.TimeoutException as error:
+                raise PartnerUnavailable(f"A file of {name} does not go on ({type(error).__name__})") from None
+            except httpx.HTTPError as error:
+                raise PartnerUnavailable(f"A file of {name} broke off or cannot be reached ({type(error).__name__})") from None
+
+    def _stay_here(self, url: str) -> None:
+        if not within(self.partner.base_url, url):
+            raise PartnerAnswerBroken("An address elsewhere than the partner's own, where its token must not go")
+
     # --- one request ---------------------------------------------------------------------------------------------------------
 
-    async def _fetch(self, url: str, headers: Mapping[str, str], signed_in: bool) -> _Got:
+    async def _fetch(self, url: str, headers: Mapping[str, str], signed_in: bool) -> Got:
         got = await self._send("GET", url, headers, None, signed_in=signed_in)
         self._raise_for(got)
         if got.body.lstrip()[:1] == b"<":
@@ -297,7 +334,7 @@ class PartnerClient:
                 await self._sleep(wait)
         raise AssertionError("unreachable")
 
-    async def _send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, *, signed_in: bool) -> _Got:
+    async def _send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, *, signed_in: bool) -> Got:
         """One request and its whole answer, within the absolute time that the partner is given."""
         name, limits = self.partner.name, self.partner.limits
         request = self._http.build_request(method, url, headers=dict(headers), content=body)
@@ -321,7 +358,7 @@ class PartnerClient:
         self.counts.date = got.headers.get("Date", self.counts.date)
         return got
 
-    async def _exchange(self, request: httpx.Request, limit: int, signed_in: bool) -> _Got:
+    async def _exchange(self, request: httpx.Request, limit: int, signed_in: bool) -> Got:
         answer = await self._http.send(request, auth=self.auth if signed_in else None, stream=True)
         where = f"{request.method} {request.url.path}"  # never the query: it may hold what a patient is searched by
         try:
@@ -332,7 +369,7 @@ class PartnerClient:
                     raise AnswerTooLarge(f"{where} was answered with more than {limit} bytes")
         finally:
             await answer.aclose()
-        return _Got(answer.status_code, answer.headers, bytes(body), where)
+        return Got(answer.status_code, answer.headers, bytes(body), where)
 
     def _spent(self, type: str) -> Spent:
         known = type in self.partner.types or type in ("Group", "metadata")
@@ -344,7 +381,7 @@ class PartnerClient:
         if (wait := self._next - self._pace - now) > 0:
             await asyncio.sleep(wait)
 
-    def _raise_for(self, got: _Got) -> None:
+    def _raise_for(self, got: Got) -> None:
         status, name = got.status, self.partner.name
         if 200 <= status < 300:
             return
@@ -370,7 +407,7 @@ async def connect(partner: Partner, keys_dir: Path, tokens: Tokens | None = None
         yield connected
 
 
-def _expect(got: _Got, type: str) -> Received:
+def _expect(got: Got, type: str) -> Received:
     """The resource of this type that an answer must hold."""
     received = cut(got.body)
     if received.type == type:
@@ -381,13 +418,13 @@ def _expect(got: _Got, type: str) -> Received:
     raise PartnerAnswerBroken(f"{got.where} was answered with {_what(got)} in place of a resource of type {type}")
 
 
-def _location_id(got: _Got, type: str) -> str | None:
+def _location_id(got: Got, type: str) -> str | None:
     """The id in the Location of an answer that has no body: …/Type/id or …/Type/id/_history/version."""
     parts = urlsplit(got.headers.get("Location", "")).path.split("/")
     return next((id for name, id in pairwise(parts) if name == type and id), None)
 
 
-def _what(got: _Got) -> str:
+def _what(got: Got) -> str:
     start = got.body.lstrip()[:200].lower()
     if not start:
         return "an empty body"

@@ -18,7 +18,19 @@ from zoneinfo import ZoneInfo
 
 import holidays
 
-from fhircm.exchange import breaker, credentials, launch, plan, pull_types, roster, schedule, shapes
+from fhircm.exchange import (
+    breaker,
+    bulk_shape,
+    credentials,
+    launch,
+    plan,
+    pull_types,
+    roster,
+    schedule,
+    shapes,
+    subscription_shape,
+)
+from fhircm.exchange.bulk_shape import Bulk
 from fhircm.exchange.credentials import Credentials
 from fhircm.exchange.launch import Registration
 from fhircm.exchange.matching import Thresholds, own_thresholds
@@ -26,6 +38,7 @@ from fhircm.exchange.plan import Budget
 from fhircm.exchange.pull_types import PullType, fill
 from fhircm.exchange.roster import Membership
 from fhircm.exchange.schedule import WEEKDAYS, Schedule
+from fhircm.exchange.subscription_shape import Subscriptions
 from fhircm.exchange.yaml_keys import Keys, YamlWrong, load
 from fhircm.fhir.artefacts import folder as shipped_folder
 
@@ -115,6 +128,8 @@ class Partner:
     )  # by type, what its vendor wants otherwise; outbound.yaml lies over it
     breaker: breaker.Policy = field(default_factory=breaker.Policy)
     identity: Thresholds | None = None  # where its Patients are linked on more evidence than is usual
+    bulk: Bulk | None = None  # how it exports in bulk; none: it does not
+    subscriptions: Subscriptions | None = None  # what it notifies of; none: nothing
 
     @property
     def types(self) -> frozenset[str]:
@@ -182,6 +197,10 @@ def _partner(own: Keys, path: Path, base_url: str | None) -> Partner:
         limits=_limits(keys.keys("limits", "a mapping of limits", {})),
         headers=_headers(keys.keys("headers", "a mapping of header names to values", {}), parameters),
         prefer_handling=_handling(quirks),
+        bulk=bulk_shape.read(keys.keys("bulk", "how the partner exports in bulk")) if keys.has("bulk") else None,
+        subscriptions=subscription_shape.read(keys.keys("subscriptions", "what the partner notifies of"))
+        if keys.has("subscriptions")
+        else None,
         identity=own_thresholds(keys),
         breaker=breaker.read(keys.keys("breaker", "a mapping of failures, first_wait and longest_wait", {})),
         rebase_links=quirks.choice("next_link", ("as-sent", "rebased"), "as-sent") == "rebased",

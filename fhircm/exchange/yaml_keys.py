@@ -67,6 +67,10 @@ class Keys:
         place = ".".join(part for part in (self.place, key) if part) or "the file"
         raise YamlWrong(f"{self.path}: {place} {remedy}")
 
+    def has(self, key: str) -> bool:
+        """Whether a key stands here or in the file below."""
+        return key in self.tree or (self.under is not None and key in self.under.tree)
+
     def take(self, key: str, kind: type[Wanted], remedy: str, default: Any = ...) -> Wanted:
         """The value of a key, which must be of a kind; `default` for one that is absent, and without a default it must be there."""
         self.known.append(key)

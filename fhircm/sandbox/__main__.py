@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from fhircm.sandbox import bulk, subscriptions
 from fhircm.sandbox.authorize import App, AppDoor
 from fhircm.sandbox.chart import Chart
 from fhircm.sandbox.ehr import Ehr, vendor, vendors
@@ -124,6 +125,12 @@ def sandbox(ehr: Ehr, staff: Staff, server: str, routes: Sequence[BaseRoute] = (
         ehr.habits.update(changes)
         return JSONResponse(sorted(changes))
 
+    notifying: list[Route] = []
+    if "subscriptions" in ehr.habits:
+        server_of_them = subscriptions.Subscriptions(ehr)
+        notifying = subscriptions.routes(server_of_them, base_path)
+        ehr.chart.watchers.append(server_of_them.soon)
+
     async def received(_: Request) -> Response:
         return JSONResponse(ehr.received)
 
@@ -137,6 +144,8 @@ def sandbox(ehr: Ehr, staff: Staff, server: str, routes: Sequence[BaseRoute] = (
             Route("/staff/habits", habits, methods=["POST"]),
             Route("/staff/faults", set_fault, methods=["GET", "POST", "DELETE"]),
             Route("/staff/{act}", act, methods=["POST"]),
+            *(bulk.routes(bulk.Exports(ehr), base_path) if "bulk" in ehr.habits else ()),
+            *notifying,
             Route(base_path, fhir, methods=["GET", "POST"]),
             Route(base_path + "/{path:path}", fhir, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
         ]

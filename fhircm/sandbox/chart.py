@@ -6,7 +6,7 @@ https://hl7.org/fhir/R4/http.html#versioning
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,8 @@ class Chart:
         self._of_patient: dict[tuple[str, str], dict[str, None]] = {}
         self._versions: dict[tuple[str, str], list[Tree]] = {}
         self._waiting: list[Tree] | None = None  # for the journal, until all of a transaction is done
+        self.deleted: list[tuple[str, str, datetime]] = []  # type, id, when
+        self.watchers: list[Callable[[Tree], Any]] = []  # told of every write
         for resource in resources:
             self._keep({**resource, "meta": {"versionId": "1", "lastUpdated": "2026-01-05T08:00:00Z"}})
         self._journal = state / "journal.ndjson" if state else None
@@ -66,6 +68,7 @@ class Chart:
         """Take a resource away; its versions stay."""
         self._note({"resourceType": type, "id": id, "_deleted": True})
         self._forget(type, id)
+        self.deleted.append((type, id, datetime.now(UTC)))
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -92,6 +95,8 @@ class Chart:
         stored = {**tree, "id": id, "meta": meta}
         self._note(stored)
         self._keep(stored)
+        for watcher in self.watchers:
+            watcher(stored)
         return stored
 
     def _note(self, *trees: Tree) -> None:
