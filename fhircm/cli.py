@@ -25,6 +25,7 @@ from fhircm import (
     cli_emergency,
     cli_exchange,
     cli_keys,
+    cli_mapping,
     cli_organization,
     cli_partner,
     cli_people,
@@ -65,6 +66,7 @@ app.add_typer(cli_delivery.app, name="dead-letters")
 partner_app.command("explain")(cli_delivery.explain)
 app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_emergency.app, name="emergency")
+app.add_typer(cli_mapping.app, name="mapping")
 app.command()(cli_exchange.reconcile)
 app.command()(cli_exchange.push)
 partner_app.command("status")(cli_exchange.status)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from fhircm.exchange.plan import Budget
 from fhircm.exchange.pull_types import PullType, fill
 from fhircm.exchange.roster import Membership
 from fhircm.exchange.schedule import WEEKDAYS, Schedule
+from fhircm.exchange.maps import NONE, Maps, MapWrong, load_maps
 from fhircm.exchange.yaml_keys import Keys, YamlWrong, load
 from fhircm.fhir.artefacts import folder as shipped_folder
 
@@ -114,6 +115,7 @@ class Partner:
         default_factory=dict
     )  # by type, what its vendor wants otherwise; outbound.yaml lies over it
     breaker: breaker.Policy = field(default_factory=breaker.Policy)
+    maps: Maps = NONE
 
     @property
     def types(self) -> frozenset[str]:
@@ -145,8 +147,8 @@ def load_partner(path: Path, base_url: str | None = None) -> Partner:
     if not _NAME.fullmatch(path.parent.name):
         raise PartnerWrong(f"{path}: the folder's name must be of small letters, digits and hyphens, such as north-clinic")
     try:
-        return _partner(load(path), path, base_url)
-    except YamlWrong as error:
+        return _mapped(_partner(load(path), path, base_url))
+    except (YamlWrong, MapWrong) as error:
         raise PartnerWrong(str(error)) from None
 
 
@@ -219,6 +221,14 @@ def _search_parameters(keys: Keys, parameters: Mapping[str, str]) -> tuple[tuple
     section = keys.keys("search_parameters", "a mapping of search parameters to values", {})
     names = [name for name in section.names if not section.says(name, None)]
     return tuple((name, fill(section, name, section.text(name, "a text"), parameters)) for name in names)
+
+
+def _mapped(partner: Partner) -> Partner:
+    """A partner with its map, which goes on from that of its shape."""
+    root = partner.folder.parent
+    places = [place / "shape" / partner.shape for place in (root, shipped_folder("mappings"))] if partner.shape else []
+    maps = load_maps([*(place for place in places if place.is_dir())][:1] + [partner.folder])
+    return replace(partner, maps=maps, pull=tuple(replace(one, map=maps.fingerprint) for one in partner.pull))
 
 
 def _base_url(keys: Keys, text: str) -> str:
