@@ -183,6 +183,25 @@ def work(
 
 
 @app.command()
+def mllp() -> None:
+    """Listen for the HL7 v2 messages of the partners (on FHIRCM_MLLP_HOST and FHIRCM_MLLP_PORT), and acknowledge each when it is committed.
+
+    Any number of these may run; a message that was taken is not taken again.
+    """
+
+    async def go(settings: Settings) -> int:
+        async with wiring.mllp(settings) as (_, port):
+            stopped = asyncio.Event()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+            out.print(f"Listening for HL7 v2 messages on {settings.mllp_host}:{port}", highlight=False)
+            await stopped.wait()
+        return 0
+
+    _run(go, running=True)
+
+
+@app.command()
 def migrate() -> None:
     """Bring the database to the schema of this version; does nothing when it is there already."""
 

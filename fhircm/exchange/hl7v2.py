@@ -65,7 +65,7 @@ class Hl7v2:
 
 def read(keys: Keys) -> Hl7v2:
     """Read that part."""
-    sending = keys.each("sending", "a list of {application, facility}", _sending)
+    sending = keys.each("sending", "a list of {application, facility}", _sending, [])
     keys.done()
     return Hl7v2(sending)
 

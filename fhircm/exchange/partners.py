@@ -19,14 +19,14 @@ from zoneinfo import ZoneInfo
 import holidays
 
 from fhircm.exchange import breaker, credentials, hl7v2, launch, plan, pull_types, roster, schedule, shapes
+from fhircm.exchange.adt_map import load_adt
 from fhircm.exchange.credentials import Credentials
 from fhircm.exchange.launch import Registration
+from fhircm.exchange.maps import NONE, Maps, MapWrong, load_maps
 from fhircm.exchange.plan import Budget
 from fhircm.exchange.pull_types import PullType, fill
 from fhircm.exchange.roster import Membership
 from fhircm.exchange.schedule import WEEKDAYS, Schedule
-from fhircm.exchange.adt_map import load_adt
-from fhircm.exchange.maps import NONE, Maps, MapWrong, load_maps
 from fhircm.exchange.yaml_keys import Keys, YamlWrong, load
 from fhircm.fhir.artefacts import folder as shipped_folder
 
@@ -227,3 +227,105 @@ def _search_parameters(keys: Keys, parameters: Mapping[str, str]) -> tuple[tuple
 
 
 def _mapped(partner: Partner) -> Partner:
+    """A partner with its map, which goes on from that of its shape."""
+    if partner.hl7v2.sending:
+        load_adt(partner.folder)  # a mistake in it is told now, not with the first message
+    root = partner.folder.parent
+    places = [place / "shape" / partner.shape for place in (root, shipped_folder("mappings"))] if partner.shape else []
+    maps = load_maps([*[place for place in places if place.is_dir()][:1], partner.folder])
+    return replace(partner, maps=maps, pull=tuple(replace(one, map=maps.fingerprint) for one in partner.pull))
+
+
+def _base_url(keys: Keys, text: str) -> str:
+    url = urlsplit(text)
+    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or url.username is not None:
+        keys.wrong("base_url", "must be an http or https URL without query, fragment or user name")
+    return text.rstrip("/")
+
+
+def _scopes(keys: Keys) -> tuple[str, ...]:
+    scopes = keys.take("scopes", list, "a list of SMART scopes such as system/Patient.rs (v2) or system/Patient.read (v1)")
+    for number, scope in enumerate(scopes):
+        if not isinstance(scope, str) or not _SCOPE.fullmatch(scope):
+            keys.wrong(
+                f"scopes[{number}]", "must be a system scope such as system/Patient.rs; letters in the order c, r, u, d, s"
+            )
+    return tuple(scopes)
+
+
+def _organization(keys: Keys) -> Organization:
+    npi = keys.text("npi", "the organisation's NPI, ten digits in quotes", re.compile(r"\d{10}"))
+    if not _luhn("80840" + npi):
+        keys.wrong("npi", "is not an NPI: its check digit is wrong")
+    organization = Organization(
+        keys.text("id", "the id of its Organization at the partner", _ID), keys.text("name", "its name"), npi
+    )
+    keys.done()
+    return organization
+
+
+def _luhn(digits: str) -> bool:
+    """https://www.cms.gov/regulations-and-guidance/administrative-simplification/nationalprovidentstand: the check digit."""
+    doubled = (int(digit) * (2 if place % 2 else 1) for place, digit in enumerate(reversed(digits)))
+    return sum(value - 9 if value > 9 else value for value in doubled) % 10 == 0
+
+
+def _time_zone(keys: Keys) -> str:
+    name = keys.text("time_zone", "an IANA time zone such as America/Chicago")
+    try:
+        ZoneInfo(name)
+    except (OSError, ValueError, LookupError):
+        keys.wrong("time_zone", "must be an IANA time zone such as America/Chicago")
+    return name
+
+
+def _calendar(keys: Keys) -> Calendar:
+    country = keys.text("country", 'an ISO 3166-1 code in quotes such as "US"', re.compile("[A-Z]{2}"))
+    subdivision = keys.text("subdivision", 'an ISO 3166-2 code without the country such as "IL"', default=None)
+    supported = holidays.list_supported_countries()
+    if country not in supported:
+        keys.wrong("country", "is not a country whose public holidays are known")
+    if subdivision is not None and subdivision not in supported[country]:
+        keys.wrong("subdivision", f"is not one of {country}; known are: {', '.join(supported[country]) or 'none'}")
+    closed = keys.take("closed", list, "a list of dates such as 2026-12-24", [])
+    for number, day in enumerate(closed):
+        if type(day) is not date:
+            keys.wrong(f"closed[{number}]", "must be a date such as 2026-12-24, without quotes")
+    weekend = keys.take("weekend", list, "a list of days of the week", ["saturday", "sunday"])
+    for number, name in enumerate(weekend):
+        if name not in WEEKDAYS:
+            keys.wrong(f"weekend[{number}]", f"must be one of {', '.join(WEEKDAYS)}")
+    if len(set(weekend)) == 7:
+        keys.wrong("weekend", "leaves no day to work on")
+    keys.done()
+    return Calendar(country, subdivision, tuple(closed), tuple(WEEKDAYS.index(name) for name in weekend))
+
+
+def _limits(keys: Keys) -> Limits:
+    default = Limits()
+    limits = Limits(
+        page_size=None if keys.says("page_size", "none") else keys.number("page_size", int, 1, 10_000, default.page_size),
+        pages=keys.number("pages", int, 1, 1_000_000, default.pages),
+        concurrency=keys.number("concurrency", int, 1, 100, default.concurrency),
+        requests_per_second=keys.number("requests_per_second", float, 0.01, 10_000, default.requests_per_second),
+        timeout=keys.number("timeout", float, 0.1, 600, default.timeout),
+        attempts=keys.number("attempts", int, 1, 10, default.attempts),
+        patience=keys.number("patience", float, 0, 3600, default.patience),
+    )
+    keys.done()
+    return limits
+
+
+def _headers(keys: Keys, parameters: Mapping[str, str]) -> dict[str, str]:
+    printable = re.compile(r"[\x20-\x7e]+")
+    names = [name for name in keys.names if not keys.says(name, None)]
+    headers = {name: fill(keys, name, keys.text(name, "a text", printable), parameters) for name in names}
+    for name in headers:
+        if name.lower() in ("authorization", "accept", "host", "content-type"):
+            keys.wrong(name, "is set by fhircm itself: remove it")
+    return headers
+
+
+def _handling(keys: Keys) -> str | None:
+    handling = keys.choice("prefer_handling", ("strict", "lenient", "none"), "strict")
+    return None if handling == "none" else handling
