@@ -83,21 +83,6 @@ def unmapped(partner: _Partner) -> None:
     asyncio.run(go())
 
 
-@app.command()
-def replay(
-    partner: _Partner, name: Annotated[str, typer.Argument(help="The name under which the message waits in quarantine.")]
-) -> None:
-    """Take an HL7 v2 message from quarantine again, after the map was mended; `fhircm quarantine list` tells the names."""
-    settings = load_settings()
-
-    async def go() -> None:
-        async with wiring.open_store(settings) as store:
-            await wiring.adt_doors(settings, store).replay(partner, name)
-
-    asyncio.run(go())
-    typer.echo(f"{name} is taken")
-
-
 def _refused(why: str) -> typer.Exit:
     typer.echo(why, err=True)
     return typer.Exit(1)

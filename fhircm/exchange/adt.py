@@ -19,9 +19,10 @@ from fhircm.exchange.hl7v2_types import Around, pl
 from fhircm.exchange.map_rules import Notes
 from fhircm.exchange.mapping import Copied, hub_id, provenance
 from fhircm.exchange.partners import Partner
+from fhircm.exchange.quarantine import MESSAGE, told
 from fhircm.exchange.unmapped import Unknown
 from fhircm.fhir import json
-from fhircm.fhir.outcome import Conflict, FhirError, Issue, VersionConflict
+from fhircm.fhir.outcome import Conflict, FhirError, VersionConflict
 from fhircm.fhir.query import parse_query
 from fhircm.fhir.validation import check, check_tree
 from fhircm.store.resources import Hold, LetGo, Op, Put, SetState, Store, Stored
@@ -31,7 +32,6 @@ log = logging.getLogger("fhircm.exchange.adt")
 ATTEMPTS = 8  # when others write the same records at the same moment
 DERIVED = "v2-"  # how the ids of records begin that only messages told of
 NPI = "http://hl7.org/fhir/sid/us-npi"
-KIND = "message"  # of what waits in quarantine
 _UNKNOWN_CLASS = {"system": "http://terminology.hl7.org/CodeSystem/v3-NullFlavor", "code": "UNK"}
 
 
@@ -90,6 +90,14 @@ class Adt:
                 return refusal(now, error) if isinstance(error, MessageWrong) else refusal(now, MessageWrong(str(error)))
             return message.ack("AR" if isinstance(error, EventNotSupported) else "AE", now, error)
         return message.ack("AA", now)
+
+    async def again(self, raw: bytes) -> str | None:
+        """Take a message that waited in quarantine; returns why it still cannot be taken."""
+        try:
+            await self.take(Message(raw, self.map.segments))
+        except FhirError as error:
+            return told(error.issues)
+        return None
 
     async def take(self, message: Message) -> None:
         """Write what a message says; one that was taken before is not written again. Raises FhirError, and Busy."""
@@ -313,8 +321,8 @@ class Adt:
             facts.append(SetState(self.rows, f"{row.patient}@{row.number + 1}", value, if_absent=True))
         self._unknown.note(work.message.control_id, work.notes.unmapped)
         facts += [*await self._unknown.facts(), LetGo(self.partner.name, _name(work.message, b""))]
-        told = [self._provenance(work, puts)] if puts else []
-        await self.store.transact([*puts, *told, *facts], origin=f"partner:{self.partner.name}")
+        source = [self._provenance(work, puts)] if puts else []
+        await self.store.transact([*puts, *source, *facts], origin=f"partner:{self.partner.name}")
         self._unknown.saved()
 
     def _provenance(self, work: _Work, puts: Sequence[Put]) -> Put:
@@ -336,15 +344,11 @@ class Adt:
 
     async def _hold(self, raw: bytes, message: Message | None, error: FhirError) -> None:
         """Keep a message that cannot be taken, with the reason, until it can."""
-        reason = "; ".join(dict.fromkeys(_told(issue) for issue in error.issues))
         digest = sha256(raw).hexdigest()[:32]
         await self.store.transact(
-            [Hold(self.partner.name, _name(message, raw), KIND, digest, reason, raw)], origin=f"partner:{self.partner.name}"
+            [Hold(self.partner.name, _name(message, raw), MESSAGE, digest, told(error.issues), raw)],
+            origin=f"partner:{self.partner.name}",
         )
-
-
-def _told(issue: Issue) -> str:
-    return f"{issue.expression}: {issue.text}" if issue.expression else issue.text
 
 
 def _name(message: Message | None, raw: bytes) -> str:

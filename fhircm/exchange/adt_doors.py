@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fhircm.exchange.adt import KIND, Adt
+from fhircm.exchange.adt import Adt
 from fhircm.exchange.hl7v2 import Message, MessageWrong, refusal, whose
 from fhircm.exchange.mapping import hub_id
 from fhircm.exchange.partners import Partner
@@ -47,12 +47,3 @@ class Doors:
         if name is None:
             return message.ack("AR", now, MessageWrong("No partner sends with this application and facility", "MSH-3", "103"))
         return await self.of(name).receive(raw)
-
-    async def replay(self, partner: str, name: str) -> None:
-        """Take a message that waits in quarantine again. Raises NotFound, and what is still wrong with it."""
-        door = self.of(partner)
-        body = await self.store.held_body(partner, name)
-        held = (await self.store.held(partner, [name])).get(name)
-        if body is None or held is None or held.kind != KIND:
-            raise NotFound(f"No message waits under {name}")
-        await door.take(Message(body, door.map.segments))

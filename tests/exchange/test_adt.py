@@ -14,6 +14,7 @@ from fhircm.exchange.hl7v2 import Hl7v2, Message, Sending, whose
 from fhircm.exchange.mapping import Source, hub_id
 from fhircm.exchange.mirror import Batch, Mirror, Row
 from fhircm.exchange.pages import Received
+from fhircm.exchange.release import Released, release
 from fhircm.exchange.unmapped import unmapped
 from fhircm.fhir.query import parse_query
 
@@ -238,8 +239,10 @@ async def test_a_message_that_waits_is_let_go_when_it_is_taken(store, adt, north
     assert code(await adt.receive(raw)) == "AE"
     (north.folder / "adt.yaml").write_text(ADT_YAML.replace("NORTH:", "SOUTH: urn:south, NORTH:"))
     load_adt.cache_clear()
-    await taken(Adt(store, north), raw)
+    (waiting,) = await store.held_page(north.name)
+    assert await release(store, north, [waiting.name]) == [Released(waiting.name, None)]
     assert await store.held_page(north.name) == []
+    assert (await only(store, "Patient")).tree["identifier"][0]["system"] == "urn:south"
 
 
 async def test_codes_that_nobody_mapped_are_told(store, adt, north):
