@@ -81,7 +81,7 @@ def xpn(one: Repetition, around: Around) -> Tree | None:
 
 def xad(one: Repetition, around: Around) -> Tree | None:
     """XAD → Address."""
-    lines = [line for line in (" ".join(filter(None, (part(one, 1, 1),))), part(one, 2)) if line]
+    lines = [line for line in (part(one, 1), part(one, 2)) if line]
     place = {
         "line": lines,
         "city": part(one, 3).strip(),
