@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 DESCRIPTION = (
-    "The addresses of the hub outside its FHIR API: signing in, discovery and health. "
+    "The addresses of the hub outside its FHIR API: signing in, discovery, HL7 v2 messages and health. "
     "The FHIR API, below `/fhir`, is described by the CapabilityStatement at `/fhir/metadata`."
 )
 
