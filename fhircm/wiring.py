@@ -38,8 +38,8 @@ from fhircm.exchange.client import PartnerClient, connect
 from fhircm.exchange.client_keys import signing_key, signing_keys
 from fhircm.exchange.clients import Clients
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable
-from fhircm.exchange.holding import holding
 from fhircm.exchange.hl7v2 import refusal
+from fhircm.exchange.holding import holding
 from fhircm.exchange.mllp import MllpLimits, MllpServer
 from fhircm.exchange.news import CURSOR, News, due, read_to, skip
 from fhircm.exchange.partners import Partner, load_partners
