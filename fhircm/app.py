@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
@@ -18,9 +18,10 @@ from fhircm.access.audit_journal import Journal
 from fhircm.access.bearer import Bearer
 from fhircm.edge.config import NO_LIMITS, EdgeConfig
 from fhircm.edge.door import Door
+from fhircm.exchange.adt_doors import Doors
 from fhircm.exchange.client_keys import public_jwks
 from fhircm.fhir.outcome import FhirError
-from fhircm.rest import notify
+from fhircm.rest import hl7v2, notify
 from fhircm.rest.errors import answer_to
 from fhircm.rest.exchange import RestSettings
 from fhircm.rest.links import PageLinks
@@ -61,6 +62,7 @@ class AppConfig:
     smart: SmartSettings = field(default_factory=SmartSettings)
     web: web.WebSettings = field(default_factory=web.WebSettings)
     notifiers: Mapping[str, notify.Notifier] = field(default_factory=dict)  # partners with Subscriptions of the hub, by name
+    doors: Callable[[Store], Doors] = lambda store: Doors(store, [])  # for HL7 v2 messages
 
 
 def create_app(config: AppConfig) -> FastAPI:
@@ -74,6 +76,7 @@ def create_app(config: AppConfig) -> FastAPI:
         credentials = Credentials(database)
         bearer = Bearer(credentials, Principals(store.database))
         app.state.store = store
+        app.state.bearer, app.state.doors = bearer, config.doors(store)
         smart = replace(config.smart, allow_private_jwks=config.allow_private_jwks)
         app.state.authorization = authorization_server(database, bearer, config.keys_dir, config.public_base_url, smart)
         web.start(
@@ -145,3 +148,14 @@ def _public_routes(app: FastAPI, config: AppConfig) -> None:
         except FhirError as error:
             return JSONResponse({"status": "unavailable"}, answer_to(error).status_code)
         return JSONResponse({"status": "ok"})
+
+    @app.post(
+        "/hl7v2/{partner}",
+        summary="Take an HL7 v2 message",
+        response_class=Response,
+        responses=openapi.HL7V2_ANSWERS,
+        openapi_extra=openapi.HL7V2_BODY,
+    )
+    async def hl7v2_message(request: Request, partner: str) -> Response:
+        """The answer is the acknowledgement, when everything is committed."""
+        return await hl7v2.message(request, partner, app.state.bearer, app.state.doors)

@@ -27,6 +27,7 @@ from fhircm import (
     cli_exchange,
     cli_identity,
     cli_keys,
+    cli_mapping,
     cli_organization,
     cli_partner,
     cli_people,
@@ -70,6 +71,7 @@ partner_app.command("explain")(cli_delivery.explain)
 app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_bulk.app, name="bulk")
 app.add_typer(cli_emergency.app, name="emergency")
+app.add_typer(cli_mapping.app, name="mapping")
 app.command()(cli_exchange.reconcile)
 app.command()(cli_exchange.push)
 partner_app.command("status")(cli_exchange.status)
@@ -182,6 +184,25 @@ def work(
             if not task.cancelled() and (error := task.exception()):
                 raise error
             return 0
+
+    _run(go, running=True)
+
+
+@app.command()
+def mllp() -> None:
+    """Listen for the HL7 v2 messages of the partners (on FHIRCM_MLLP_HOST and FHIRCM_MLLP_PORT), and acknowledge each when it is committed.
+
+    Any number of these may run; a message that was taken is not taken again.
+    """
+
+    async def go(settings: Settings) -> int:
+        async with wiring.mllp(settings) as (_, port):
+            stopped = asyncio.Event()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+            out.print(f"Listening for HL7 v2 messages on {settings.mllp_host}:{port}", highlight=False)
+            await stopped.wait()
+        return 0
 
     _run(go, running=True)
 

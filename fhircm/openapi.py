@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 DESCRIPTION = (
-    "The addresses of the hub outside its FHIR API: signing in, discovery and health. "
+    "The addresses of the hub outside its FHIR API: signing in, discovery, HL7 v2 messages and health. "
     "The FHIR API, below `/fhir`, is described by the CapabilityStatement at `/fhir/metadata`."
 )
 
@@ -238,3 +238,14 @@ REGISTER_ANSWERS: dict[int | str, dict[str, Any]] = {
     401: {"model": TokenRefusal, "description": "The bearer token is not for this"},
 }
 READY_ANSWERS: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "The database does not answer"}}
+_MESSAGE = {"application/hl7-v2": {"schema": {"type": "string", "description": "Segments with a carriage return behind each"}}}
+HL7V2_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": _MESSAGE}}
+HL7V2_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"content": _MESSAGE, "description": "Taken: MSA-1 is AA"},
+    401: {"description": "No token, or one that is not good"},
+    403: {"description": "The client is not of the partner's organisation, or its scopes do not reach so far"},
+    404: {"description": "No partner of this name sends messages"},
+    413: {"description": "The message is too long"},
+    415: {"description": "The body is not application/hl7-v2"},
+    422: {"content": _MESSAGE, "description": "Not taken: MSA-1 is AE or AR, and ERR tells place and reason"},
+}

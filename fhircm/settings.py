@@ -187,6 +187,18 @@ class Settings(BaseSettings):
             description="How long a care relationship still opens a record after it has ended (ISO 8601 duration).",
         ),
     ] = timedelta(days=7)
+    mllp_host: Annotated[str, Field(description="Address on which `fhircm mllp` listens for HL7 v2 messages.")] = "127.0.0.1"
+    mllp_port: Annotated[
+        int, Field(ge=0, le=65535, description="Port on which it listens; with 0 it takes a free one and tells it.")
+    ] = 2575
+    mllp_tls_cert: Annotated[
+        Path | None, Field(description="Certificate chain (PEM) of `fhircm mllp`; without it messages come unencrypted.")
+    ] = None
+    mllp_tls_key: Annotated[Path | None, Field(description="Its private key (PEM).")] = None
+    mllp_client_ca: Annotated[
+        Path | None, Field(description="Certificates (PEM) of who signs those of the senders; with it a sender must show one.")
+    ] = None
+    mllp_connections: Annotated[int, Field(ge=1, description="How many connections `fhircm mllp` has at a time.")] = 100
     lease: Annotated[
         timedelta,
         Field(description="How long a worker that fell silent keeps its claim before another takes over (ISO 8601 duration)."),

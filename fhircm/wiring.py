@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -31,6 +32,7 @@ from fhircm.coordination.longitudinal import follow, words
 from fhircm.coordination.protocol import load_pathways
 from fhircm.coordination.timeline import rendered, timeline
 from fhircm.exchange import bulk_due, bulk_export, drift, freshness, guides, hints, pull, push, subscriptions
+from fhircm.exchange.adt_doors import Doors
 from fhircm.exchange.backend_auth import access_token
 from fhircm.exchange.breaker import Breakers
 from fhircm.exchange.check import CheckReport, check
@@ -38,9 +40,11 @@ from fhircm.exchange.client import PartnerClient, connect
 from fhircm.exchange.client_keys import signing_key, signing_keys
 from fhircm.exchange.clients import Clients
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable
+from fhircm.exchange.hl7v2 import refusal
 from fhircm.exchange.holding import holding
 from fhircm.exchange.matching import Thresholds
 from fhircm.exchange.members import members
+from fhircm.exchange.mllp import MllpLimits, MllpServer
 from fhircm.exchange.news import CURSOR, News, due, read_to, skip
 from fhircm.exchange.partners import Partner, load_partners
 from fhircm.exchange.proof import Client
@@ -131,6 +135,7 @@ def application(settings: Settings) -> FastAPI:
         allow_private_jwks=settings.allow_private_jwks,
         clock=clock(settings),
         rules=RULES,
+        doors=partial(adt_doors, settings),
         edge=edge(settings),
         audit=AuditConfig(audit_folder(settings), settings.audit_limit, settings.audit_sync.total_seconds())
         if settings.audit
@@ -620,3 +625,32 @@ def _subscriptions_round(settings: Settings, store: Store, clients: Clients, par
         return Turn(done, store.clock() + (timedelta() if done else _SUBSCRIPTIONS_LOOK))
 
     return round_of_work
+
+
+def adt_doors(settings: Settings, store: Store) -> Doors:
+    """The doors for the HL7 v2 messages of the partners. Raises PartnerWrong."""
+    return Doors(store, partners(settings, None))
+
+
+@asynccontextmanager
+async def mllp(settings: Settings) -> AsyncIterator[tuple[MllpServer, int]]:
+    """Listen for HL7 v2 messages; gives the server and its port. Raises OSError, PartnerWrong."""
+    async with open_store(settings) as store:
+        limits = MllpLimits(connections=settings.mllp_connections)
+        server = MllpServer(adt_doors(settings, store).receive, lambda error: refusal(store.clock(), error), limits)
+        port = await server.start(settings.mllp_host, settings.mllp_port, _mllp_tls(settings))
+        try:
+            yield server, port
+        finally:
+            await server.close()
+
+
+def _mllp_tls(settings: Settings) -> ssl.SSLContext | None:
+    if settings.mllp_tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=settings.mllp_client_ca)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(settings.mllp_tls_cert, settings.mllp_tls_key)
+    if settings.mllp_client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context

@@ -13,10 +13,12 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from fhircm.exchange import gone, quarantine
+from fhircm.exchange.map_rules import Notes
 from fhircm.exchange.mapping import Copied, Source, digest, hub_id, inbound, provenance, referred, same
 from fhircm.exchange.pages import Received
 from fhircm.exchange.partners import Partner
 from fhircm.exchange.quarantine import Strange
+from fhircm.exchange.unmapped import Unknown
 from fhircm.fhir.outcome import FhirError, Invalid, Issue, NotFound, VersionConflict
 from fhircm.fhir.validation import Checked, check, check_tree
 from fhircm.store.resources import Op, Put, SetState, Store, Stored
@@ -129,6 +131,7 @@ class Mirror:
             None  # the ids of the panel's patients at the partner, when those are all that may be told of
         )
         self._custodian = Source("Organization", partner.organization.id)
+        self._unknown = Unknown(store, partner)
         self._one = asyncio.Lock()
 
     async def row(self, key: str) -> Row:
@@ -155,7 +158,8 @@ class Mirror:
         resources = {**{one: got for one, got in batch.shared.items() if one not in self.settled}, **batch.own}
         before = {one: batch.row.of.get(str(one)) for one in batch.own}
         before |= {one: await self._fingerprint(one) for one in resources if one not in batch.own}
-        judged = await self._judge(batch, resources, before)
+        as_mapped, failed = self._by_map(resources)
+        judged = await self._judge(batch, as_mapped, before, failed)
         marks = {one: _mark(body, resources[one]) for one, body in judged.mapped.items()}
         for one, why in judged.refused.items():
             if isinstance(why, quarantine.Misplaced):  # the same may be where it belongs as well
@@ -164,7 +168,7 @@ class Mirror:
             else:
                 marks[one] = HELD
         held = await self._held(batch, resources, judged, before)
-        chunks = _chunks({one: referred(self.base, resources[one].body) for one in judged.checked})
+        chunks = _chunks({one: referred(self.base, as_mapped[one].body) for one in judged.checked})
         for chunk in chunks[:-1]:
             await self._commit(chunk, resources, judged, batch, {one: marks[one] for one in chunk})
         await self._commit(chunks[-1] if chunks else [], resources, judged, batch, marks, progress, held)
@@ -178,9 +182,28 @@ class Mirror:
 
     # --- what is to be done ---------------------------------------------------------------------------------------------------
 
-    async def _judge(self, batch: Batch, resources: Mapping[Source, Received], before: Mapping[Source, str | None]) -> _Judged:
+    def _by_map(self, resources: Mapping[Source, Received]) -> tuple[dict[Source, Received], dict[Source, FhirError]]:
+        """The resources as the partner's map has them, and those that a rule of it failed at."""
+        mapped: dict[Source, Received] = {}
+        failed: dict[Source, FhirError] = {}
+        for one, got in resources.items():
+            notes = Notes()
+            try:
+                mapped[one] = self.partner.maps.inbound(got, notes)
+            except FhirError as error:
+                failed[one] = error
+            self._unknown.note(str(one), notes.unmapped)
+        return mapped, failed
+
+    async def _judge(
+        self,
+        batch: Batch,
+        resources: Mapping[Source, Received],
+        before: Mapping[Source, str | None],
+        failed: Mapping[Source, FhirError],
+    ) -> _Judged:
         """Map and check until nothing more is refused: what refers to something refused must be mapped again."""
-        refused: dict[Source, FhirError] = {}
+        refused: dict[Source, FhirError] = dict(failed)
         checked: dict[Source, tuple[str, Checked]] = {}
         existing: dict[Source, Stored] = {}
         links = {one: referred(self.base, got.body) for one, got in resources.items()}
@@ -269,9 +292,11 @@ class Mirror:
             puts.append(Put(check_tree(provenance(await self._who(chunk), copied, self.store.clock())), 0))
         if held is not None:
             puts += [put for copy in (await self._existing(batch.gone)).values() if (put := gone.marked(copy))]
+            facts += await self._unknown.facts()
         if puts or facts or held:
             counted = progress(judged.unresolved, frozenset(judged.checked))
             await self.store.transact([*puts, *facts, *(held or ()), *counted], origin=self.origin)
+            self._unknown.saved()
         batch.row = row
         self._shared |= {one: mark for one, mark in marks.items() if one not in batch.own}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from fhircm.exchange import (
     breaker,
     bulk_shape,
     credentials,
+    hl7v2,
     launch,
     plan,
     pull_types,
@@ -30,9 +31,11 @@ from fhircm.exchange import (
     shapes,
     subscription_shape,
 )
+from fhircm.exchange.adt_map import load_adt
 from fhircm.exchange.bulk_shape import Bulk
 from fhircm.exchange.credentials import Credentials
 from fhircm.exchange.launch import Registration
+from fhircm.exchange.maps import NONE, Maps, MapWrong, load_maps
 from fhircm.exchange.matching import Thresholds, own_thresholds
 from fhircm.exchange.plan import Budget
 from fhircm.exchange.pull_types import PullType, fill
@@ -130,6 +133,8 @@ class Partner:
     identity: Thresholds | None = None  # where its Patients are linked on more evidence than is usual
     bulk: Bulk | None = None  # how it exports in bulk; none: it does not
     subscriptions: Subscriptions | None = None  # what it notifies of; none: nothing
+    maps: Maps = NONE
+    hl7v2: hl7v2.Hl7v2 = field(default_factory=hl7v2.Hl7v2)
 
     @property
     def types(self) -> frozenset[str]:
@@ -161,8 +166,8 @@ def load_partner(path: Path, base_url: str | None = None) -> Partner:
     if not _NAME.fullmatch(path.parent.name):
         raise PartnerWrong(f"{path}: the folder's name must be of small letters, digits and hyphens, such as north-clinic")
     try:
-        return _partner(load(path), path, base_url)
-    except YamlWrong as error:
+        return _mapped(_partner(load(path), path, base_url))
+    except (YamlWrong, MapWrong) as error:
         raise PartnerWrong(str(error)) from None
 
 
@@ -208,6 +213,7 @@ def _partner(own: Keys, path: Path, base_url: str | None) -> Partner:
         shape=shape.name if shape else None,
         search_parameters=_search_parameters(keys, parameters),
         outbound=_merged(keys, "outbound", "a mapping of types to what the vendor wants otherwise"),
+        hl7v2=hl7v2.read(keys.keys("hl7v2", "whose messages are its", {})),
     )
     quirks.done()
     keys.done()
@@ -240,6 +246,16 @@ def _search_parameters(keys: Keys, parameters: Mapping[str, str]) -> tuple[tuple
     section = keys.keys("search_parameters", "a mapping of search parameters to values", {})
     names = [name for name in section.names if not section.says(name, None)]
     return tuple((name, fill(section, name, section.text(name, "a text"), parameters)) for name in names)
+
+
+def _mapped(partner: Partner) -> Partner:
+    """A partner with its map, which goes on from that of its shape."""
+    if partner.hl7v2.sending:
+        load_adt(partner.folder)  # a mistake in it is told now, not with the first message
+    root = partner.folder.parent
+    places = [place / "shape" / partner.shape for place in (root, shipped_folder("mappings"))] if partner.shape else []
+    maps = load_maps([*[place for place in places if place.is_dir()][:1], partner.folder])
+    return replace(partner, maps=maps, pull=tuple(replace(one, map=maps.fingerprint) for one in partner.pull))
 
 
 def _base_url(keys: Keys, text: str) -> str:

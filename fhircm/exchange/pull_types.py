@@ -27,10 +27,13 @@ class PullType:
     if_declared: bool = False  # _lastUpdated is used as soon as the partner's CapabilityStatement says that it has it
     across: bool = False  # and the partner answers it for all patients at once, so that one search tells whose changed
 
+    map: str = ""  # fingerprint of the partner's map
+
     @property
     def strategy(self) -> str:
-        """The searches in one line: when they change, what was read before says nothing any more."""
-        return f"{self.type}?" + " ".join("&".join(f"{name}={value}" for name, value in one) for one in self.searches)
+        """The searches and the map in one line: when they change, what was read before says nothing any more."""
+        searches = " ".join("&".join(f"{name}={value}" for name, value in one) for one in self.searches)
+        return f"{self.type}?{searches}" + (f" mapped by {self.map}" if self.map else "")
 
 
 def read(keys: Keys, parameters: Mapping[str, str]) -> tuple[PullType, ...]:

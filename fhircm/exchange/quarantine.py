@@ -20,12 +20,14 @@ from fhircm.store.resources import Held, Hold, LetGo, Store
 
 AHEAD = timedelta(minutes=10)  # of the partner's own clock; more is no longer a matter of clocks
 INVALID, MISPLACED, NAMELESS, WENT_BACK, FUTURE = "invalid", "misplaced", "nameless", "went-back", "future"
+MESSAGE = "message"
 KINDS = {
     INVALID: "is not FHIR R4, or breaks a rule of this hub or of the partner's map",
     MISPLACED: "came in the record of a patient whom it is not about",
     NAMELESS: "has no type or no id",
     WENT_BACK: "is of an older version than the one that was read before",
     FUTURE: "was changed in the future, by its own word",
+    MESSAGE: "is an HL7 v2 message that cannot be taken",
 }
 TRUSTED = (WENT_BACK, FUTURE)  # what a human may let in as it is
 

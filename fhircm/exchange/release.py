@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fhircm.exchange import quarantine
+from fhircm.exchange.adt import Adt
 from fhircm.exchange.holding import holding
 from fhircm.exchange.mapping import Source
 from fhircm.exchange.mirror import Batch, Mirror, Row
@@ -40,7 +42,10 @@ async def release(store: Store, partner: Partner, names: Sequence[str], *, trust
 
 
 async def _release(store: Store, partner: Partner, held: Held, *, trusted: bool) -> Released:
-    received = cut(await store.held_body(partner.name, held.name) or b"{}")
+    body = await store.held_body(partner.name, held.name) or b"{}"
+    if held.kind == quarantine.MESSAGE:
+        return Released(held.name, await Adt(store, partner).again(body))
+    received = cut(body)
     if received.type is None or not received.id:
         return Released(held.name, held.reason)
     mirror, one = Mirror(store, partner), Source(received.type, received.id)

@@ -16,8 +16,11 @@ from fhircm.exchange.case import Case, Unfit, sent
 from fhircm.exchange.client import PartnerClient, Received
 from fhircm.exchange.errors import PartnerRefused, PartnerUnavailable
 from fhircm.exchange.human import concept, instant, stable_id
+from fhircm.exchange.map_rules import MappingFailed, Notes
+from fhircm.exchange.mapping import digest
 from fhircm.exchange.native import Clash, Native
 from fhircm.exchange.three_way import json_patch, merge, says
+from fhircm.exchange.unmapped import OUTBOUND, Unknown
 from fhircm.exchange.ways import Amend, Create, Shipment, adapt, fill, habits
 from fhircm.fhir import json
 from fhircm.fhir.outcome import Conflict, Invalid, Malformed
@@ -41,6 +44,7 @@ class Sender:
         self.store, self.client, self.capabilities, self.clock = store, client, capabilities, clock
         self.partner = client.partner
         self.rows = sent(client.partner.name)
+        self._unknown = Unknown(store, client.partner, OUTBOUND)
 
     async def send(self, case: Case, shipment: Shipment, agent: dict[str, Any]) -> str:
         """Bring it there, and note in one transaction that it is, as a row and as a Provenance. Returns the URL at the partner."""
@@ -66,7 +70,7 @@ class Sender:
         row = {"state": "sending", "at": instant(self.clock()), "sent": body.decode() if shipment.kept else None}
         sending = SetState(self.rows, shipment.key, row, if_absent=not in_doubt)
         try:
-            await self.store.transact([sending], origin="hub")
+            await self.store.transact([sending, *await self._unknown.facts()], origin="hub")
         except Conflict:
             raise TakenOver(shipment.key) from None
         unless = f"identifier={DELIVERY}|{shipment.key}" if self.capabilities.has(shipment.type, "conditionalCreate") else None
@@ -83,10 +87,13 @@ class Sender:
 
     def _body(self, tree: dict[str, Any]) -> bytes:
         """The bytes that the partner is sent. Raises Unfit."""
+        notes = Notes()
         try:
-            return check_tree(adapt(self.partner, tree)).body
-        except (Invalid, Malformed) as error:
+            body = check_tree(adapt(self.partner, tree, notes)).body
+        except (Invalid, Malformed, MappingFailed) as error:
             raise Unfit(f"what would be sent is not valid: {error}", "invalid") from None
+        self._unknown.note(digest(body), notes.unmapped)
+        return body
 
     # --- kept alike on both sides ----------------------------------------------------------------------------------------------
 

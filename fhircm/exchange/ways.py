@@ -20,6 +20,7 @@ from fhircm.exchange.case import Case, Unfit, read, sent, source_at
 from fhircm.exchange.disclosure import CONFIDENTIAL, may_tell
 from fhircm.exchange.human import instant
 from fhircm.exchange.letter import attachment, letter
+from fhircm.exchange.map_rules import Notes
 from fhircm.exchange.native import Native, counterpart, native
 from fhircm.exchange.outbound import codes
 from fhircm.exchange.partners import Partner
@@ -363,12 +364,16 @@ def habits(partner: Partner, type: str) -> dict[str, Any]:
     return {**partner.outbound.get(type, {}), **_written(partner.folder / "outbound.yaml").get(type, {})}
 
 
-def adapt(partner: Partner, tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree as this partner wants it. `{organization}` in the file stands for the id of its Organization."""
+def adapt(partner: Partner, tree: dict[str, Any], notes: Notes | None = None) -> dict[str, Any]:
+    """The tree as this partner wants it, by its habits and its map. `{organization}` in the file stands for the id of its Organization.
+
+    Raises MappingFailed. `notes` are told what the map does not know.
+    """
     own = fill(habits(partner, tree["resourceType"]), {"{organization}": partner.organization.id})
     absent = {name: value for name, value in own.get("absent", {}).items() if name not in tree}
     whole = {**tree, **absent, **own.get("always", {})}
-    return {name: value for name, value in whole.items() if name not in own.get("leave-out", [])}
+    kept = {name: value for name, value in whole.items() if name not in own.get("leave-out", [])}
+    return partner.maps.outbound(kept, notes or Notes())
 
 
 def fill(node: Any, words: dict[str, str]) -> Any:

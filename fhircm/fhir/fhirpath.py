@@ -11,6 +11,8 @@ from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any
 
+from fhircm.fhir.outcome import FhirError
+
 _LENGTH = 20_000  # characters of an expression that is read
 
 
@@ -31,6 +33,30 @@ def holds(expression: str, value: Any, type: str, resource: dict[str, Any]) -> b
     if len(result) > 1:
         return None
     return bool(result) and result[0] is not False
+
+
+class ExpressionWrong(FhirError):
+    """A FHIRPath expression cannot be read, or not be evaluated on this resource."""
+
+    status, code = 422, "processing"
+
+
+def check_expression(expression: str, type: str) -> None:
+    """Whether an expression can be read and its functions are known. Raises ExpressionWrong."""
+    if _compiled(expression) is None:
+        raise ExpressionWrong("is not FHIRPath")
+    evaluate(expression, {"resourceType": type})
+
+
+def evaluate(expression: str, resource: dict[str, Any]) -> list[Any]:
+    """What an expression gives for a resource. Raises ExpressionWrong."""
+    compiled = _compiled(expression)
+    if compiled is None:
+        raise ExpressionWrong("is not FHIRPath")
+    try:
+        return list(compiled(resource, {"resource": resource, "rootResource": resource}))
+    except Exception:  # the evaluator raises plain exceptions, whose texts quote the resource
+        raise ExpressionWrong("cannot be evaluated") from None
 
 
 @lru_cache(maxsize=4096)

@@ -72,12 +72,17 @@ def fhirpath_patched(tree: dict[str, Any], operations: Sequence[Operation]) -> C
     type, id, effort = tree["resourceType"], tree["id"], Effort()
     for operation in operations:
         try:
-            _DO[operation.type](tree, operation, effort)
+            do(tree, operation, effort)
         except Invalid as error:
             raise Invalid(f"{operation.at} ({operation.type}): {error}", operation.at) from None
     if tree.get("id") != id:
         raise Invalid("A patch may not change the id", f"{type}.id")
     return check_tree(tree)
+
+
+def do(tree: dict[str, Any], operation: Operation, effort: Effort) -> None:
+    """Do one operation on a resource, which is changed and not checked. Raises Invalid."""
+    _DO[operation.type](tree, operation, effort)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------------------

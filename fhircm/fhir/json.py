@@ -24,7 +24,10 @@ _loose = msgspec.json.Decoder(float_hook=Decimal)
 
 _members_raw = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
+_items_raw = msgspec.json.Decoder(list[msgspec.Raw])
+
 _BETWEEN = re.compile(rb"[\s,{]*")  # what stands before the name of a member
+_BEFORE_ITEM = re.compile(rb"\s*[\[,]\s*")
 _COLON = re.compile(rb"\s*:\s*")
 # A quote inside a string is always escaped, so this can only be the member itself.
 _REFERENCE = re.compile(rb'("reference"\s*:\s*)"((?:[^"\\]|\\.)*)"')
@@ -181,6 +184,66 @@ def _end(pattern: re.Pattern[bytes], body: bytes, at: int) -> int:
     found = pattern.match(body, at)
     assert found is not None
     return found.end()
+
+
+def amended(body: bytes, tree: Any) -> bytes:
+    """A body that says what `tree` says, in which every byte of what it said before stays.
+
+    New members go behind the others. Raises msgspec.DecodeError for what is no JSON.
+    """
+    before = _loose.decode(body)
+    return body if _alike(before, tree) else _amended(body, before, tree)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two trees are written alike: 2.5 and 2.50 are not."""
+    return one == other and _sorted.encode(one) == _sorted.encode(other)
+
+
+def _amended(body: bytes, before: Any, tree: Any) -> bytes:
+    if isinstance(before, dict) and isinstance(tree, dict) and before:
+        return _amended_object(body, before, tree)
+    if isinstance(before, list) and isinstance(tree, list) and before:
+        return _amended_list(body, before, tree)
+    return _encoder.encode(tree)
+
+
+def _amended_object(body: bytes, before: dict[str, Any], tree: dict[str, Any]) -> bytes:
+    spans = _spans(body)
+    first, last = min(start for start, _, _ in spans.values()), max(end for _, _, end in spans.values())
+    written, at = b"", first
+    for name, (start, value, end) in sorted(spans.items(), key=lambda one: one[1]):
+        if name in tree:
+            same = _alike(before[name], tree[name])
+            between = body[at:start] if written else b""
+            written += (
+                between + body[start:value] + (body[value:end] if same else _amended(body[value:end], before[name], tree[name]))
+            )
+        at = end
+    for name, value in tree.items():
+        if name not in spans:
+            written += (b"," if written else b"") + _encoder.encode(name) + b":" + _encoder.encode(value)
+    return body[:first] + written + body[last:]
+
+
+def _amended_list(body: bytes, before: list[Any], tree: list[Any]) -> bytes:
+    spans, at = [], 0
+    for item in _items_raw.decode(body):
+        start = _end(_BEFORE_ITEM, body, at)
+        at = start + len(memoryview(item))
+        spans.append((start, at))
+    head = tail = 0  # how many stay as they are, before and behind what changes
+    least = min(len(before), len(tree))
+    while head < least and _alike(before[head], tree[head]):
+        head += 1
+    while tail < least - head and _alike(before[-1 - tail], tree[-1 - tail]):
+        tail += 1
+    old, new = range(head, len(before) - tail), range(head, len(tree) - tail)
+    paired = len(old) if len(old) <= len(new) else 0  # what was added stands behind
+    changed = [_amended(body[slice(*spans[one])], before[one], tree[one]) for one in old[:paired]]
+    changed += [_encoder.encode(tree[one]) for one in new[paired:]]
+    items = [body[slice(*span)] for span in spans[:head]] + changed + [body[slice(*span)] for span in spans[len(spans) - tail :]]
+    return body[: spans[0][0]] + b",".join(items) + body[spans[-1][1] :]
 
 
 def rewrite_references(body: bytes, rewrite: Callable[[str], str]) -> bytes:
