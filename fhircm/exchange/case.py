@@ -18,7 +18,7 @@ from fhircm.exchange.outbound import Occasion
 from fhircm.exchange.partners import Partner
 from fhircm.fhir.query import parse_query
 from fhircm.fhir.references import parse_reference
-from fhircm.fhir.systems import REFERRAL
+from fhircm.fhir.systems import LONGITUDINAL, REFERRAL
 from fhircm.store.resources import Store, Stored
 
 if TYPE_CHECKING:
@@ -157,6 +157,17 @@ def subject_of(tree: dict[str, Any]) -> Any:
     return tree.get("for") or tree.get("subject") or tree.get("patient")
 
 
+def of_each_record(tree: dict[str, Any]) -> bool:
+    """Whether each record of a human has one of these that says the same: the plan and the team out of all records."""
+    made = any(one.get("system") == LONGITUDINAL for one in _identifiers(tree))
+    return made and tree["resourceType"] in ("CarePlan", "CareTeam")
+
+
+def _identifiers(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    found = tree.get("identifier", [])
+    return found if isinstance(found, list) else [found]
+
+
 async def _concerns(case: Case) -> bool:
     tree, partner, store = case.tree, case.partner, case.store
     if case.occasion.to == "addressee":
@@ -170,6 +181,8 @@ async def _concerns(case: Case) -> bool:
     if case.occasion.to == "known":
         case.patient = await read(store, subject_of(tree))
         case.patient_there = await patient_at(store, case.patient, partner)
+        if of_each_record(tree) and not source_at(case.patient, partner):
+            return False  # the partner's own record of this human has one that says the same
         return case.patient_there is not None
     case.performer = await organization(store, tree.get("owner"))
     if case.occasion.to == "performer" and npi(case.performer) != partner.organization.npi:

@@ -13,13 +13,13 @@ from uuid import uuid4
 
 from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.pull_report import PullReport
-from fhircm.exchange.rounds import Merged, Round
+from fhircm.exchange.rounds import Round
 from fhircm.exchange.rounds_planned import Planned
 from fhircm.exchange.rounds_whole import Whole
 from fhircm.fhir.outcome import Conflict
 from fhircm.store.resources import Store
 
-__all__ = ["Merged", "PullReport", "PullRunning", "changes", "pull", "reconcile"]
+__all__ = ["PullReport", "PullRunning", "changes", "pull", "reconcile"]
 
 
 class PullRunning(Conflict):
@@ -33,16 +33,14 @@ async def pull(
     progress: Callable[[int, int], None] = lambda done, total: None,
     lease_seconds: float = 30.0,
     owner: str | None = None,
-    merged: Merged | None = None,
     seconds: float | None = None,
 ) -> PullReport:
     """Look at the whole panel; `progress` is told how many patients are done, and of how many.
 
-    After `seconds` it stops with what it has, and its report says so; the next call goes on. `owner` is the local reference of the organisation that coordinates: its people hear of what is gone. `merged` is told of patients whom
-    the partner merged. Raises PullRunning, PartnerUnavailable, PartnerRefused and PartnerAnswerBroken. Whatever it raises, the next call
+    After `seconds` it stops with what it has, and its report says so; the next call goes on. `owner` is the local reference of the organisation that coordinates: its people hear of what is gone. Raises PullRunning, PartnerUnavailable, PartnerRefused and PartnerAnswerBroken. Whatever it raises, the next call
     goes on from there.
     """
-    return await _leased(Whole(store, client, owner, merged, seconds, progress), lease_seconds)
+    return await _leased(Whole(store, client, owner, seconds, progress), lease_seconds)
 
 
 async def reconcile(
@@ -52,7 +50,6 @@ async def reconcile(
     progress: Callable[[int, int], None] = lambda done, total: None,
     lease_seconds: float = 30.0,
     owner: str | None = None,
-    merged: Merged | None = None,
     seconds: float | None = None,
     within_budget: float | None = None,
 ) -> PullReport:
@@ -60,7 +57,7 @@ async def reconcile(
 
     `within_budget`: it stops likewise when it has used up this part of what the partner's budget has left.
     """
-    whole = Whole(store, client, owner, merged, seconds, progress, full=True, within_budget=within_budget)
+    whole = Whole(store, client, owner, seconds, progress, full=True, within_budget=within_budget)
     return await _leased(whole, lease_seconds)
 
 
@@ -70,7 +67,6 @@ async def changes(
     *,
     lease_seconds: float = 30.0,
     owner: str | None = None,
-    merged: Merged | None = None,
     seconds: float | None = None,
     hinted_only: bool = False,
 ) -> PullReport:
@@ -78,7 +74,7 @@ async def changes(
 
     It makes as many requests as the partner's budget has left. Raises as `pull` does.
     """
-    return await _leased(Planned(store, client, owner, merged, seconds, hinted_only=hinted_only), lease_seconds)
+    return await _leased(Planned(store, client, owner, seconds, hinted_only=hinted_only), lease_seconds)
 
 
 async def _leased(round: Round, seconds: float) -> PullReport:

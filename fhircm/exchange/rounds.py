@@ -6,7 +6,7 @@ https://hl7.org/fhir/R4/http.html and https://hl7.org/fhir/R4/patient.html#links
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import astuple
 from datetime import datetime
 from time import monotonic
@@ -19,6 +19,7 @@ from fhircm.exchange.hints import Hint
 from fhircm.exchange.looks import Looks
 from fhircm.exchange.mapping import Source, hub_id
 from fhircm.exchange.members import members
+from fhircm.exchange.merge import replaced
 from fhircm.exchange.mirror import GONE, HELD, Batch, Facts, Mirror, Refusal, Row
 from fhircm.exchange.panel import OVERLAP, Panel, Reading, Stopped
 from fhircm.exchange.plan import PATIENT, rules
@@ -29,17 +30,14 @@ from fhircm.store.resources import SetState, Store
 log = logging.getLogger("fhircm.exchange.pull")
 
 KEEP = 5.0  # seconds between two notes of what was looked at
-Merged = Callable[[str, str], Awaitable[None]]  # the ids at the partner of a Patient and of the one that it was merged into
 
 
 class Round:
     """What all rounds have in common."""
 
-    def __init__(
-        self, store: Store, client: PartnerClient, owner: str | None, merged: Merged | None, seconds: float | None
-    ) -> None:
+    def __init__(self, store: Store, client: PartnerClient, owner: str | None, seconds: float | None) -> None:
         self.store, self.client, self.partner = store, client, client.partner
-        self.owner, self.merged = owner, merged
+        self.owner = owner
         self.allowance: int | None = None  # requests of this round
         self._ends = None if seconds is None else monotonic() + seconds
         self.mirror = Mirror(store, client.partner, lambda: client.counts.clock)
@@ -282,8 +280,8 @@ class Round:
     async def _into(self, id: str, into: str) -> None:
         self.report.merged[id] = into
         self.ledger.merged(id, into)
-        if self.merged is not None:
-            await self.merged(id, into)
+        if noted := await replaced(self.store, self.partner, id, into):
+            await self.store.transact(noted, origin=self.mirror.origin)
 
     # --- keeping ------------------------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from fhircm.exchange.pages import Received
 from fhircm.exchange.panel import OVERLAP, together
 from fhircm.exchange.partners import PullType
 from fhircm.exchange.plan import HINTED, NEVER, PATIENT, WAITED, Situation, Visit, plan
-from fhircm.exchange.rounds import Merged, Round
+from fhircm.exchange.rounds import Round
 from fhircm.store.resources import Store
 
 
@@ -30,12 +30,11 @@ class Planned(Round):
         store: Store,
         client: PartnerClient,
         owner: str | None,
-        merged: Merged | None,
         seconds: float | None,
         *,
         hinted_only: bool = False,
     ) -> None:
-        super().__init__(store, client, owner, merged, seconds)
+        super().__init__(store, client, owner, seconds)
         self.hinted_only = hinted_only
 
     async def _known(self) -> Collection[Source]:

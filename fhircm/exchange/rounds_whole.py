@@ -14,7 +14,7 @@ from fhircm.exchange.mapping import Source
 from fhircm.exchange.mirror import GONE, Row
 from fhircm.exchange.panel import Stopped, together
 from fhircm.exchange.progress import RESUME_WITHIN, Progress
-from fhircm.exchange.rounds import Merged, Round
+from fhircm.exchange.rounds import Round
 from fhircm.store.resources import SetState, Store
 
 TOGETHER = 100  # shared resources read again in one batch
@@ -28,14 +28,13 @@ class Whole(Round):
         store: Store,
         client: PartnerClient,
         owner: str | None,
-        merged: Merged | None,
         seconds: float | None,
         tell: Callable[[int, int], None],
         *,
         full: bool = False,
         within_budget: float | None = None,
     ) -> None:
-        super().__init__(store, client, owner, merged, seconds)
+        super().__init__(store, client, owner, seconds)
         self.tell, self.full, self.within_budget = tell, full, within_budget
 
     async def _work(self) -> None:

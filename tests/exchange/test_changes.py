@@ -339,7 +339,7 @@ async def test_an_open_task_that_hangs_on_what_is_gone_is_told_of_until_it_comes
 
 
 async def test_merges_and_gaps_are_found(store, clock):
-    ehr, told = Budgeted(clock, patients=4), []
+    ehr = Budgeted(clock, patients=4)
     ehr.change("Patient", "p1", identifier=[{"system": "urn:mrn", "value": "77"}])
     ehr.change("Encounter", "p3-e0", serviceProvider=ref("Organization/nowhere"))
     async with ehr.client() as client:
@@ -349,16 +349,16 @@ async def test_merges_and_gaps_are_found(store, clock):
 
         def by_identifier(request):
             if request.url.params.get("identifier") == "urn:mrn|77":
-                found = {"resourceType": "Patient", "id": "p8", "identifier": [{"system": "urn:mrn", "value": "77"}]}
+                found = {"resourceType": "Patient", "id": "p3", "identifier": [{"system": "urn:mrn", "value": "77"}]}
                 return httpx.Response(200, json={"resourceType": "Bundle", "entry": [{"resource": found}]})
             return None
 
-        async def merged(old, new):
-            told.append((old, new))
-
         ehr.faults = [by_identifier]
-        report = await reconcile(store, client, merged=merged)
-    assert sorted(told) == [("p0", "p2"), ("p1", "p8")]
+        report = await reconcile(store, client)
+    assert report.merged == {"p0": "p2", "p1": "p3"}
+    for old, new in report.merged.items():
+        (link,) = (await store.read("Patient", hub_id(BASE, f"Patient/{old}"))).tree["link"]
+        assert (link["type"], link["other"]["reference"]) == ("replaced-by", f"Patient/{hub_id(BASE, f'Patient/{new}')}")
     assert report.gaps == ["Organization/nowhere"]
     one = await of_type(store, ehr.partner, "Patient")
     assert one.missing == {"unreadable": 1}

@@ -26,7 +26,7 @@ def settle(world):
 
 async def plan(world, act, title="Care plan of Amara Okafor", **members):
     """The plan of a human, with a goal and a team, as the hub keeps them."""
-    patient = act.ref(act.at(world.hospital, "Patient/p1"))
+    patient = act.ref(act.at(world.clinic, "Patient/c1"))
     goal = {
         "resourceType": "Goal",
         "id": "goal",
@@ -349,8 +349,8 @@ async def test_the_same_version_is_the_same_bytes_and_a_name_without_a_font_make
     made = [care_plan.pdf(told("Амара Ωμέγα محمد", "Goal")) for _ in range(2)]
     assert made[0] == made[1] and made[0].startswith(b"%PDF-")
     assert care_plan.pdf(told("\U00012000", "Goal")) is None
-    tree = (await world.store.read("Patient", act.at(world.hospital, "Patient/p1").removeprefix("Patient/"))).tree
-    await world.write({**tree, "name": [{"text": "\U00012000 Okafor"}]}, origin="partner:hospital")
+    tree = (await world.store.read("Patient", act.at(world.clinic, "Patient/c1").removeprefix("Patient/"))).tree
+    await world.write({**tree, "name": [{"text": "\U00012000 Okafor"}]}, origin="partner:clinic")
     await plan(world, act)
     settle(world)
     await world.push(world.clinic)
@@ -392,3 +392,15 @@ async def test_what_the_hub_wrote_comes_back_and_starts_nothing(world, act):
     assert "https://fhircm.example/delivery" in {one["system"] for one in mirror["identifier"]}, (
         "by that it is known as the hub's own"
     )
+
+
+async def test_of_the_plans_of_a_humans_records_a_partner_gets_that_of_its_own(world, act):
+    await world.write(act.person(world, "p1", "c1"))
+    world.clinic.can |= {"CarePlan": NATIVE}
+    await plan(world, act, subject=act.ref(act.at(world.hospital, "Patient/p1")))
+    settle(world)
+    assert (await world.push(world.clinic)).delivered == []
+    await plan(world, act)
+    settle(world)
+    await world.push(world.clinic)
+    assert [one["subject"]["reference"] for one in world.clinic.all("CarePlan")] == ["Patient/c1"]
