@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 import json
-from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import typer
 
 from fhircm import wiring
-from fhircm.cli_noting import noted
+from fhircm.cli_noting import with_store
 from fhircm.exchange import dead_letters
 from fhircm.exchange.dead_letters import KINDS
 from fhircm.fhir.outcome import Invalid
 from fhircm.settings import Settings
-from fhircm.settings import load as load_settings
 from fhircm.store.resources import Store
 
 app = typer.Typer(no_args_is_help=True, help="What partners could not be told: with the reason, to be tried again or let go.")
@@ -24,16 +21,6 @@ app = typer.Typer(no_args_is_help=True, help="What partners could not be told: w
 _Partner = Annotated[str, typer.Argument(help="The partner's folder name.")]
 _Key = Annotated[str, typer.Argument(help="What it is, as the list names it.")]
 _Kind = Annotated[str | None, typer.Option(help=f"Only these: {', '.join(KINDS)}.")]
-
-
-def _run(work: Callable[[Settings, Store], Awaitable[int | None]], *, note: bool = True) -> None:
-    settings = load_settings()
-
-    async def go() -> int:
-        async with wiring.open_store(settings) as store:
-            return await work(settings, store) or 0
-
-    raise SystemExit(noted(settings, lambda: asyncio.run(go())) if note else asyncio.run(go()))
 
 
 def _checked(kind: str | None) -> str | None:
@@ -60,7 +47,7 @@ def list_(
         if not lines:
             typer.echo("There are no dead letters")
 
-    _run(go, note=False)
+    with_store(go, note=False)
 
 
 @app.command()
@@ -72,7 +59,7 @@ def show(partner: _Partner, key: _Key) -> None:
         typer.echo(f"{row['why']}: {KINDS.get(row['why'], '')}")
         typer.echo(json.dumps(row, indent=2, ensure_ascii=False))
 
-    _run(go)
+    with_store(go)
 
 
 @app.command()
@@ -96,7 +83,7 @@ def replay(
             await dead_letters.replay(store, chosen.name, one, prefer)
         typer.echo(f"{len(keys)} in line again")
 
-    _run(go)
+    with_store(go)
 
 
 @app.command()
@@ -111,7 +98,7 @@ def discard(
         await dead_letters.discard(store, partner, key, reason, {"display": f"Operator {_operator()}"})
         typer.echo(f"{key} will not be told")
 
-    _run(go)
+    with_store(go)
 
 
 def _operator() -> str:
@@ -136,4 +123,4 @@ def explain(
         if not told:
             typer.echo(f"{name} asks for no news of a {resource.partition('/')[0]}")
 
-    _run(go)
+    with_store(go)

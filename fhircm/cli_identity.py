@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import typer
 
 from fhircm import wiring
-from fhircm.cli_noting import noted, operator
+from fhircm.cli_noting import operator, with_store
 from fhircm.coordination import build
 from fhircm.exchange import review, steward
 from fhircm.settings import Settings
-from fhircm.settings import load as load_settings
 from fhircm.store.resources import Store
 
 app = typer.Typer(no_args_is_help=True, help="Which records of the partners are of one person.")
 
 _One = Annotated[str, typer.Argument(help="A Patient of the hub, by its id.")]
 _Other = Annotated[str, typer.Argument(help="The other Patient.")]
-
-
-def _run(work: Callable[[Settings, Store], Awaitable[None]]) -> None:
-    settings = load_settings()
-
-    async def go() -> None:
-        async with wiring.open_store(settings) as store:
-            await work(settings, store)
-
-    noted(settings, lambda: asyncio.run(go()))
 
 
 @app.command("review")
@@ -44,7 +31,7 @@ def review_() -> None:
         if not rows:
             typer.echo("Nothing waits for a decision")
 
-    _run(go)
+    with_store(go)
 
 
 @app.command()
@@ -55,7 +42,7 @@ def explain(one: _One, other: _Other) -> None:
         for line in await steward.explain(store, one, other, wiring.thresholds(settings)):
             typer.echo(line)
 
-    _run(go)
+    with_store(go)
 
 
 @app.command()
@@ -78,4 +65,4 @@ def _decide(one: str, other: str, said: str, done: str) -> None:
         )
         typer.echo(f"{done}; Task/{task.id} tells who said so, and `fhircm work` carries it out")
 
-    _run(go)
+    with_store(go)

@@ -5,15 +5,29 @@ https://profiles.ihe.net/ITI/BALP. The event names the command and what it was d
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import takewhile
 
 from fhircm import wiring
 from fhircm.access import audit
 from fhircm.access.audit_journal import Journal
 from fhircm.settings import Settings
+from fhircm.settings import load as load_settings
+from fhircm.store.resources import Store
+
+
+def with_store(work: Callable[[Settings, Store], Awaitable[int | None]], *, note: bool = True) -> None:
+    """Carry out a command over the store, written down unless it only looks at what tells of nobody; ends with its exit status."""
+    settings = load_settings()
+
+    async def go() -> int:
+        async with wiring.open_store(settings) as store:
+            return await work(settings, store) or 0
+
+    raise SystemExit(noted(settings, lambda: asyncio.run(go())) if note else asyncio.run(go()))
 
 
 def noted(settings: Settings, work: Callable[[], int | None]) -> int:

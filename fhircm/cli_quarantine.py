@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import typer
 
 from fhircm import wiring
-from fhircm.cli_noting import noted
+from fhircm.cli_noting import with_store
 from fhircm.exchange.quarantine import KINDS
 from fhircm.exchange.release import release as release_held
 from fhircm.fhir.outcome import NotFound
 from fhircm.settings import Settings
-from fhircm.settings import load as load_settings
 from fhircm.store.resources import Held, LetGo, Store
 
 app = typer.Typer(no_args_is_help=True, help="What partners sent and the hub could not take: kept as it came, with the reason.")
@@ -23,16 +20,6 @@ _Partner = Annotated[str, typer.Argument(help="The partner's folder name.")]
 _Name = Annotated[str, typer.Argument(help="What it is, as the list names it.")]
 _Kind = Annotated[str | None, typer.Option(help=f"Only these: {', '.join(KINDS)}.")]
 _PAGE = 500
-
-
-def _run(work: Callable[[Settings, Store], Awaitable[int | None]], *, note: bool = True) -> None:
-    settings = load_settings()
-
-    async def go() -> int:
-        async with wiring.open_store(settings) as store:
-            return await work(settings, store) or 0
-
-    raise SystemExit(noted(settings, lambda: asyncio.run(go())) if note else asyncio.run(go()))
 
 
 async def _all(store: Store, partner: str | None, kind: str | None) -> list[Held]:
@@ -59,7 +46,7 @@ def list_(
         if not held:
             typer.echo("Nothing is in quarantine")
 
-    _run(go, note=False)
+    with_store(go, note=False)
 
 
 @app.command()
@@ -72,7 +59,7 @@ def show(partner: _Partner, name: _Name) -> None:
             raise NotFound(f"Nothing of {partner} is in quarantine under {name}")
         typer.echo(body.decode("utf-8", "backslashreplace"))
 
-    _run(go)
+    with_store(go)
 
 
 @app.command()
@@ -95,7 +82,7 @@ def release(
         typer.echo(f"{sum(one.reason is None for one in tried)} of {len(tried)} released")
         return 0 if all(one.reason is None for one in tried) else 1
 
-    _run(go)
+    with_store(go)
 
 
 @app.command()
@@ -108,4 +95,4 @@ def discard(partner: _Partner, name: _Name) -> None:
         await store.transact([LetGo(partner, name)], origin="hub")
         typer.echo(f"{name} is forgotten")
 
-    _run(go)
+    with_store(go)

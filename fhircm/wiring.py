@@ -386,15 +386,9 @@ async def _push(
     if snapshot is None or (kept is None and not await push.anything_due(store, partner.name)):
         return 0, None
     async with clients.at(partner.name) as client:
+        owner = f"Organization/{around.organization}"
         report = await push.push(
-            store,
-            partner,
-            client,
-            snapshot,
-            store.clock,
-            attempts=settings.push_attempts,
-            owner=f"Organization/{around.organization}",
-            fetch=clients.fetch,
+            store, partner, client, snapshot, store.clock, attempts=settings.push_attempts, owner=owner, fetch=clients.fetch
         )
     if kept is not None:
         await read_to(store, partner.name, cursor, kept)
@@ -532,15 +526,9 @@ async def push_partner(settings: Settings, store: Store, partner: Partner) -> pu
         clients.at(partner.name) as client,
     ):
         organization = build.coordinating_organization(settings.organization_name)
+        owner = f"Organization/{organization.id}"
         return await push.push(
-            store,
-            partner,
-            client,
-            snapshot,
-            store.clock,
-            attempts=settings.push_attempts,
-            owner=f"Organization/{organization.id}",
-            fetch=clients.fetch,
+            store, partner, client, snapshot, store.clock, attempts=settings.push_attempts, owner=owner, fetch=clients.fetch
         )
 
 

@@ -19,8 +19,8 @@ from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerU
 from fhircm.exchange.mapping import Source, hub_id, referred, source
 from fhircm.exchange.mirror import GONE, Batch, Mirror, Refusal, Row
 from fhircm.exchange.pages import Received, cut, newest
-from fhircm.exchange.panel import together
 from fhircm.exchange.quarantine import Misplaced, Strange, nameless
+from fhircm.exchange.together import together
 from fhircm.fhir import json
 from fhircm.fhir.outcome import FhirError
 from fhircm.store.resources import SetState, Store

@@ -6,9 +6,8 @@ that finds nobody, or more than one, is told with its number and left out: nobod
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
@@ -19,6 +18,7 @@ from fhircm.exchange.errors import PartnerRefused
 from fhircm.exchange.mapping import referred, source
 from fhircm.exchange.mirror import Refusal
 from fhircm.exchange.roster import Line, Membership
+from fhircm.exchange.together import together
 from fhircm.fhir.outcome import Issue
 from fhircm.store.resources import SetState, Store
 
@@ -123,7 +123,7 @@ class _Roster:
         size = self.client.partner.limits.concurrency
         for start in range(0, len(wanted), size):
             some = wanted[start : start + size]
-            for line, answer in zip(some, await _all(self._resolve(line) for line in some), strict=True):
+            for line, answer in zip(some, await together(self._resolve(line) for line in some), strict=True):
                 patients += [answer] if answer else []
                 if answer:
                     await self._keep(line, answer)
@@ -166,16 +166,6 @@ class _Roster:
         if self._new and self.store is not None:
             new, self._new = self._new, []
             await self.store.transact(new, origin=f"partner:{self.client.partner.name}")
-
-
-async def _all(works: Iterable[Awaitable[str | None]]) -> list[str | None]:
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _has(patient: dict[str, Any], system: str, value: str) -> bool:

@@ -7,7 +7,7 @@ partner.yaml. A type that the partner refuses or cannot deliver is told and left
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from fhircm.exchange.pages import Received, newest
 from fhircm.exchange.partners import PullType
 from fhircm.exchange.plan import PATIENT, Look
 from fhircm.exchange.quarantine import nameless
+from fhircm.exchange.together import together
 from fhircm.fhir.outcome import Issue
 
 STRIKES = 3  # of one type in a row, before it is left for the next pull
@@ -312,14 +313,3 @@ class Panel:
 def _changed_since(second: int) -> tuple[str, str]:
     since = datetime.fromtimestamp(second, UTC) - OVERLAP
     return "_lastUpdated", f"ge{since.strftime('%Y-%m-%dT%H:%M:%SZ')}"
-
-
-async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Do these together and return their results; when one fails, end the others and raise its error."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -15,10 +15,11 @@ from fhircm.exchange.freshness import longest
 from fhircm.exchange.loops import open_loops
 from fhircm.exchange.mapping import Source
 from fhircm.exchange.pages import Received
-from fhircm.exchange.panel import OVERLAP, together
+from fhircm.exchange.panel import OVERLAP
 from fhircm.exchange.partners import PullType
 from fhircm.exchange.plan import HINTED, NEVER, PATIENT, WAITED, Situation, Visit, plan
 from fhircm.exchange.rounds import Round
+from fhircm.exchange.together import together
 from fhircm.store.resources import Store
 
 

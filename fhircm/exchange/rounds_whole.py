@@ -12,9 +12,10 @@ from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.freshness import longest
 from fhircm.exchange.mapping import Source
 from fhircm.exchange.mirror import GONE, Row
-from fhircm.exchange.panel import Stopped, together
+from fhircm.exchange.panel import Stopped
 from fhircm.exchange.progress import RESUME_WITHIN, Progress
 from fhircm.exchange.rounds import Round
+from fhircm.exchange.together import together
 from fhircm.store.resources import SetState, Store
 
 TOGETHER = 100  # shared resources read again in one batch

@@ -174,12 +174,9 @@ async def _referral_order(case: Case, fetch: Fetch | None) -> list[Shipment]:
     return [Create(key, _clean(tree))]
 
 
-async def _letter(case: Case, fetch: Fetch | None) -> list[Shipment]:
-    key, patient = f"{case.key}/letter", case.need_patient()
-    related = [{"identifier": number(case.words["number"])}] if case.words.get("number") else []
-    if case.order_there:
-        related.append({"reference": f"ServiceRequest/{case.order_there}"})
-    tree = {
+async def _note(case: Case, key: str, patient: str) -> dict[str, Any]:
+    """What every document has that the hub writes itself."""
+    return {
         "resourceType": "DocumentReference",
         "identifier": _identifiers(case, key),
         "status": "current",
@@ -190,6 +187,16 @@ async def _letter(case: Case, fetch: Fetch | None) -> list[Shipment]:
         "date": _when(case),
         "author": [await _sender(case)],
         "description": case.title,
+    }
+
+
+async def _letter(case: Case, fetch: Fetch | None) -> list[Shipment]:
+    key, patient = f"{case.key}/letter", case.need_patient()
+    related = [{"identifier": number(case.words["number"])}] if case.words.get("number") else []
+    if case.order_there:
+        related.append({"reference": f"ServiceRequest/{case.order_there}"})
+    tree = {
+        **await _note(case, key, patient),
         "content": [{"attachment": attachment(await letter(case), case.title, _when(case))}],
         "context": {"related": related} if related else None,
     }
@@ -302,16 +309,7 @@ async def _care_plan_document(case: Case, way: str, parts: int) -> list[Shipment
         raise Unfit("it is marked confidential, so a human must decide whether it may be handed on")
     before = await _document_before(case)
     tree = {
-        "resourceType": "DocumentReference",
-        "identifier": _identifiers(case, key),
-        "status": "current",
-        "docStatus": "final",
-        "type": {"coding": [dict(case.occasion.note)]},
-        "category": [{"coding": [_CLINICAL_NOTE]}],
-        "subject": {"reference": f"Patient/{patient}"},
-        "date": _when(case),
-        "author": [await _sender(case)],
-        "description": case.title,
+        **await _note(case, key, patient),
         "relatesTo": [{"code": "replaces", "target": {"reference": f"DocumentReference/{before}"}}] if before else [],
         "content": [{"attachment": one} for one in (await care_plan_attachments(case, key, _when(case)))[:parts]],
     }
