@@ -18,9 +18,9 @@ from typing import Any
 from fhircm.exchange.client import Spent
 from fhircm.exchange.looks import Looks
 from fhircm.exchange.mapping import Source
-from fhircm.exchange.mirror import HELD
 from fhircm.exchange.partners import Partner
 from fhircm.exchange.plan import Rules, rules
+from fhircm.store.figures import Figures
 from fhircm.store.resources import SetState, Store
 
 NAMESPACE = "freshness"
@@ -211,11 +211,19 @@ class TypeFreshness:
 async def freshness(store: Store, partner: Partner) -> list[TypeFreshness]:
     """How it stands with each type of a partner, in order of their names."""
     ledger, looks = await Ledger.read(store, partner), await Looks.read(store, partner)
-    now = store.clock().timestamp()
-    held = await _held(store, partner)
+    held = (await Figures(store.database).held([partner.name])).get(partner.name, {})
+    return by_type(ledger, looks, held, store.clock())
+
+
+def by_type(ledger: Ledger, looks: Looks, in_quarantine: Mapping[tuple[str, str], int], at: datetime) -> list[TypeFreshness]:
+    """The same of what was read; what is in quarantine is told by kind and type."""
+    now = at.timestamp()
+    held: Counter[str] = Counter()
+    for (_, type), number in in_quarantine.items():
+        held[type] += number if type else 0
     gaps = Counter(name.partition("/")[0] for name in ledger.missing["gaps"])
     planned = set(looks.types)
-    types = sorted(planned | ledger.row["types"].keys() | held.keys() | gaps.keys())
+    types = sorted(planned | ledger.row["types"].keys() | (+held).keys() | gaps.keys())
     return [_of(type, ledger, looks if type in planned else None, now, held[type], gaps[type]) for type in types]
 
 
@@ -255,19 +263,6 @@ def _of(type: str, ledger: Ledger, looks: Looks | None, now: float, held: int, g
     )
 
 
-async def _held(store: Store, partner: Partner) -> Counter[str]:
-    """What is in quarantine, by type."""
-    if not await store.held_counts(partner.name):
-        return Counter()
-    counts: Counter[str] = Counter()
-    for row in (await store.states(f"mirror:{partner.name}")).values():
-        counts.update(name.partition("/")[0] for name, mark in row["of"].items() if mark == HELD)
-        counts.update(name.partition("/")[0] for name in row.get("strange", ()))
-    for name, row in (await store.states(f"mirror-shared:{partner.name}")).items():
-        counts.update([name.partition("/")[0]] if row["of"] == HELD else [])
-    return counts
-
-
 def _quantile(lag: Mapping[str, int], share: float) -> float | None:
     """The seconds within which this share came; counted in powers of two, so no more exact than that."""
     wanted, seen = share * sum(lag.values()), 0
@@ -280,33 +275,33 @@ def _quantile(lag: Mapping[str, int], share: float) -> float | None:
 
 def rendered(partner: Partner, types: Sequence[TypeFreshness]) -> str:
     """The freshness of a partner in lines, one for each type."""
-    lines = [f"{partner.name}: every patient is promised a whole look within {_age(longest(partner).total_seconds())}"]
+    lines = [f"{partner.name}: every patient is promised a whole look within {age(longest(partner).total_seconds())}"]
     for one in types:
-        said = [
-            f"looked at {_age(one.middle)} ago (oldest {_age(one.oldest)})" if one.middle is not None else "read by reference"
-        ]
+        said = [f"looked at {age(one.middle)} ago (oldest {age(one.oldest)})" if one.middle is not None else "read by reference"]
         said += [f"{one.never} of {one.patients} never looked at"] if one.never else []
         said += [f"{one.late} of {one.patients} later than promised"] if one.late > one.never else []
         said += [f"{number} {kind}" for kind, number in one.missing.items()]
         changes = sum(one.found.values())
         by = ", ".join(f"{number} {means}" for means, number in one.found.items())
-        said += [f"{one.requests} requests, {_size(one.bytes)}, {one.seconds:.1f} s"] if one.requests else []
+        said += [f"{one.requests} requests, {size(one.bytes)}, {one.seconds:.1f} s"] if one.requests else []
         said += [f"waited {one.waited:.0f} s"] if one.waited >= 1 else []
         said += [f"{changes} changes ({by})"] if changes else []
-        said += [f"half within {_age(one.lag)} of being made"] if one.lag is not None else []
+        said += [f"half within {age(one.lag)} of being made"] if one.lag is not None else []
         said += [f"_lastUpdated is not believed: it hid {one.missed} changes"] if one.distrusted else []
         lines.append(f"  {one.type}: {'; '.join(said)}")
     return "\n".join(lines)
 
 
-def _age(seconds: float | None) -> str:
+def age(seconds: float | None) -> str:
+    """A span of time in words, to the unit that matters."""
     if seconds is None:
         return "never"
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
 
 
-def _size(number: float) -> str:
+def size(number: float) -> str:
+    """A number of bytes in words."""
     return f"{number / 1_000_000:.1f} MB" if number >= 1_000_000 else f"{number / 1000:.0f} kB"
