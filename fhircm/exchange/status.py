@@ -6,6 +6,7 @@ here tells of a patient. The command line and the console tell the same.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -109,7 +110,8 @@ async def statuses(store: Store, partners: Sequence[Partner]) -> list[Status]:
     for start in range(0, len(partners), TOGETHER):
         some = partners[start : start + TOGETHER]
         kept = await _read(store, [one.name for one in some])
-        found += [_status(kept, one, store.clock()) for one in some]
+        # In a thread of its own: with large panels there is much to reckon, and others must have their turn.
+        found += await asyncio.to_thread(_reckoned, kept, some, store.clock())
     return found
 
 
@@ -131,6 +133,10 @@ async def _read(store: Store, names: Sequence[str]) -> _Kept:
         held=await figures.held(names),
         sign_ins=sign_ins,
     )
+
+
+def _reckoned(kept: _Kept, partners: Sequence[Partner], now: datetime) -> list[Status]:
+    return [_status(kept, one, now) for one in partners]
 
 
 def _status(kept: _Kept, partner: Partner, now: datetime) -> Status:

@@ -5,12 +5,13 @@ https://prometheus.io/docs/practices/instrumentation/. Everything is read, nothi
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+import msgspec
 
 from fhircm.store.database import Database
 from fhircm.store.operations import START, Position
@@ -53,7 +54,7 @@ class Figures:
         """The facts of many namespaces, by namespace and key; of one without facts there is none."""
         found: dict[str, dict[str, dict[str, Any]]] = {}
         async for row in self._of("SELECT namespace, key, value FROM state WHERE namespace IN ({})", namespaces):
-            found.setdefault(row["namespace"], {})[row["key"]] = json.loads(row["value"])
+            found.setdefault(row["namespace"], {})[row["key"]] = msgspec.json.decode(row["value"])
         return found
 
     async def tallied(self, namespaces: Collection[str], member: str) -> dict[str, Counter[str]]:
