@@ -12,6 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from json import dumps
+from math import ceil
 from statistics import median
 from typing import Any
 
@@ -304,4 +305,4 @@ def age(seconds: float | None) -> str:
 
 def size(number: float) -> str:
     """A number of bytes in words."""
-    return f"{number / 1_000_000:.1f} MB" if number >= 1_000_000 else f"{number / 1000:.0f} kB"
+    return f"{number / 1_000_000:.1f} MB" if number >= 1_000_000 else f"{ceil(number / 1000)} kB"
