@@ -199,6 +199,7 @@ class TypeFreshness:
     waited: float = 0.0
     lag: float | None = None  # half of the changes reached the hub within so many seconds of being made
     lag_95: float | None = None
+    planned: bool = False  # patient by patient; the others are read as needed
     distrusted: bool = False  # its `_lastUpdated` was found to be dishonest
     missed: int = 0
 
@@ -259,6 +260,7 @@ def _of(type: str, ledger: Ledger, looks: Looks | None, now: float, held: int, g
         waited=of.get("waited", 0.0),
         lag=_quantile(of.get("lag", {}), 0.5),
         lag_95=_quantile(of.get("lag", {}), 0.95),
+        planned=looks is not None,
         distrusted=bool(of.get("distrusted")),
         missed=of.get("missed", 0),
     )
@@ -278,7 +280,13 @@ def rendered(partner: Partner, types: Sequence[TypeFreshness]) -> str:
     """The freshness of a partner in lines, one for each type."""
     lines = [f"{partner.name}: every patient is promised a whole look within {age(longest(partner).total_seconds())}"]
     for one in types:
-        said = [f"looked at {age(one.middle)} ago (oldest {age(one.oldest)})" if one.middle is not None else "read by reference"]
+        said = [
+            f"looked at {age(one.middle)} ago (oldest {age(one.oldest)})"
+            if one.middle is not None
+            else "not looked at yet"
+            if one.planned
+            else "read by reference"
+        ]
         said += [f"{one.never} of {one.patients} never looked at"] if one.never else []
         said += [f"{one.late} of {one.patients} later than promised"] if one.late > one.never else []
         said += [f"{number} {kind}" for kind, number in one.missing.items()]

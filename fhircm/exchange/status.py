@@ -210,13 +210,15 @@ def _of_push(found: Status) -> list[Concern]:
         verdict = Verdict.DOWN if one.what == breaker.WHOLE else Verdict.ATTENTION
         told.append(Concern(verdict, text, "It is tried again by itself; if it stays so, ask the partner"))
     for kind, number in found.letters.items():
-        text = f"{number} deliveries: {dead_letters.KINDS[kind]}"
+        text = f"{several(number, 'delivery')}: {dead_letters.KINDS[kind]}"
         verdict = Verdict.WAITING if kind == "withheld" else Verdict.ATTENTION
         told.append(Concern(verdict, text, f"See `fhircm dead-letters list {found.partner} --kind {kind}`"))
     if found.oldest is not None and found.at - found.oldest > timedelta(hours=1):
         told.append(
             Concern(
-                Verdict.ATTENTION, f"{found.queue} deliveries wait, the oldest since {_when(found.oldest)}", "See the lines above"
+                Verdict.ATTENTION,
+                f"{several(found.queue, 'delivery')} in line, the oldest since {_when(found.oldest)}",
+                "See the lines above",
             )
         )
     return told
@@ -274,13 +276,24 @@ def rendered(found: Status) -> str:
     )
     waits = f", the oldest since {_when(found.oldest)}" if found.oldest else ""
     lines.append(
-        f"  {found.queue} deliveries in line{waits}; {sum(found.letters.values())} dead letters; {sum(found.held.values())} in quarantine"
+        f"  {several(found.queue, 'delivery')} in line{waits}; {several(sum(found.letters.values()), 'dead letter')}; {sum(found.held.values())} in quarantine"
     )
     if found.requests_left is not None:
         lines.append(f"  {found.requests_left:.0f} requests of the budget left")
     for one in found.concerns:
         lines += [f"  {one.verdict:<9} {one.text}", f"  {'':<9} -> {one.remedy}"]
     return "\n".join(lines)
+
+
+def several(number: int, noun: str) -> str:
+    """So many of something."""
+    return (
+        f"{number} {noun}"
+        if number == 1
+        else f"{number} {noun.removesuffix('y')}ies"
+        if noun.endswith("y")
+        else f"{number} {noun}s"
+    )
 
 
 def _when(at: datetime | None) -> str:

@@ -77,7 +77,7 @@ async def test_an_open_breaker_a_long_queue_and_quarantine_are_told(store, clock
     assert (found.verdict, found.queue, found.held) == (Verdict.DOWN, 1, {"misplaced": 1})
     told = rendered(found)
     assert "Nothing is sent to it until" in told
-    assert "1 deliveries wait, the oldest since" in told
+    assert "1 delivery in line, the oldest since" in told
     assert "came in the record of a patient whom it is not about" in told
 
 

@@ -73,7 +73,7 @@ async def test_the_worst_stands_first_with_what_is_wrong(hub, admin):
     assert re.findall(r"partner=([a-z-]+)", page.text) == [DOWN, "new-clinic", WELL]
     told = words(page)
     assert "The last pull did not come to its end, and never did: south-clinic answered 503" in told
-    assert "oracle · last success never · no patient looked at yet · 1 in line · 1 dead letters · 1 in quarantine" in told
+    assert "oracle · last success never · no patient looked at yet · 1 in line · 1 dead letter · 1 in quarantine" in told
     assert "epic · last success 0 s ago · half of its patients looked at within 0 s" in told
     assert "next run in 5 min" in told
     assert not re.search(rf"\b{SECRET}\b", told)
@@ -90,13 +90,14 @@ async def test_one_is_told_with_what_to_do_first(hub, admin):
         *remedies
     }
     assert told.index("did not come to its end") < told.index("Deliveries in line 1, the oldest since")
-    assert "Left alone for now The partner as a whole until 2 March 2026, 15:03, after 3 failures: it <answered> 503" in told
-    assert "1 refused the partner said no, to every way that there is" in told
+    assert "after 3 failures: it <answered> 503 It is tried again by itself" in told
+    assert "Left alone as a whole until 2 March 2026, 15:03 (in 3 min) Dead letters 1 refused In quarantine 1 misplaced" in told
+    assert "Encounter not yet Patient not yet ServiceRequest not yet Task not yet 1 quarantined" in told
     assert not re.search(rf"\b{SECRET}\b", told)
     told = words(await admin.get(f"/console/partners/show?partner={WELL}"))
     assert "Nothing is to be done." in told
-    assert re.search(r"Encounter half within 0 s, the oldest 0 s ago none nothing 1 hash \S.* \d+ requests, \d+ kB", told)
-    assert "Organization by reference" in told
+    assert re.search(r"Encounter half within 0 s, the oldest 0 s ago 1 hash \S.* \d+ requests, \d+ kB", told)
+    assert "Organization as needed" in told
 
 
 async def test_they_are_found_by_name_and_by_how_they_are(hub, admin):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 
 from starlette.applications import Starlette
 from starlette.responses import Response
 
-from fhircm.exchange import dead_letters, quarantine
 from fhircm.exchange.breaker import WHOLE
 from fhircm.exchange.freshness import TypeFreshness, age, size
-from fhircm.exchange.status import Status, Verdict, status
+from fhircm.exchange.status import Status, Verdict, several, status
 from fhircm.web.console.asking import add, found_in, part
 from fhircm.web.pages import Problem, Visit
 from fhircm.web.parts import parts
@@ -49,9 +48,6 @@ async def show(visit: Visit) -> Response:
         told=_told(visit, found),
         columns=_COLUMNS,
         rows=[_row(one) for one in found.types],
-        breakers=[(_whole(one.what), one.failures, one.until, one.why) for one in found.open_breakers],
-        letters=_counted(found.letters, dead_letters.KINDS),
-        held=_counted(found.held, quarantine.KINDS),
     )
 
 
@@ -63,7 +59,7 @@ def _facts(one: Status) -> list[str]:
         f"half of its patients looked at within {age(one.age)}" if one.age is not None else "no patient looked at yet",
         *([f"changes arrive within {age(one.lag)}"] if one.lag is not None else []),
         f"{one.queue} in line",
-        f"{sum(one.letters.values())} dead letters",
+        several(sum(one.letters.values()), "dead letter"),
         f"{sum(one.held.values())} in quarantine",
         f"next run {_when(one.next_run, one.at)}",
     ]
@@ -73,6 +69,7 @@ def _told(visit: Visit, one: Status) -> list[tuple[str, str]]:
     def minute(at: datetime | None, never: str) -> str:
         return f"{visit.pages.minute(at.timestamp())} ({_when(at, one.at)})" if at else never
 
+    left_alone = [f"{_whole(each.what)} until {minute(each.until, '')}" for each in one.open_breakers]
     waits = f", the oldest since {minute(one.oldest, '')}" if one.oldest else ""
     return [
         ("Vendor", one.vendor),
@@ -81,31 +78,34 @@ def _told(visit: Visit, one: Status) -> list[tuple[str, str]]:
         ("Everything looked at", minute(one.last_full, "never yet")),
         ("Next run", minute(one.next_run, "none is planned")),
         ("Deliveries in line", f"{one.queue}{waits}"),
+        ("Left alone", "; ".join(left_alone) or "no"),
+        ("Dead letters", _counted(one.letters)),
+        ("In quarantine", _counted(one.held)),
         ("Request budget", f"{one.requests_left:.0f} of {one.per_hour} an hour are left" if one.per_hour else "none is set"),
     ]
 
 
 def _row(one: TypeFreshness) -> list[str]:
-    looked = f"half within {age(one.middle)}, the oldest {age(one.oldest)} ago" if one.middle is not None else "by reference"
-    late = f"{one.late} of {one.patients}" if one.late else "none"
-    cost = f"{one.requests} requests, {size(one.bytes)}" + (f", waited {one.waited:.0f} s" if one.waited >= 1 else "")
+    """A cell for each column; what is as it should be, or says nothing for this type, is empty."""
+    looked = f"half within {age(one.middle)}, the oldest {age(one.oldest)} ago" if one.middle is not None else "not yet"
+    cost = f"{several(one.requests, 'request')}, {size(one.bytes)}" + (f", waited {one.waited:.0f} s" if one.waited >= 1 else "")
     return [
         one.type,
-        looked if one.patients == 0 or one.middle is not None else "never",
-        late if one.patients else "-",
-        ", ".join(f"{number} {kind}" for kind, number in one.missing.items()) or "nothing",
-        ", ".join(f"{number} {means}" for means, number in one.found.items()) or "none",
-        f"half within {age(one.lag)}" if one.lag is not None else "-",
-        cost if one.requests else "-",
+        looked if one.planned else "as needed",
+        f"{one.late} of {one.patients}" if one.late else "",
+        ", ".join(f"{number} {kind}" for kind, number in one.missing.items()),
+        ", ".join(f"{number} {means}" for means, number in one.found.items()),
+        f"half within {age(one.lag)}" if one.lag is not None else "",
+        cost if one.requests else "",
     ]
 
 
-def _counted(counts: Mapping[str, int], kinds: Mapping[str, str]) -> Sequence[tuple[int, str, str]]:
-    return [(number, kind, kinds.get(kind, kind)) for kind, number in counts.items()]
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {kind}" for kind, number in counts.items()) or "none"
 
 
 def _whole(what: str) -> str:
-    return "The partner as a whole" if what == WHOLE else what
+    return "as a whole" if what == WHOLE else what
 
 
 def _ago(at: datetime | None, now: datetime) -> str:
