@@ -5,11 +5,13 @@ import re
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from fhircm import wiring
 from fhircm.app import AppConfig, create_app
 from fhircm.exchange import breaker, dead_letters, pull
 from fhircm.exchange.due import Due
@@ -18,6 +20,7 @@ from fhircm.exchange.status import PULLED, statuses
 from fhircm.fhir.outcome import Conflict
 from fhircm.lately import Lately
 from fhircm.rest.exchange import RestSettings
+from fhircm.settings import SettingsWrong, load
 from fhircm.store.database import DatabaseUnavailable
 from fhircm.store.resources import Hold, SetState, SetTimer
 from tests.exchange.test_pull import Ehr, partner
@@ -57,7 +60,7 @@ def values(text):
     }
 
 
-async def test_only_who_shows_the_token_reads_them(hub, sqlite_url):
+async def test_only_who_shows_the_token_reads_them(hub):
     async with hub() as client:
         refused = [await client.get("/metrics"), await read(client, "another"), await read(client, TOKEN[:-1])]
         refused.append(await client.get("/metrics", headers={"Authorization": f"Basic {TOKEN}"}))
@@ -172,3 +175,24 @@ async def test_what_was_found_lately_is_not_found_again():
         await lately.get()
     found.clear()
     assert await lately.get() == 1
+
+
+async def test_every_metric_is_in_the_reference_and_no_other(hub):
+    reference = (Path(__file__).parent.parent / "docs/reference/metrics.md").read_text()
+    async with hub() as client:
+        told = {(name, kind) for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", (await read(client)).text, re.MULTILINE)}
+    assert set(re.findall(r"^\| `(\w+)` \| (gauge|counter) \|", reference, re.MULTILINE)) == told
+
+
+async def test_the_settings_say_who_reads_them_and_of_which_partners(sqlite_url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("DATABASE_URL", sqlite_url), ("METRICS_TOKEN", TOKEN), ("AUDIT", "false")):
+        monkeypatch.setenv(f"FHIRCM_{name}", value)
+    app = wiring.application(load())
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE) as client:
+        told = values((await read(client)).text)
+    assert {name[1] for name in told if name[0] == "partner_verdict"} == {"lakeside-hospital", "riverbend-clinic"}
+    monkeypatch.setenv("FHIRCM_METRICS_TOKEN", "short")
+    with pytest.raises(SettingsWrong, match="metrics_token") as wrong:
+        load()
+    assert "short" not in str(wrong.value)

@@ -226,7 +226,8 @@ def by_type(ledger: Ledger, looks: Looks, in_quarantine: Mapping[tuple[str, str]
     gaps = Counter(name.partition("/")[0] for name in ledger.missing["gaps"])
     planned = set(looks.types)
     types = sorted(planned | ledger.row["types"].keys() | (+held).keys() | gaps.keys())
-    return [_of(type, ledger, looks if type in planned else None, now, held[type], gaps[type]) for type in types]
+    found = [_of(type, ledger, looks if type in planned else None, now, held[type], gaps[type]) for type in types]
+    return [one for one in found if one.planned or one.requests or one.missing or one.found]
 
 
 def _of(type: str, ledger: Ledger, looks: Looks | None, now: float, held: int, gaps: int) -> TypeFreshness:

@@ -64,7 +64,7 @@ class Status:
     per_hour: int | None  # requests of the budget; None: there is none
     requests_left: float | None  # of these, now
     open_breakers: list[breaker.State]
-    concerns: list[Concern] = field(default_factory=list)
+    concerns: list[Concern] = field(default_factory=list)  # the worst first
 
     @property
     def verdict(self) -> Verdict:
@@ -171,6 +171,7 @@ def _status(kept: _Kept, partner: Partner, now: datetime) -> Status:
     told = tokens.sentences(kept.sign_ins.get(name, ()))
     found.concerns += [Concern(Verdict.ATTENTION, text, "Tell the partner") for text in told]
     found.concerns += _of_drift(partner, kept.fact(capabilities.NAMESPACE, name))
+    found.concerns.sort(key=lambda one: list(Verdict).index(one.verdict), reverse=True)
     return found
 
 
