@@ -61,7 +61,7 @@ class Metrics:
 
     def __init__(self, store: Store, partners: Sequence[Partner], token: str | None) -> None:
         self._store, self._partners, self._token = store, partners, token
-        self._text = Lately(self._made)
+        self._text = Lately(self.made)
 
     async def text(self, authorization: str | None) -> bytes:
         """In Prometheus's text format. Raises MetricsHidden, Unwatched, and what the database raises."""
@@ -72,7 +72,8 @@ class Metrics:
             raise Unwatched("Metrics are for those who show the token of FHIRCM_METRICS_TOKEN as a bearer token")
         return await self._text.get()
 
-    async def _made(self) -> bytes:
+    async def made(self) -> bytes:
+        """The text, read now."""
         found = await statuses(self._store, self._partners)
         figures, now = Figures(self._store.database), self._store.clock()
         behind = await figures.behind([*REACTIONS, CURSOR])
