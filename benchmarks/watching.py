@@ -48,7 +48,7 @@ async def fill(store: Store, partner: Partner, patients: int, lot: random.Random
             looks.note(patient, type, Look(now.timestamp() - 1e5 * lot.random(), now.timestamp() - 1e6 * lot.random()))
         ledger.found(type, "hash", 3)
         ledger.came(type, 33)
-        ledger.of(type).update(requests=100, bytes=100_000, seconds=5.0, waited=1.0)
+        ledger.of(type).update(requests=100, bytes=100_000, seconds=5.0)
     pulled = SetState(PULLED, partner.name, {"at": now.isoformat(), "success": now.isoformat()})
     waiting = Due("1:Task/1", "Patient/1", "Task", "1", 1, "referral-sent", now.isoformat()).put(partner.name)
     letter = SetState(parked(partner.name), "Task/1/x/1", {"why": "refused"})

@@ -179,8 +179,7 @@ def _breakers(one: Status) -> Iterator[Row]:
 
 _TYPE_GAUGES = {
     "freshness_seconds": ("For how long half of the patients were not looked at", "middle"),
-    "freshness_oldest_seconds": ("For how long the patient that waits longest was not looked at", "oldest"),
-    "late_patients": ("Patients who were not looked at as soon as promised", "late"),
+    "late_patients": ("Patients who were not looked at as soon as promised; told up to 3 % of the promise later", "late"),
 }
 _TYPE_COUNTERS = {
     "requests": ("Requests that were made", "requests"),
@@ -197,7 +196,9 @@ def _of_types(found: Sequence[Status]) -> Iterator[Metric]:
         yield _gauge(f"partner_{name}", about, labels, (([one, each.type], getattr(each, member)) for one, each in planned))
     for name, (about, member) in _TYPE_COUNTERS.items():
         spent = ((one, each) for one, each in types if each.requests)
-        yield _counter(f"partner_{name}", about, labels, (([one, each.type], getattr(each, member)) for one, each in spent))
+        yield _counter(
+            f"partner_{name}", about, labels, (([one, each.type], getattr(each, member) or None) for one, each in spent)
+        )
     yield _counter(
         "partner_changes",
         "Changes that were found, by the means that found them",

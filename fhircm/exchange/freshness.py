@@ -10,30 +10,25 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from json import dumps
 from math import ceil
-from statistics import median
 from typing import Any
 
 from fhircm.exchange.client import Spent
-from fhircm.exchange.looks import Looks
+from fhircm.exchange.looks import FULL, Looked, Looks, longest
 from fhircm.exchange.mapping import Source
 from fhircm.exchange.partners import Partner
 from fhircm.exchange.plan import Rules, rules
 from fhircm.store.figures import Figures
 from fhircm.store.resources import SetState, Store
 
+__all__ = ["FULL", "Ledger", "TypeFreshness", "freshness", "longest", "rendered"]
+
 NAMESPACE = "freshness"
 MISSING = "missing"  # namespace of the names of what is missing
-FULL = timedelta(days=7)  # the longest interval of a partner that names none
 REMEMBERED = 1000  # names of each kind of what is missing; more are only counted
 MEANS = ("subscription", "adt", "bulk", "push", "last-updated", "hash", "full")
-
-
-def longest(partner: Partner) -> timedelta:
-    """The promise: every patient and type is looked at from end to end at least this often."""
-    return partner.schedule.full or FULL
 
 
 class Ledger:
@@ -214,28 +209,32 @@ async def freshness(store: Store, partner: Partner) -> list[TypeFreshness]:
     """How it stands with each type of a partner, in order of their names."""
     ledger, looks = await Ledger.read(store, partner), await Looks.read(store, partner)
     held = (await Figures(store.database).held([partner.name])).get(partner.name, {})
-    return by_type(ledger, looks, held, store.clock())
+    return by_type(ledger, looks.looked(), held, store.clock())
 
 
-def by_type(ledger: Ledger, looks: Looks, in_quarantine: Mapping[tuple[str, str], int], at: datetime) -> list[TypeFreshness]:
+def by_type(
+    ledger: Ledger, looked: Mapping[str, Looked], in_quarantine: Mapping[tuple[str, str], int], at: datetime
+) -> list[TypeFreshness]:
     """The same of what was read; what is in quarantine is told by kind and type."""
     now = at.timestamp()
     held: Counter[str] = Counter()
     for (_, type), number in in_quarantine.items():
         held[type] += number if type else 0
     gaps = Counter(name.partition("/")[0] for name in ledger.missing["gaps"])
-    planned = set(looks.types)
-    types = sorted(planned | ledger.row["types"].keys() | (+held).keys() | gaps.keys())
-    found = [_of(type, ledger, looks if type in planned else None, now, held[type], gaps[type]) for type in types]
+    types = sorted(looked.keys() | ledger.row["types"].keys() | (+held).keys() | gaps.keys())
+    found = [_of(type, ledger, looked.get(type), now, held[type], gaps[type]) for type in types]
     return [one for one in found if one.planned or one.requests or one.missing or one.found]
 
 
-def _of(type: str, ledger: Ledger, looks: Looks | None, now: float, held: int, gaps: int) -> TypeFreshness:
+def _of(type: str, ledger: Ledger, looked: Looked | None, now: float, held: int, gaps: int) -> TypeFreshness:
     of, promise = ledger.row["types"].get(type, {}), longest(ledger.partner).total_seconds()
     told = ledger.row["across"].get(type, {}).get("told", 0)
-    patients = list(looks.of) if looks else []
-    all_looks = [looks.look(patient, type) for patient in patients] if looks else []
-    ages = sorted(max(0.0, now - max(look.at, told)) for look in all_looks if look.at)
+    short = looked or Looked()
+    any_look = short.patients > short.never
+
+    def since(*at: float) -> float | None:
+        return sum(max(0.0, now - max(one, told)) for one in at) / len(at) if any_look else None
+
     missing = {
         "refused": int("refused" in of),
         "failed": len(ledger.missing["failed"].get(type, ())),
@@ -246,12 +245,12 @@ def _of(type: str, ledger: Ledger, looks: Looks | None, now: float, held: int, g
         missing["unreadable"] = len(ledger.missing["unreadable"])
     return TypeFreshness(
         type,
-        patients=len(patients),
-        never=len(all_looks) - len(ages),
-        newest=ages[0] if ages else None,
-        middle=median(ages) if ages else None,
-        oldest=ages[-1] if ages else None,
-        late=sum(now - look.whole > promise for look in all_looks),
+        patients=short.patients,
+        never=short.never,
+        newest=since(short.newest),
+        middle=since(*short.middle),
+        oldest=since(short.oldest),
+        late=short.late(now - promise),
         promise=promise,
         found=of.get("found", {}),
         missing={kind: number for kind, number in missing.items() if number},
@@ -261,7 +260,7 @@ def _of(type: str, ledger: Ledger, looks: Looks | None, now: float, held: int, g
         waited=of.get("waited", 0.0),
         lag=_quantile(of.get("lag", {}), 0.5),
         lag_95=_quantile(of.get("lag", {}), 0.95),
-        planned=looks is not None,
+        planned=looked is not None,
         distrusted=bool(of.get("distrusted")),
         missed=of.get("missed", 0),
     )

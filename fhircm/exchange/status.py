@@ -119,9 +119,9 @@ async def _read(store: Store, names: Sequence[str]) -> _Kept:
     figures = Figures(store.database)
     shared = {
         namespace: await store.states_of(namespace, names)
-        for namespace in (PULLED, freshness.NAMESPACE, freshness.MISSING, capabilities.NAMESPACE)
+        for namespace in (PULLED, freshness.NAMESPACE, freshness.MISSING, capabilities.NAMESPACE, looks.LOOKED)
     }
-    own = await figures.states([place(name) for place in (looks.namespace, breaker.namespace) for name in names])
+    own = await figures.states([breaker.namespace(name) for name in names])
     sign_ins: dict[str, list[Mapping[str, Any]]] = {}
     for row in (await store.states(tokens.NAMESPACE)).values():
         sign_ins.setdefault(row.get("partner", ""), []).append(row)
@@ -143,7 +143,7 @@ def _status(kept: _Kept, partner: Partner, now: datetime) -> Status:
     name = partner.name
     pulled = kept.fact(PULLED, name) or {}
     ledger = freshness.Ledger(partner, kept.fact(freshness.NAMESPACE, name), kept.fact(freshness.MISSING, name))
-    looked = looks.Looks(partner, kept.facts.get(looks.namespace(name), {}))
+    looked = looks.looked(partner, kept.fact(looks.LOOKED, name))
     in_quarantine = kept.held.get(name, {})
     held: dict[str, int] = {}
     for (kind, _), number in in_quarantine.items():

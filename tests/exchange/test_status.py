@@ -8,7 +8,10 @@ import pytest
 
 from fhircm.exchange import breaker, dead_letters, pull
 from fhircm.exchange.due import Due
+from fhircm.exchange.freshness import freshness
+from fhircm.exchange.looks import Looks
 from fhircm.exchange.news import due
+from fhircm.exchange.plan import Look
 from fhircm.exchange.status import PULLED, Verdict, rendered, status, statuses
 from fhircm.exchange.status_json import as_json
 from fhircm.store.resources import Hold, SetState
@@ -124,3 +127,26 @@ async def test_scripts_find_the_same_names_every_time(store, clock):
         "changes", "requests", "bytes", "seconds", "waited_seconds", "lag_seconds", "lag_95_seconds", "last_updated",
     ]  # fmt: skip
     assert (encounter["patients"], encounter["late"], encounter["changes"]) == (1, 0, {"hash": 1})
+
+
+async def test_the_looks_are_told_from_a_short_row_as_from_all_of_them(store, clock):
+    asked = partner()
+    looks = Looks(asked, {}, [f"p{number}" for number in range(100)])
+    begun = store.clock().timestamp()
+    for number in range(90):
+        looks.note(f"p{number}", "Encounter", Look(begun - 60.0 * number, begun - 8000.0 * number))
+    await store.transact(looks.facts(), origin="test")
+    for hours in (0, 30, 200):
+        clock.advance(timedelta(hours=hours))
+        exact = {one.type: one for one in await freshness(store, asked)}
+        short = {one.type: one for one in (await status(store, asked)).types}
+        step = exact["Encounter"].promise / 32
+        late = (
+            sum(store.clock().timestamp() - begun + 8000 * number > exact["Encounter"].promise + step for number in range(90))
+            + 10
+        )
+        assert late <= short["Encounter"].late <= exact["Encounter"].late
+        assert {type: replace(one, late=0) for type, one in short.items()} == {
+            type: replace(one, late=0) for type, one in exact.items()
+        }
+    assert (short["Encounter"].never, short["Encounter"].late, short["Condition"].late) == (10, 100, 100)
