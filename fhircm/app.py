@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from fhircm import openapi
@@ -20,7 +20,9 @@ from fhircm.edge.config import NO_LIMITS, EdgeConfig
 from fhircm.edge.door import Door
 from fhircm.exchange.adt_doors import Doors
 from fhircm.exchange.client_keys import public_jwks
+from fhircm.exchange.partners import Partner
 from fhircm.fhir.outcome import FhirError
+from fhircm.metrics import CONTENT_TYPE, Metrics
 from fhircm.rest import hl7v2, notify
 from fhircm.rest.errors import answer_to
 from fhircm.rest.exchange import RestSettings
@@ -63,6 +65,8 @@ class AppConfig:
     web: web.WebSettings = field(default_factory=web.WebSettings)
     notifiers: Mapping[str, notify.Notifier] = field(default_factory=dict)  # partners with Subscriptions of the hub, by name
     doors: Callable[[Store], Doors] = lambda store: Doors(store, [])  # for HL7 v2 messages
+    partners: Sequence[Partner] = ()
+    metrics_token: str | None = None  # which a monitoring system shows; without it there are no metrics
 
 
 def create_app(config: AppConfig) -> FastAPI:
@@ -79,9 +83,11 @@ def create_app(config: AppConfig) -> FastAPI:
         app.state.bearer, app.state.doors = bearer, config.doors(store)
         smart = replace(config.smart, allow_private_jwks=config.allow_private_jwks)
         app.state.authorization = authorization_server(database, bearer, config.keys_dir, config.public_base_url, smart)
+        app.state.metrics = Metrics(store, config.partners, config.metrics_token)
         web.start(
             app,
             config.web,
+            config.partners,
             config.public_base_url,
             config.keys_dir,
             store,
@@ -159,3 +165,19 @@ def _public_routes(app: FastAPI, config: AppConfig) -> None:
     async def hl7v2_message(request: Request, partner: str) -> Response:
         """The answer is the acknowledgement, when everything is committed."""
         return await hl7v2.message(request, partner, app.state.bearer, app.state.doors)
+
+    @app.get(
+        "/metrics",
+        summary="What is there to watch?",
+        response_class=PlainTextResponse,
+        responses=openapi.METRICS_ANSWERS,
+        openapi_extra=openapi.METRICS_TOKEN,
+    )
+    async def metrics(request: Request) -> Response:
+        """How partners and the hub's own work are doing, in Prometheus's text format."""
+        try:
+            text = await app.state.metrics.text(request.headers.get("authorization"))
+        except FhirError as error:
+            status = answer_to(error).status_code
+            return PlainTextResponse(f"{error}\n", status, {"WWW-Authenticate": "Bearer"} if status == 401 else None)
+        return Response(text, headers={"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"})

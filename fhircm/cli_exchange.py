@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Annotated
 
 import typer
 
 from fhircm import wiring
+from fhircm.exchange import status_json
 from fhircm.exchange.client import connect
 from fhircm.exchange.freshness import freshness, rendered
-from fhircm.exchange.status import Verdict
+from fhircm.exchange.status import Verdict, statuses
 from fhircm.exchange.status import rendered as told
-from fhircm.exchange.status import status as stands
 from fhircm.settings import Settings
 from fhircm.settings import load as load_settings
 
@@ -62,18 +63,21 @@ def status(
     types: Annotated[
         bool, typer.Option("--types", help="Tell of each resource type, too: how fresh, what is missing, what it cost.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As a JSON list with everything, for scripts.")] = False,
 ) -> None:
     """Tell how each partner is doing, and what to do about what is not well. Ends with 1 when something is down."""
-    raise typer.Exit(asyncio.run(_status(load_settings(), name, types=types)))
+    raise typer.Exit(asyncio.run(_status(load_settings(), name, types=types, as_json=as_json)))
 
 
-async def _status(settings: Settings, name: str | None, *, types: bool) -> int:
-    worst = 0
+async def _status(settings: Settings, name: str | None, *, types: bool, as_json: bool) -> int:
+    chosen = wiring.partners(settings, [name] if name else None)
     async with wiring.open_store(settings) as store:
-        for partner in wiring.partners(settings, [name] if name else None):
-            found = await stands(store, partner)
-            typer.echo(told(found))
+        found = await statuses(store, chosen)
+    if as_json:
+        typer.echo(json.dumps([status_json.as_json(one) for one in found], indent=2))
+    else:
+        for partner, one in zip(chosen, found, strict=True):
+            typer.echo(told(one))
             if types:
-                typer.echo(rendered(partner, found.types).partition("\n")[2])
-            worst = 1 if found.verdict is Verdict.DOWN else worst
-    return worst
+                typer.echo(rendered(partner, one.types).partition("\n")[2])
+    return int(any(one.verdict is Verdict.DOWN for one in found))

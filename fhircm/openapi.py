@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 DESCRIPTION = (
-    "The addresses of the hub outside its FHIR API: signing in, discovery, HL7 v2 messages and health. "
+    "The addresses of the hub outside its FHIR API: signing in, discovery, HL7 v2 messages, health and metrics. "
     "The FHIR API, below `/fhir`, is described by the CapabilityStatement at `/fhir/metadata`."
 )
 
@@ -248,4 +248,22 @@ HL7V2_ANSWERS: dict[int | str, dict[str, Any]] = {
     413: {"description": "The message is too long"},
     415: {"description": "The body is not application/hl7-v2"},
     422: {"content": _MESSAGE, "description": "Not taken: MSA-1 is AE or AR, and ERR tells place and reason"},
+}
+METRICS_TOKEN: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "Authorization",
+            "in": "header",
+            "required": True,
+            "schema": {"type": "string"},
+            "description": "`Bearer` and the token of the setting `FHIRCM_METRICS_TOKEN`",
+        }
+    ]
+}
+_SENTENCE: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
+METRICS_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "https://prometheus.io/docs/instrumenting/exposition_formats/"},
+    401: {"description": "Another token is shown, or none", **_SENTENCE},
+    404: {"description": "No token is set, so nobody may read them", **_SENTENCE},
+    503: {"description": "The database does not answer", **_SENTENCE},
 }

@@ -308,6 +308,13 @@ class Settings(BaseSettings):
         timedelta,
         Field(description="Moves the clock of deadlines and versions, for demonstrations and rehearsals (ISO 8601 duration)."),
     ] = timedelta()
+    metrics_token: Annotated[
+        SecretStr | None,
+        Field(
+            min_length=32,
+            description="What a monitoring system shows as its bearer token to read `/metrics`, 32 characters or more; without it, nobody may.",
+        ),
+    ] = None
     log_level: Annotated[
         str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="How much is logged; never resource bodies, at any level.")
     ] = "INFO"

@@ -119,6 +119,7 @@ def application(settings: Settings) -> FastAPI:
     from fhircm.smart.server import SmartSettings
     from fhircm.web.routes import WebSettings
 
+    secret = settings.metrics_token
     config = AppConfig(
         database_url=settings.database_url,
         public_base_url=base_url(settings),
@@ -151,7 +152,6 @@ def application(settings: Settings) -> FastAPI:
             settings.session_idle,
             settings.session_longest,
             provider(settings),
-            [partner for partner in partners(settings, None) if partner.launch is not None],
             f"Organization/{build.coordinating_organization(settings.organization_name).id}",
         ),
         notifiers={
@@ -159,6 +159,8 @@ def application(settings: Settings) -> FastAPI:
             for one in partners(settings, None)
             if one.subscriptions is not None
         },
+        partners=partners(settings, None),
+        metrics_token=secret.get_secret_value() if secret else None,
     )
     return create_app(config)
 

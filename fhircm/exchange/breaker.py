@@ -8,7 +8,7 @@ its answer closes the breaker or opens it for twice as long. Breakers are rows o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -62,9 +62,14 @@ def namespace(partner: str) -> str:
 
 async def state(store: Store, partner: str) -> list[State]:
     """The breakers of a partner at which anything failed since it last went well; the whole first."""
+    return stand(await store.states(namespace(partner)))
+
+
+def stand(rows: Mapping[str, Mapping[str, Any]]) -> list[State]:
+    """The same of the rows of a partner."""
     return [
         State(what, row["failures"], datetime.fromisoformat(row["until"]) if row["until"] else None, row["why"])
-        for what, row in (await store.states(namespace(partner))).items()
+        for what, row in sorted(rows.items())
     ]
 
 

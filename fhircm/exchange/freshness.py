@@ -10,29 +10,25 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from json import dumps
-from statistics import median
+from math import ceil
 from typing import Any
 
 from fhircm.exchange.client import Spent
-from fhircm.exchange.looks import Looks
+from fhircm.exchange.looks import FULL, Looked, Looks, longest
 from fhircm.exchange.mapping import Source
-from fhircm.exchange.mirror import HELD
 from fhircm.exchange.partners import Partner
 from fhircm.exchange.plan import Rules, rules
+from fhircm.store.figures import Figures
 from fhircm.store.resources import SetState, Store
+
+__all__ = ["FULL", "Ledger", "TypeFreshness", "freshness", "longest", "rendered"]
 
 NAMESPACE = "freshness"
 MISSING = "missing"  # namespace of the names of what is missing
-FULL = timedelta(days=7)  # the longest interval of a partner that names none
 REMEMBERED = 1000  # names of each kind of what is missing; more are only counted
 MEANS = ("subscription", "adt", "bulk", "push", "last-updated", "hash", "full")
-
-
-def longest(partner: Partner) -> timedelta:
-    """The promise: every patient and type is looked at from end to end at least this often."""
-    return partner.schedule.full or FULL
 
 
 class Ledger:
@@ -198,6 +194,7 @@ class TypeFreshness:
     waited: float = 0.0
     lag: float | None = None  # half of the changes reached the hub within so many seconds of being made
     lag_95: float | None = None
+    planned: bool = False  # patient by patient; the others are read as needed
     distrusted: bool = False  # its `_lastUpdated` was found to be dishonest
     missed: int = 0
 
@@ -211,20 +208,33 @@ class TypeFreshness:
 async def freshness(store: Store, partner: Partner) -> list[TypeFreshness]:
     """How it stands with each type of a partner, in order of their names."""
     ledger, looks = await Ledger.read(store, partner), await Looks.read(store, partner)
-    now = store.clock().timestamp()
-    held = await _held(store, partner)
+    held = (await Figures(store.database).held([partner.name])).get(partner.name, {})
+    return by_type(ledger, looks.looked(), held, store.clock())
+
+
+def by_type(
+    ledger: Ledger, looked: Mapping[str, Looked], in_quarantine: Mapping[tuple[str, str], int], at: datetime
+) -> list[TypeFreshness]:
+    """The same of what was read; what is in quarantine is told by kind and type."""
+    now = at.timestamp()
+    held: Counter[str] = Counter()
+    for (_, type), number in in_quarantine.items():
+        held[type] += number if type else 0
     gaps = Counter(name.partition("/")[0] for name in ledger.missing["gaps"])
-    planned = set(looks.types)
-    types = sorted(planned | ledger.row["types"].keys() | held.keys() | gaps.keys())
-    return [_of(type, ledger, looks if type in planned else None, now, held[type], gaps[type]) for type in types]
+    types = sorted(looked.keys() | ledger.row["types"].keys() | (+held).keys() | gaps.keys())
+    found = [_of(type, ledger, looked.get(type), now, held[type], gaps[type]) for type in types]
+    return [one for one in found if one.planned or one.requests or one.missing or one.found]
 
 
-def _of(type: str, ledger: Ledger, looks: Looks | None, now: float, held: int, gaps: int) -> TypeFreshness:
+def _of(type: str, ledger: Ledger, looked: Looked | None, now: float, held: int, gaps: int) -> TypeFreshness:
     of, promise = ledger.row["types"].get(type, {}), longest(ledger.partner).total_seconds()
     told = ledger.row["across"].get(type, {}).get("told", 0)
-    patients = list(looks.of) if looks else []
-    all_looks = [looks.look(patient, type) for patient in patients] if looks else []
-    ages = sorted(max(0.0, now - max(look.at, told)) for look in all_looks if look.at)
+    short = looked or Looked()
+    any_look = short.patients > short.never
+
+    def since(*at: float) -> float | None:
+        return sum(max(0.0, now - max(one, told)) for one in at) / len(at) if any_look else None
+
     missing = {
         "refused": int("refused" in of),
         "failed": len(ledger.missing["failed"].get(type, ())),
@@ -235,12 +245,12 @@ def _of(type: str, ledger: Ledger, looks: Looks | None, now: float, held: int, g
         missing["unreadable"] = len(ledger.missing["unreadable"])
     return TypeFreshness(
         type,
-        patients=len(patients),
-        never=len(all_looks) - len(ages),
-        newest=ages[0] if ages else None,
-        middle=median(ages) if ages else None,
-        oldest=ages[-1] if ages else None,
-        late=sum(now - look.whole > promise for look in all_looks),
+        patients=short.patients,
+        never=short.never,
+        newest=since(short.newest),
+        middle=since(*short.middle),
+        oldest=since(short.oldest),
+        late=short.late(now - promise),
         promise=promise,
         found=of.get("found", {}),
         missing={kind: number for kind, number in missing.items() if number},
@@ -250,22 +260,10 @@ def _of(type: str, ledger: Ledger, looks: Looks | None, now: float, held: int, g
         waited=of.get("waited", 0.0),
         lag=_quantile(of.get("lag", {}), 0.5),
         lag_95=_quantile(of.get("lag", {}), 0.95),
+        planned=looked is not None,
         distrusted=bool(of.get("distrusted")),
         missed=of.get("missed", 0),
     )
-
-
-async def _held(store: Store, partner: Partner) -> Counter[str]:
-    """What is in quarantine, by type."""
-    if not await store.held_counts(partner.name):
-        return Counter()
-    counts: Counter[str] = Counter()
-    for row in (await store.states(f"mirror:{partner.name}")).values():
-        counts.update(name.partition("/")[0] for name, mark in row["of"].items() if mark == HELD)
-        counts.update(name.partition("/")[0] for name in row.get("strange", ()))
-    for name, row in (await store.states(f"mirror-shared:{partner.name}")).items():
-        counts.update([name.partition("/")[0]] if row["of"] == HELD else [])
-    return counts
 
 
 def _quantile(lag: Mapping[str, int], share: float) -> float | None:
@@ -280,33 +278,39 @@ def _quantile(lag: Mapping[str, int], share: float) -> float | None:
 
 def rendered(partner: Partner, types: Sequence[TypeFreshness]) -> str:
     """The freshness of a partner in lines, one for each type."""
-    lines = [f"{partner.name}: every patient is promised a whole look within {_age(longest(partner).total_seconds())}"]
+    lines = [f"{partner.name}: every patient is promised a whole look within {age(longest(partner).total_seconds())}"]
     for one in types:
         said = [
-            f"looked at {_age(one.middle)} ago (oldest {_age(one.oldest)})" if one.middle is not None else "read by reference"
+            f"looked at {age(one.middle)} ago (oldest {age(one.oldest)})"
+            if one.middle is not None
+            else "not looked at yet"
+            if one.planned
+            else "read by reference"
         ]
         said += [f"{one.never} of {one.patients} never looked at"] if one.never else []
         said += [f"{one.late} of {one.patients} later than promised"] if one.late > one.never else []
         said += [f"{number} {kind}" for kind, number in one.missing.items()]
         changes = sum(one.found.values())
         by = ", ".join(f"{number} {means}" for means, number in one.found.items())
-        said += [f"{one.requests} requests, {_size(one.bytes)}, {one.seconds:.1f} s"] if one.requests else []
+        said += [f"{one.requests} requests, {size(one.bytes)}, {one.seconds:.1f} s"] if one.requests else []
         said += [f"waited {one.waited:.0f} s"] if one.waited >= 1 else []
         said += [f"{changes} changes ({by})"] if changes else []
-        said += [f"half within {_age(one.lag)} of being made"] if one.lag is not None else []
+        said += [f"half within {age(one.lag)} of being made"] if one.lag is not None else []
         said += [f"_lastUpdated is not believed: it hid {one.missed} changes"] if one.distrusted else []
         lines.append(f"  {one.type}: {'; '.join(said)}")
     return "\n".join(lines)
 
 
-def _age(seconds: float | None) -> str:
+def age(seconds: float | None) -> str:
+    """A span of time in words, to the unit that matters."""
     if seconds is None:
         return "never"
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
 
 
-def _size(number: float) -> str:
-    return f"{number / 1_000_000:.1f} MB" if number >= 1_000_000 else f"{number / 1000:.0f} kB"
+def size(number: float) -> str:
+    """A number of bytes in words."""
+    return f"{number / 1_000_000:.1f} MB" if number >= 1_000_000 else f"{ceil(number / 1000)} kB"

@@ -7,7 +7,10 @@ never claims a freshness that is not there.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from hashlib import sha256
 from typing import Any
 
@@ -16,6 +19,9 @@ from fhircm.exchange.plan import PATIENT, Look
 from fhircm.store.resources import SetState, Store
 
 SHARED = 64  # patients in one row, about
+LOOKED = "looked"  # namespace of what is told of the looks of each partner in short
+FULL = timedelta(days=7)  # the longest interval of a partner that names none
+STEPS = 32  # of the promise: how exactly it is kept when patients become late
 
 
 def namespace(partner: str) -> str:
@@ -29,12 +35,54 @@ def columns(partner: Partner) -> dict[str, str]:
     return {type: f"{type}:{sha256(f'{partner.base_url} {by}'.encode()).hexdigest()[:8]}" for type, by in named.items()}
 
 
+def longest(partner: Partner) -> timedelta:
+    """The promise: every patient and type is looked at from end to end at least this often."""
+    return partner.schedule.full or FULL
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """The looks at one type in short. Times in seconds since the epoch; patients who were never looked at have none."""
+
+    patients: int = 0
+    never: int = 0
+    newest: float = 0.0
+    middle: tuple[float, float] = (0.0, 0.0)  # the two in the middle; of an odd number one twice
+    oldest: float = 0.0
+    whole: Mapping[str, int] = field(default_factory=dict)  # patients by the last look from end to end, or a little later
+
+    @classmethod
+    def of(cls, looks: Iterable[Look], step: float = 0.0) -> Looked:
+        """In short; looks from end to end are told to the next `step`."""
+        all_looks = list(looks)
+        ats = sorted(look.at for look in all_looks if look.at)
+        whole = Counter(-(-look.whole // step) * step if step else look.whole for look in all_looks)
+        return cls(
+            patients=len(all_looks),
+            never=len(all_looks) - len(ats),
+            newest=ats[-1] if ats else 0.0,
+            middle=(ats[(len(ats) - 1) // 2], ats[len(ats) // 2]) if ats else (0.0, 0.0),
+            oldest=ats[0] if ats else 0.0,
+            whole={str(at): number for at, number in sorted(whole.items())},
+        )
+
+    def late(self, before: float) -> int:
+        """How many patients were not looked at from end to end since then."""
+        return sum(number for at, number in self.whole.items() if float(at) < before)
+
+
+def looked(partner: Partner, row: Mapping[str, Any] | None) -> dict[str, Looked]:
+    """What is kept in short of each type that is planned."""
+    types = (row or {}).get("types", {})
+    return {type: Looked(**types[name]) if name in types else Looked() for type, name in columns(partner).items()}
+
+
 class Looks:
     """The looks at one partner, held by the one process that pulls from it."""
 
     def __init__(self, partner: Partner, rows: Mapping[str, Mapping[str, Any]], patients: Iterable[str] | None = None) -> None:
         """`rows` as they are kept. Patients who are not among `patients` are forgotten; without it, nobody is."""
-        self._namespace, self._columns = namespace(partner.name), columns(partner)
+        self._partner, self._namespace, self._columns = partner, namespace(partner.name), columns(partner)
         self.of: dict[str, dict[str, Look]] = {}
         types = {name: type for type, name in self._columns.items()}
         for row in rows.values():
@@ -80,7 +128,16 @@ class Looks:
             if (name := self._row(patient)) in patients:
                 patients[name].append(patient)
         kept = [SetState(self._namespace, name, self._as_json(some)) for name, some in sorted(patients.items())]
-        return [*(SetState(self._namespace, name, None) for name in sorted(dropped - changed)), *kept]
+        short = [SetState(LOOKED, self._partner.name, self._in_short())] if changed or dropped else []
+        return [*(SetState(self._namespace, name, None) for name in sorted(dropped - changed)), *kept, *short]
+
+    def looked(self, step: float = 0.0) -> dict[str, Looked]:
+        """The looks of each type in short."""
+        return {type: Looked.of((self.look(patient, type) for patient in self.of), step) for type in self.types}
+
+    def _in_short(self) -> dict[str, Any]:
+        step = max(1.0, longest(self._partner).total_seconds() / STEPS)
+        return {"types": {self._columns[type]: asdict(one) for type, one in self.looked(step).items()}}
 
     def _as_json(self, patients: Sequence[str]) -> dict[str, Any]:
         of = {}

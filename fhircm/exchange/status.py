@@ -6,21 +6,25 @@ here tells of a patient. The command line and the console tell the same.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
-from fhircm.exchange import breaker, dead_letters, drift, freshness, tokens
-from fhircm.exchange.due import lanes
+from fhircm.exchange import breaker, capabilities, dead_letters, drift, freshness, looks, tokens
+from fhircm.exchange.capabilities import Capabilities
+from fhircm.exchange.due import queue
 from fhircm.exchange.freshness import TypeFreshness
 from fhircm.exchange.news import DUE
 from fhircm.exchange.partners import Partner
 from fhircm.exchange.quarantine import KINDS
+from fhircm.store.figures import Figures
 from fhircm.store.resources import Store
 
 PULLED = "pulled"  # namespace of how the last pull of each partner went
+TOGETHER = 100  # partners that are read of at once; others have their turn between
 
 
 class Verdict(StrEnum):
@@ -50,15 +54,17 @@ class Status:
     at: datetime
     last_success: datetime | None  # a pull that came to its end
     last_attempt: datetime | None
+    last_full: datetime | None  # when everything was looked at from end to end
     next_run: datetime | None
     types: list[TypeFreshness]
     queue: int  # deliveries in line
     oldest: datetime | None  # of these
     letters: Mapping[str, int]  # dead letters by kind
     held: Mapping[str, int]  # in quarantine by kind
-    requests_left: float | None  # of the budget, this hour; None: no budget
+    per_hour: int | None  # requests of the budget; None: there is none
+    requests_left: float | None  # of these, now
     open_breakers: list[breaker.State]
-    concerns: list[Concern] = field(default_factory=list)
+    concerns: list[Concern] = field(default_factory=list)  # the worst first
 
     @property
     def verdict(self) -> Verdict:
@@ -77,42 +83,96 @@ class Status:
         return max((one.middle for one in self.types if one.middle is not None), default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What is kept of some partners, by name or by namespace and key."""
+
+    facts: Mapping[str, Mapping[str, dict[str, Any]]]
+    rounds: Mapping[str, datetime]  # by the key of their timer
+    queues: Mapping[str, tuple[int, str]]
+    letters: Mapping[str, Mapping[str, int]]
+    held: Mapping[str, Mapping[tuple[str, str], int]]
+    sign_ins: Mapping[str, Sequence[Mapping[str, Any]]]
+
+    def fact(self, namespace: str, partner: str) -> dict[str, Any] | None:
+        """One fact of a partner in a namespace of all of them."""
+        return self.facts[namespace].get(partner)
+
+
 async def status(store: Store, partner: Partner) -> Status:
     """How it stands with a partner now."""
-    name, now = partner.name, store.clock()
-    pulled = await store.state(PULLED, name) or {}
-    ledger = await freshness.Ledger.read(store, partner)
-    timer = await store.timer(f"{DUE}:{name}")
-    queue, oldest = await _queue(store, name)
-    letters = Counter(row["why"] for row in (await dead_letters.letters(store, name)).values())
+    return (await statuses(store, [partner]))[0]
+
+
+async def statuses(store: Store, partners: Sequence[Partner]) -> list[Status]:
+    """How it stands with each of them, in their order; they are read of many at a time."""
+    found = []
+    for start in range(0, len(partners), TOGETHER):
+        some = partners[start : start + TOGETHER]
+        kept = await _read(store, [one.name for one in some])
+        # In a thread of its own: with large panels there is much to reckon, and others must have their turn.
+        found += await asyncio.to_thread(_reckoned, kept, some, store.clock())
+    return found
+
+
+async def _read(store: Store, names: Sequence[str]) -> _Kept:
+    figures = Figures(store.database)
+    shared = {
+        namespace: await store.states_of(namespace, names)
+        for namespace in (PULLED, freshness.NAMESPACE, freshness.MISSING, capabilities.NAMESPACE, looks.LOOKED)
+    }
+    own = await figures.states([breaker.namespace(name) for name in names])
+    sign_ins: dict[str, list[Mapping[str, Any]]] = {}
+    for row in (await store.states(tokens.NAMESPACE)).values():
+        sign_ins.setdefault(row.get("partner", ""), []).append(row)
+    return _Kept(
+        facts={**own, **shared},
+        rounds=await figures.due([f"{DUE}:{name}" for name in names]),
+        queues=await figures.least([queue(name) for name in names], "queued"),
+        letters=await figures.tallied([dead_letters.parked(name) for name in names], "why"),
+        held=await figures.held(names),
+        sign_ins=sign_ins,
+    )
+
+
+def _reckoned(kept: _Kept, partners: Sequence[Partner], now: datetime) -> list[Status]:
+    return [_status(kept, one, now) for one in partners]
+
+
+def _status(kept: _Kept, partner: Partner, now: datetime) -> Status:
+    name = partner.name
+    pulled = kept.fact(PULLED, name) or {}
+    ledger = freshness.Ledger(partner, kept.fact(freshness.NAMESPACE, name), kept.fact(freshness.MISSING, name))
+    looked = looks.looked(partner, kept.fact(looks.LOOKED, name))
+    in_quarantine = kept.held.get(name, {})
+    held: dict[str, int] = {}
+    for (kind, _), number in in_quarantine.items():
+        held[kind] = held.get(kind, 0) + number
+    waiting, oldest = kept.queues.get(queue(name), (0, None))
+    breakers = breaker.stand(kept.facts.get(breaker.namespace(name), {}))
     found = Status(
         partner=name,
         vendor=partner.vendor,
         at=now,
         last_success=_time(pulled.get("success")),
         last_attempt=_time(pulled.get("at")),
-        next_run=timer.due if timer else None,
-        types=await freshness.freshness(store, partner),
-        queue=queue,
-        oldest=oldest,
-        letters=dict(sorted(letters.items())),
-        held=await store.held_counts(name),
+        last_full=_time((ledger.row.get("full") or {}).get("at")),
+        next_run=kept.rounds.get(f"{DUE}:{name}"),
+        types=freshness.by_type(ledger, looked, in_quarantine, now),
+        queue=waiting,
+        oldest=_time(oldest),
+        letters=kept.letters.get(dead_letters.parked(name), {}),
+        held=held,
+        per_hour=partner.budget.per_hour,
         requests_left=partner.budget.allowance(ledger.row.get("budget"), now),
-        open_breakers=[one for one in await breaker.state(store, name) if one.until is not None and one.until > now],
+        open_breakers=[one for one in breakers if one.until is not None and one.until > now],
     )
     found.concerns = [*_of_pull(found, partner, pulled), *_of_push(found), *_of_types(found), *_of_quarantine(found)]
-    found.concerns += [Concern(Verdict.ATTENTION, text, "Tell the partner") for text in await tokens.told(store, name)]
-    found.concerns += await _of_drift(store, partner)
+    told = tokens.sentences(kept.sign_ins.get(name, ()))
+    found.concerns += [Concern(Verdict.ATTENTION, text, "Tell the partner") for text in told]
+    found.concerns += _of_drift(partner, kept.fact(capabilities.NAMESPACE, name))
+    found.concerns.sort(key=lambda one: list(Verdict).index(one.verdict), reverse=True)
     return found
-
-
-async def _queue(store: Store, partner: str) -> tuple[int, datetime | None]:
-    count, oldest = 0, None
-    async for found in lanes(store, partner):
-        queued = [datetime.fromisoformat(one.queued) for lane in found.values() for one in lane]
-        count += len(queued)
-        oldest = min([*queued, *([oldest] if oldest else [])], default=None)
-    return count, oldest
 
 
 def _time(text: str | None) -> datetime | None:
@@ -151,13 +211,15 @@ def _of_push(found: Status) -> list[Concern]:
         verdict = Verdict.DOWN if one.what == breaker.WHOLE else Verdict.ATTENTION
         told.append(Concern(verdict, text, "It is tried again by itself; if it stays so, ask the partner"))
     for kind, number in found.letters.items():
-        text = f"{number} deliveries: {dead_letters.KINDS[kind]}"
+        text = f"{several(number, 'delivery')}: {dead_letters.KINDS[kind]}"
         verdict = Verdict.WAITING if kind == "withheld" else Verdict.ATTENTION
         told.append(Concern(verdict, text, f"See `fhircm dead-letters list {found.partner} --kind {kind}`"))
     if found.oldest is not None and found.at - found.oldest > timedelta(hours=1):
         told.append(
             Concern(
-                Verdict.ATTENTION, f"{found.queue} deliveries wait, the oldest since {_when(found.oldest)}", "See the lines above"
+                Verdict.ATTENTION,
+                f"{several(found.queue, 'delivery')} in line, the oldest since {_when(found.oldest)}",
+                "See the lines above",
             )
         )
     return told
@@ -195,9 +257,9 @@ def _of_quarantine(found: Status) -> list[Concern]:
     ]
 
 
-async def _of_drift(store: Store, partner: Partner) -> list[Concern]:
+def _of_drift(partner: Partner, snapshot: dict[str, Any] | None) -> list[Concern]:
     """What the partner stopped to support, and is asked for no more."""
-    _, sentences = drift.followed(partner, await drift.kept(store, partner.name))
+    _, sentences = drift.followed(partner, Capabilities.from_json(snapshot) if snapshot else None)
     return [
         Concern(Verdict.ATTENTION, text, "Ask the partner whether it is meant so; it is used again when it returns")
         for text in sentences
@@ -215,13 +277,24 @@ def rendered(found: Status) -> str:
     )
     waits = f", the oldest since {_when(found.oldest)}" if found.oldest else ""
     lines.append(
-        f"  {found.queue} deliveries in line{waits}; {sum(found.letters.values())} dead letters; {sum(found.held.values())} in quarantine"
+        f"  {several(found.queue, 'delivery')} in line{waits}; {several(sum(found.letters.values()), 'dead letter')}; {sum(found.held.values())} in quarantine"
     )
     if found.requests_left is not None:
         lines.append(f"  {found.requests_left:.0f} requests of the budget left")
     for one in found.concerns:
         lines += [f"  {one.verdict:<9} {one.text}", f"  {'':<9} -> {one.remedy}"]
     return "\n".join(lines)
+
+
+def several(number: int, noun: str) -> str:
+    """So many of something."""
+    return (
+        f"{number} {noun}"
+        if number == 1
+        else f"{number} {noun.removesuffix('y')}ies"
+        if noun.endswith("y")
+        else f"{number} {noun}s"
+    )
 
 
 def _when(at: datetime | None) -> str:

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -125,14 +125,18 @@ class SharedTokens:
 
 async def told(store: Store, partner: str) -> list[str]:
     """What the last sign-ins at a partner showed that an operator should know, a sentence each: for `partner check` and the status page."""
-    rows: list[dict[str, Any]] = [one for one in (await store.states(NAMESPACE)).values() if one.get("partner") == partner]
-    sentences = []
+    return sentences(one for one in (await store.states(NAMESPACE)).values() if one.get("partner") == partner)
+
+
+def sentences(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The same of the rows of one partner."""
+    told = []
     for row in rows:
         if abs(row.get("skew", 0.0)) > 1:
             way = "ahead of" if row["skew"] > 0 else "behind"
-            sentences.append(f"Its clock is {abs(row['skew']):.0f} s {way} ours; assertions are dated by its clock")
+            told.append(f"Its clock is {abs(row['skew']):.0f} s {way} ours; assertions are dated by its clock")
         if row.get("refused_key"):
-            sentences.append(
+            told.append(
                 f"It does not take the key {row['refused_key']} yet, and the one before it signs: ask it to read our JWKS"
             )
-    return list(dict.fromkeys(sentences))
+    return list(dict.fromkeys(told))

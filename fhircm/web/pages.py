@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from zoneinfo import ZoneInfo
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -132,7 +133,7 @@ class Pages:
             lstrip_blocks=True,
         )
         self._environment.globals |= {"hub": name, **{path.stem: address for address, path in FILES.items()}}
-        self._environment.filters |= {"day": self.day, "minute": self.minute}
+        self._environment.filters |= {"day": self.day, "minute": self.minute, "commands": commands}
 
     def render(self, template: str, **values: Any) -> str:
         """The text of a page. The macros of forms.html are at hand in it as `forms`."""
@@ -201,6 +202,14 @@ class Pages:
         if not (known and hmac.compare_digest(token.encode(), visit.hidden().encode())):
             raise Problem("This page was open for too long", "Go back, load the page again, and send it once more.", 403)
         return form
+
+
+def commands(text: str) -> Markup:
+    """A sentence in which what stands between backquotes is to be typed as it is."""
+    pieces = text.split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(one) if number % 2 else escape(one) for number, one in enumerate(pieces)
+    )
 
 
 def at(app: Starlette, path: str, handler: Handler, methods: Iterable[str] = ("GET",), *, signed_in: bool = True) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -16,8 +17,11 @@ from fhircm.access.person import principal_of
 from fhircm.access.sealing import Seal, SealBroken
 from fhircm.access.sessions import Sessions
 from fhircm.exchange.launch import EhrLaunches
+from fhircm.exchange.partners import Partner
+from fhircm.exchange.status import Status
 from fhircm.fhir.outcome import Malformed
 from fhircm.fhir.query import Cursor
+from fhircm.lately import Lately
 from fhircm.smart.provider import Provider
 from fhircm.store.credentials import Credentials
 from fhircm.store.grants import Grants
@@ -50,6 +54,8 @@ class Parts:
     seal: Seal
     provider: Provider | None
     launches: EhrLaunches
+    partners: Sequence[Partner]
+    stand: Lately[list[Status]]  # how it stands with each of them
     coordinator: str
     grace: timedelta
     now: Now

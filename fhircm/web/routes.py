@@ -19,6 +19,8 @@ from fhircm.access.sealing import Seal
 from fhircm.access.sessions import Sessions
 from fhircm.exchange.launch import EhrLaunches
 from fhircm.exchange.partners import Partner
+from fhircm.exchange.status import statuses
+from fhircm.lately import Lately
 from fhircm.smart.authorize import Authorizations
 from fhircm.smart.provider import Provider, ProviderSettings
 from fhircm.store.logins import Logins
@@ -35,14 +37,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WebSettings:
-    """What is set for the pages. `now` tells the seconds since the epoch; `partners` may launch them from their EHRs."""
+    """What is set for the pages. `now` tells the seconds since the epoch."""
 
     organization_name: str = "Care coordination"
     time_zone: str = "UTC"
     idle: timedelta = timedelta(minutes=30)
     longest: timedelta = timedelta(hours=12)
     provider: ProviderSettings | None = None
-    partners: Sequence[Partner] = ()
     coordinator: str = ""  # reference of the Organization that coordinates
     passwords: Callable[[], Passwords] = Passwords
     now: Callable[[], float] = time.time
@@ -65,6 +66,7 @@ def add_routes(app: Starlette) -> None:
 def start(
     app: Starlette,
     settings: WebSettings,
+    partners: Sequence[Partner],
     base_url: str,
     keys_dir: Path,
     store: Store,
@@ -92,7 +94,9 @@ def start(
         store=store,
         seal=seal,
         provider=Provider(settings.provider, settings.now) if settings.provider else None,
-        launches=EhrLaunches(settings.partners, keys_dir, base_url, settings.now),
+        launches=EhrLaunches([one for one in partners if one.launch is not None], keys_dir, base_url, settings.now),
+        partners=partners,
+        stand=Lately(lambda: statuses(store, partners)),
         coordinator=settings.coordinator,
         grace=grace,
         now=settings.now,

@@ -92,9 +92,10 @@ async def test_a_round_that_finds_nothing_writes_no_resource_and_few_facts(store
     assert (report.written, (await everything(store))[1]) == (0, before)
     assert [(type(one).__name__, one.namespace) for one in written] == [
         ("SetState", "looks:north-clinic"),
+        ("SetState", "looked"),
         ("SetState", "freshness"),
     ]
-    assert len(written) == 2  # the looks at 30 patients, and the ledger
+    assert len(written) == 3  # the looks at 30 patients, the same in short, and the ledger
     assert len(await store.states(namespace("north-clinic"))) == 1
 
 

@@ -1,5 +1,7 @@
 """`fhircm reconcile` tells what was found, and how each type stands."""
 
+import asyncio
+import json
 import re
 from contextlib import asynccontextmanager
 
@@ -7,6 +9,9 @@ from typer.testing import CliRunner
 
 from fhircm import cli_exchange, wiring
 from fhircm.cli import app
+from fhircm.exchange.status import PULLED
+from fhircm.settings import load
+from fhircm.store.resources import SetState
 from tests.exchange.test_pull import Ehr, partner, ref
 
 
@@ -32,3 +37,23 @@ def test_reconcile_tells_what_is_gone_and_what_is_missing(sqlite_url, monkeypatc
     assert "found: 1 resources are not there any more" in again.output
     assert re.search(r"^  Encounter: looked at \d+ s ago", again.output, re.MULTILINE)
     assert "  Organization: read by reference; 1 gap" in again.output
+
+
+def test_status_is_told_in_words_or_as_json_and_ends_with_1_when_something_is_down(sqlite_url, monkeypatch, tmp_path):
+    monkeypatch.setattr(wiring, "partners", lambda *_: [partner()])
+    monkeypatch.setenv("FHIRCM_DATABASE_URL", sqlite_url)
+    monkeypatch.chdir(tmp_path)
+    words = CliRunner().invoke(app, ["partner", "status"])
+    assert (words.exit_code, words.output.splitlines()[0]) == (0, "north-clinic (epic): attention")
+
+    async def down():
+        async with wiring.open_store(load()) as store:
+            await store.transact(
+                [SetState(PULLED, "north-clinic", {"at": store.clock().isoformat(), "why": "no answer"})], origin="hub"
+            )
+
+    asyncio.run(down())
+    told = CliRunner().invoke(app, ["partner", "status", "--json"])
+    (one,) = json.loads(told.output)
+    assert (told.exit_code, one["partner"], one["verdict"]) == (1, "north-clinic", "down")
+    assert "no answer" in one["concerns"][0]["text"]

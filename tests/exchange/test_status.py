@@ -1,13 +1,19 @@
 """How a partner is doing is told from what is kept, in words and with what to do."""
 
+import json
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from fhircm.exchange import breaker, dead_letters, pull
 from fhircm.exchange.due import Due
+from fhircm.exchange.freshness import freshness
+from fhircm.exchange.looks import Looks
 from fhircm.exchange.news import due
-from fhircm.exchange.status import PULLED, Verdict, rendered, status
+from fhircm.exchange.plan import Look
+from fhircm.exchange.status import PULLED, Verdict, rendered, status, statuses
+from fhircm.exchange.status_json import as_json
 from fhircm.store.resources import Hold, SetState
 from tests.exchange.test_pull import Ehr, partner
 
@@ -74,5 +80,73 @@ async def test_an_open_breaker_a_long_queue_and_quarantine_are_told(store, clock
     assert (found.verdict, found.queue, found.held) == (Verdict.DOWN, 1, {"misplaced": 1})
     told = rendered(found)
     assert "Nothing is sent to it until" in told
-    assert "1 deliveries wait, the oldest since" in told
+    assert "1 delivery in line, the oldest since" in told
     assert "came in the record of a patient whom it is not about" in told
+
+
+async def test_of_many_each_is_told_what_is_its_own(store):
+    await pulled(store)
+    others = [replace(partner(), name=f"other-{number}") for number in range(150)]
+    await store.transact(
+        [
+            SetState(dead_letters.parked("other-7"), "Task/1/x/1", {"why": "refused"}),
+            Hold("other-120", "Task/9", "invalid", "d", "It has no status", b"{}", ""),
+        ],
+        origin="hub",
+    )
+    found = await statuses(store, [*others, partner()])
+    assert [one.partner for one in found] == [*(one.name for one in others), NORTH]
+    assert [(one.partner, dict(one.letters), one.held) for one in found if one.letters or one.held] == [
+        ("other-7", {"refused": 1}, {}),
+        ("other-120", {}, {"invalid": 1}),
+    ]
+    assert [one.partner for one in found if one.last_success] == [NORTH]
+    assert found[-1] == await status(store, partner())
+
+
+async def test_scripts_find_the_same_names_every_time(store, clock):
+    ehr = Ehr(1)
+    async with ehr.client() as client:
+        await pull.pull(store, client)
+        ehr.change("Encounter", "p0-e0", status="cancelled")
+        await pull.pull(store, client)
+    await pulled(store)
+    told = json.loads(json.dumps(as_json(await status(store, partner()))))
+    assert (told["partner"], told["verdict"], told["at"]) == (NORTH, "well", clock().isoformat())
+    assert (told["queue"], told["budget"]) == (
+        {"length": 0, "oldest": None},
+        {"requests_per_hour": None, "requests_left": None},
+    )
+    assert list(told) == [
+        "partner", "vendor", "verdict", "at", "last_success", "last_attempt", "last_full", "next_run", "freshness_seconds", "lag_seconds",
+        "queue", "dead_letters", "quarantine", "budget", "breakers", "concerns", "types",
+    ]  # fmt: skip
+    encounter = next(one for one in told["types"] if one["type"] == "Encounter")
+    assert list(encounter) == [
+        "type", "patients", "never_looked_at", "late", "promise_seconds", "newest_seconds", "median_seconds", "oldest_seconds", "missing",
+        "changes", "requests", "bytes", "seconds", "waited_seconds", "lag_seconds", "lag_95_seconds", "last_updated",
+    ]  # fmt: skip
+    assert (encounter["patients"], encounter["late"], encounter["changes"]) == (1, 0, {"hash": 1})
+
+
+async def test_the_looks_are_told_from_a_short_row_as_from_all_of_them(store, clock):
+    asked = partner()
+    looks = Looks(asked, {}, [f"p{number}" for number in range(100)])
+    begun = store.clock().timestamp()
+    for number in range(90):
+        looks.note(f"p{number}", "Encounter", Look(begun - 60.0 * number, begun - 8000.0 * number))
+    await store.transact(looks.facts(), origin="test")
+    for hours in (0, 30, 200):
+        clock.advance(timedelta(hours=hours))
+        exact = {one.type: one for one in await freshness(store, asked)}
+        short = {one.type: one for one in (await status(store, asked)).types}
+        step = exact["Encounter"].promise / 32
+        late = (
+            sum(store.clock().timestamp() - begun + 8000 * number > exact["Encounter"].promise + step for number in range(90))
+            + 10
+        )
+        assert late <= short["Encounter"].late <= exact["Encounter"].late
+        assert {type: replace(one, late=0) for type, one in short.items()} == {
+            type: replace(one, late=0) for type, one in exact.items()
+        }
+    assert (short["Encounter"].never, short["Encounter"].late, short["Condition"].late) == (10, 100, 100)

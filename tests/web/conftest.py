@@ -83,10 +83,12 @@ def time():
 
 
 @asynccontextmanager
-async def running(database_url, clock, tmp_path, time, base=BASE, audit=None, **settings):
+async def running(database_url, clock, tmp_path, time, base=BASE, audit=None, partners=(), **settings):
     """The application, started."""
     web = WebSettings(passwords=quick, now=time, organization_name="Riverbend Care", **settings)
-    app = create_app(AppConfig(database_url, base, tmp_path / "keys", REST, False, clock, [RULE], web=web, audit=audit))
+    app = create_app(
+        AppConfig(database_url, base, tmp_path / "keys", REST, False, clock, [RULE], web=web, audit=audit, partners=partners)
+    )
     async with app.router.lifespan_context(app):
         yield app
 

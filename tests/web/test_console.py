@@ -25,6 +25,7 @@ PAGES = [
     "/console/organizations/show?id=clinic",
     "/console/keys",
     "/console/grants",
+    "/console/partners",
 ]
 HOSTILE = "<script>alert(1)</script>"
 BACKEND = {

@@ -45,6 +45,7 @@ COMMANDS = {
     "/console/keys/rotate": "keys rotate",
     "/console/grants": "grant list",
     "/console/grants/revoke": "grant revoke",
+    "/console/partners": "partner status",
     "/privacy": "emergency list",
     "/privacy/reviewed": "emergency list",
     "/privacy/emergency/accept": "emergency accept",
@@ -59,6 +60,7 @@ SHOWN = {
     "/console/people/show": "user show",
     "/console/organizations/show": "organization list",
     "/console/keys": "keys list",
+    "/console/partners/show": "partner status",
     "/privacy/emergency": "emergency list",
 }
 

@@ -9,6 +9,7 @@ from fhircm.fhir.validation import check_tree
 from fhircm.store.credentials import Credentials
 from fhircm.store.resources import Put
 
+from . import test_console_partners
 from .conftest import APP, PASSWORD
 from .test_in_a_browser import PHONE, chromium, press, served, sound, tab_to, type_by_keyboard, window
 
@@ -86,6 +87,8 @@ async def signed_in(page, username):
 @pytest.mark.parametrize(("size", "scheme"), [("phone", "light"), ("desk", "dark"), ("desk", "light")])
 async def test_an_administrator_works_by_keyboard(chromium, served, size, scheme):
     await prepare(served)
+    await test_console_partners.well(served.state.store)
+    await test_console_partners.broken(served.state.store)
     await served.state.authorization.keys.to_sign("ES384")
     name = f"console-{size}-{scheme}"
     async with window(chromium, served, color_scheme=scheme, viewport=PHONE if size == "phone" else DESK) as page:
@@ -129,6 +132,12 @@ async def test_an_administrator_works_by_keyboard(chromium, served, size, scheme
         await sound(page, f"{name}-13-grants")
         await page.goto("/console/clients/initial-token")
         await sound(page, f"{name}-14-initial-token")
+        await press(page, "Partners")
+        await sound(page, f"{name}-15-partners")
+        await press(page, "south-clinic")
+        await sound(page, f"{name}-16-partner")
+        await page.goto("/console/partners/show?partner=north-clinic")
+        await sound(page, f"{name}-17-partner-that-is-well")
         told = [fault for fault in page.faults if "422" not in fault]
         assert told == []
 

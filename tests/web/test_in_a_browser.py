@@ -17,6 +17,7 @@ from fhircm.access import totp
 from fhircm.store.credentials import Credentials
 
 from .conftest import APP, PASSWORD, populate, running
+from .test_console_partners import partners
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 PHONE = {"width": 360, "height": 740}
@@ -63,7 +64,7 @@ async def served(sqlite_url, clock, tmp_path, time):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     base = f"http://127.0.0.1:{port}"
-    async with running(sqlite_url, clock, tmp_path, time, base=base) as app:
+    async with running(sqlite_url, clock, tmp_path, time, base=base, partners=partners()) as app:
         await populate(app.state.store)
         logins = app.state.parts.logins
         await logins.set_roles((await logins.by_username("cleo")).id, ["custodian"])

@@ -1,1 +1,1 @@
-"""The console: clients, people, organisations, keys and what people let apps do, for administrators. It shows no record of a patient."""
+"""The console: clients, people, organisations, keys, what people let apps do, and how partners are doing, for administrators. It shows no record of a patient."""
