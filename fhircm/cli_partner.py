@@ -40,6 +40,7 @@ def new(
         str | None, typer.Option(help="The environment variable that holds the client's secret, for a vendor that wants one.")
     ] = None,
     secret_file: Annotated[str | None, typer.Option(help="Or the file that holds it.")] = None,
+    sign_in: Annotated[bool, typer.Option(help="Whether it wants a sign-in; a test server may not.")] = True,
     parameter: Annotated[
         list[str] | None, typer.Option(help="What the shape needs to know, as name=value; may be repeated.")
     ] = None,
@@ -72,6 +73,7 @@ def new(
         parameters=given,
         secret_env=secret_env,
         secret_file=secret_file,
+        sign_in=sign_in,
     )
     try:
         partner = write(root, name, facts)
@@ -82,14 +84,17 @@ def new(
     typer.echo(
         f"  1. Look through it: every key has a comment. Without more, {len(partner.types)} types are pulled as its vendor wants it."
     )
-    typer.echo(
-        f"  2. Register the hub at {facts.organization_name} as client id {partner.client_id}, for SMART backend services,"
-    )
-    if partner.credentials.secret is None:
-        typer.echo(f"     with its public keys at {keys} ({partner.algorithm}) and these scopes:")
+    if partner.credentials.method == "none":
+        typer.echo("  2. Nobody signs in there: see that only who may read its records reaches it.")
     else:
-        typer.echo("     with the secret that you are given there put where partner.yaml says, and these scopes:")
-    typer.echo(f"     {' '.join(partner.scopes)}")
+        typer.echo(
+            f"  2. Register the hub at {facts.organization_name} as client id {partner.client_id}, for SMART backend services,"
+        )
+        if partner.credentials.secret is None:
+            typer.echo(f"     with its public keys at {keys} ({partner.algorithm}) and these scopes:")
+        else:
+            typer.echo("     with the secret that you are given there put where partner.yaml says, and these scopes:")
+        typer.echo(f"     {' '.join(partner.scopes)}")
     typer.echo(f"  3. fhircm partner check {name}    tells what works, what it cannot do, and what to fix")
     typer.echo(f"  4. fhircm pull {name}             reads its panel once; then `fhircm work` goes on by itself")
 

@@ -331,9 +331,7 @@ async def _pull_for_a_while(
     }
     try:
         if not hinted_only:
-            _, told = await drift.refresh(store, client, means["owner"])
-            for line in told:
-                log.warning("%s: %s", partner.name, line)
+            await _ask(store, client, means["owner"])
         await _follow(store, client)
         if hinted_only:
             report = await pull.changes(store, client, hinted_only=True, **means)
@@ -356,6 +354,13 @@ async def _pull_for_a_while(
     if not hinted_only and not out_of_time:
         await _pulled(store, partner)
     return report.written + report.patients if out_of_time else report.written
+
+
+async def _ask(store: Store, client: PartnerClient, owner: str) -> None:
+    """Ask the partner what it has, and keep that."""
+    _, told = await drift.refresh(store, client, owner)
+    for line in told:
+        log.warning("%s: %s", client.partner.name, line)
 
 
 async def _follow(store: Store, client: PartnerClient) -> None:
@@ -408,9 +413,12 @@ async def _pulled(store: Store, partner: Partner, why: str | None = None) -> Non
 async def pull_partner(
     settings: Settings, store: Store, client: PartnerClient, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> pull.PullReport:
-    """Pull a partner now, as far as its last snapshot says that it can be asked."""
+    """Ask a partner what it has, and pull that now."""
+    owner = f"Organization/{build.coordinating_organization(settings.organization_name).id}"
+    await _ask(store, client, owner)
     await _follow(store, client)
     report = await pull.pull(store, client, progress=progress, lease_seconds=settings.lease.total_seconds())
+    await drift.note_granted(store, client, owner)
     await _pulled(store, client.partner)
     return report
 
@@ -421,8 +429,10 @@ async def reconcile_partner(
     """Look at everything of a partner now, and believe nothing that it said of changes."""
     owner = f"Organization/{build.coordinating_organization(settings.organization_name).id}"
     seconds = settings.lease.total_seconds()
+    await _ask(store, client, owner)
     await _follow(store, client)
     report = await pull.reconcile(store, client, progress=progress, lease_seconds=seconds, owner=owner)
+    await drift.note_granted(store, client, owner)
     await _pulled(store, client.partner)
     return report
 

@@ -73,3 +73,14 @@ async def test_outside_its_hours_a_partner_is_not_pulled(store, tmp_path):
     ehr = InProcess("r4", humans=2)
     elsewhen = [{"days": [DAYS[(datetime.now(UTC).weekday() + 3) % 7]], "from": "00:00", "to": "24:00"}]
     assert await rounds(store, ehr, tmp_path, time_zone="UTC", schedule={"hours": elsewhen}) == set()
+
+
+@pytest.mark.parametrize("command", [wiring.pull_partner, wiring.reconcile_partner])
+async def test_a_pull_by_command_asks_what_the_partner_has_too(store, tmp_path, command):
+    """Else nothing would be written back to a new partner until the worker's own pull, a whole interval later."""
+    ehr = InProcess("r4", humans=2)
+    async with ehr.client(tmp_path) as client:
+        await command(Settings(), store, client)
+        kept = await drift.kept(store, "r4-partner")
+    assert kept is not None
+    assert kept.can("ServiceRequest", "create")

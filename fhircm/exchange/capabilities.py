@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fhircm.exchange.client import PartnerClient
-from fhircm.exchange.errors import PartnerAnswerBroken
+from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused
 from fhircm.exchange.granted import allows, understood
 
 NAMESPACE = "capability"
@@ -80,8 +80,14 @@ class Capabilities:
 
 
 async def discover(client: PartnerClient) -> Capabilities:
-    """Read the partner's SMART configuration and CapabilityStatement, which need no token. Raises the client's errors."""
-    smart = await client.get_json(".well-known/smart-configuration")
+    """Read the partner's SMART configuration and CapabilityStatement, which need no token. Raises the client's errors.
+
+    A partner without the first, as R4 servers may be, says the less of sign-in.
+    """
+    try:
+        smart = await client.get_json(".well-known/smart-configuration")
+    except PartnerRefused:
+        smart = {}
     statement = await client.get_json("metadata")
     if statement.get("resourceType") != "CapabilityStatement":
         raise PartnerAnswerBroken("metadata was answered with something else than a CapabilityStatement")

@@ -177,6 +177,10 @@ async def _discovery(report: CheckReport, client: PartnerClient, store: Store | 
 
 def _sign_in_promises(report: CheckReport, client: PartnerClient, capabilities: Capabilities) -> None:
     partner = client.partner
+    if partner.credentials.method == "none":
+        told = f"{partner.folder / 'partner.yaml'} says credentials.method: none: no sign-in, whoever reaches it reads everything"
+        report.add(Level.ADVICE, told, "For test servers only: where patients' records are, have the hub registered and sign in")
+        return
     if sentence := elsewhere(partner.credentials.token_endpoint or capabilities.token_endpoint, partner.base_url):
         report.add(Level.OK, sentence)
     if partner.credentials.method != "private_key_jwt":
@@ -202,10 +206,13 @@ async def _panel(report: CheckReport, client: PartnerClient, store: Store | None
         keys = f"{public_base_url}{JWKS_PATH}"
         proof = f"the keys at {keys}" if partner.credentials.method == "private_key_jwt" else "the secret that partner.yaml names"
         remedy = f"Register the client id {partner.client_id} at the partner with {proof}, and its scopes"
+        if partner.credentials.method == "none":
+            remedy = f"It wants a sign-in: say how in credentials, {partner.folder / 'partner.yaml'}"
         report.add(Level.FIX, f"Sign-in does not work: {error}", remedy)
         return None
     except PartnerRefused as error:
-        report.add(Level.OK, "Signed in")
+        if partner.credentials.method != "none":
+            report.add(Level.OK, "Signed in")
         remedy = f"Ask the partner what the panel is and for a scope to read it: {what} is what partner.yaml says"
         if partner.group:
             remedy = f"Ask the partner for the id of the panel's Group and for a scope to read it: panel.group is {partner.group}"
@@ -218,7 +225,8 @@ async def _panel(report: CheckReport, client: PartnerClient, store: Store | None
         report.add(Level.FIX, f"The panel cannot be read: {error}", "Try again; if it stays so, ask the partner")
         return None
     how = partner.credentials.method
-    report.add(Level.OK, f"Signed in with {partner.algorithm if how == 'private_key_jwt' else how} as {partner.client_id}")
+    if how != "none":
+        report.add(Level.OK, f"Signed in with {partner.algorithm if how == 'private_key_jwt' else how} as {partner.client_id}")
     for sentence in await told(store, partner.name) if store else []:
         report.add(Level.CHANGED, sentence)
     for refusal in wrong[:TOLD]:

@@ -122,6 +122,11 @@ def _instant(date: str) -> datetime | None:
         return None
 
 
+# HAPI FHIR answers a search that it answered within the last minute as it did then: what changed meanwhile would not be seen, and what was
+# just created would be created twice. https://hapifhir.io/hapi-fhir/docs/server_jpa/configuration.html#search-result-caching
+_AS_IT_IS_NOW = {"Cache-Control": "no-cache"}
+
+
 class PartnerClient:
     """One partner over HTTP. Use as an async context manager, or call aclose().
 
@@ -140,7 +145,7 @@ class PartnerClient:
         self.given = partner  # as its file says; `partner` may be what of it can be asked now
         limits = partner.limits
         self._http = httpx.AsyncClient(
-            headers={**partner.headers, "Accept": FHIR_JSON, "User-Agent": "fhircm"},
+            headers={**_AS_IT_IS_NOW, **partner.headers, "Accept": FHIR_JSON, "User-Agent": "fhircm"},
             timeout=limits.timeout,
             limits=httpx.Limits(max_connections=limits.concurrency + 1, max_keepalive_connections=limits.concurrency + 1),
             follow_redirects=False,
@@ -401,6 +406,10 @@ class PartnerClient:
 @asynccontextmanager
 async def connect(partner: Partner, keys_dir: Path, tokens: Tokens | None = None) -> AsyncIterator[PartnerClient]:
     """A client that signs in as partner.yaml says, with tokens shared with whoever has the same `tokens`. Raises KeyWrong."""
+    if partner.credentials.method == "none":
+        async with PartnerClient(partner) as connected:
+            yield connected
+        return
     client = client_at(partner, keys_dir)
     client.keys()  # a key that is wrong, or cannot be made, is told before anything is asked
     async with PartnerClient(partner, backend_auth(partner, client, tokens)) as connected:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("fhircm.exchange.credentials")
 
 ALGORITHMS = ("RS384", "ES384")
-METHODS = ("private_key_jwt", "client_secret_basic", "client_secret_post")
+METHODS = ("private_key_jwt", "client_secret_basic", "client_secret_post", "none")
+SECRETS = ("client_secret_basic", "client_secret_post")
 _LIMIT = 4096  # characters of a secret
 _OURS = frozenset({"grant_type", "scope", "client_id", "client_secret", "client_assertion", "client_assertion_type"})
 
@@ -69,7 +70,10 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """How the hub signs in as a backend service. `parameters` go with each token request, as some vendors want it."""
+    """How the hub signs in as a backend service. `parameters` go with each token request, as some vendors want it.
+
+    With the method none it does not: requests carry no token. That is for test servers, and for those that let in whoever reaches them.
+    """
 
     method: str = "private_key_jwt"
     algorithm: str = "RS384"  # of assertions
@@ -85,10 +89,13 @@ def read(keys: Keys) -> Credentials:
     method = section.choice("method", METHODS, "private_key_jwt")
     algorithm = section.choice("algorithm", ALGORITHMS, None)
     otherwise = keys.choice("algorithm", ALGORITHMS, ... if method == "private_key_jwt" and algorithm is None else "RS384")
+    for name in section.names if method == "none" else ():
+        if name != "method":
+            section.wrong(name, "is not used without sign-in (method: none): remove it")
     credentials = Credentials(
         method=method,
         algorithm=algorithm or otherwise,
-        secret=read_secret(section, needed=method != "private_key_jwt"),
+        secret=read_secret(section, needed=method in SECRETS),
         token_endpoint=_url(section, "token_endpoint"),
         audience=section.text("audience", "the aud of assertions, if it is not the token endpoint", default=None),
         parameters=_parameters(section.keys("parameters", "a mapping of further parameters of token requests", {})),

@@ -44,6 +44,7 @@ class Facts:
     parameters: Mapping[str, str] = field(default_factory=dict)
     secret_env: str | None = None  # the variable of the environment that holds the client's secret, for a vendor that wants one
     secret_file: str | None = None
+    sign_in: bool = True  # without it, the server lets in whoever reaches it
 
 
 def write(root: Path, name: str, facts: Facts) -> Partner:
@@ -132,6 +133,8 @@ def _text(name: str, facts: Facts, shape: shapes.Shape) -> str:
 
 
 def _credentials(facts: Facts) -> list[str]:
+    if not facts.sign_in:
+        return ["credentials: {method: none}   # no sign-in: for test servers only"]
     given = [("env", facts.secret_env), ("file", facts.secret_file)]
     where = ", ".join(f"{kind}: {_quoted(value)}" for kind, value in given if value)
     return (

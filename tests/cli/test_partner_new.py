@@ -29,6 +29,15 @@ def test_it_writes_a_file_that_is_good_and_says_what_comes_next(tmp_path):
     assert "fhircm partner check st-anne" in done.stdout
 
 
+def test_a_test_server_may_have_no_sign_in(tmp_path):
+    facts = [part for key, value in {**GIVEN, "base-url": "http://127.0.0.1:8090/fhir"}.items() for part in (f"--{key}", value)]
+    done = run("partner", "new", "hapi", "--shape", "hapi", *facts, "--no-sign-in", FHIRCM_MAPPINGS_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert load_partners(tmp_path)[0].credentials.method == "none"
+    assert "Nobody signs in there" in done.stdout
+    assert "Register" not in done.stdout
+
+
 @pytest.mark.parametrize("shape", sorted(shapes()))
 def test_every_shape_can_be_begun_with(shape, tmp_path):
     wanted = [f"{name}={value}" for name, value in PARAMETERS.get(shape, {}).items()]

@@ -136,6 +136,16 @@ async def test_a_strange_statement_says_little_and_breaks_nothing(metadata):
     assert got.token_endpoint is None
 
 
+@pytest.mark.parametrize("status", [400, 401, 404])
+async def test_a_server_without_smart_is_read_by_its_statement(status):
+    ehr = Ehr(**TASK)
+    ehr.smart = httpx.Response(status, json={"resourceType": "OperationOutcome", "issue": []})
+    async with ehr.client() as client:
+        got = await discover(client)
+    assert got.can("Task", "update")
+    assert got.token_endpoint is None
+
+
 @pytest.mark.parametrize("metadata", [{"resourceType": "Patient"}, [], httpx.Response(200, text="<CapabilityStatement/>")])
 async def test_what_is_no_statement_is_told(metadata):
     ehr = Ehr()

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import respx
 
 from fhircm.exchange.backend_auth import BackendAuth
 from fhircm.exchange.check import Level, check
-from fhircm.exchange.client import PartnerClient
-from fhircm.exchange.credentials import client_at
+from fhircm.exchange.client import PartnerClient, connect
+from fhircm.exchange.credentials import Credentials, client_at
 from fhircm.exchange.launch import Registration
 from fhircm.exchange.partners import Calendar, Limits, Organization, Partner, PullType
 from fhircm.exchange.roster import Membership
@@ -119,6 +120,14 @@ class Ehr:
         async with PartnerClient(who, auth, transport=there) as client:
             return await check(client, store, "https://hub.example")
 
+    async def check_by_connecting(self, tmp_path, **changes):
+        """As the command does: partner.yaml alone says how to sign in."""
+        self.requests = []
+        with respx.mock(assert_all_called=False) as mocked:
+            mocked.route().mock(side_effect=lambda request: self.requests.append(request) or self.answer(request))
+            async with connect(partner(**changes), tmp_path) as client:
+                return await check(client, None, "https://hub.example")
+
 
 def found(report, level):
     return [finding.text for finding in report.findings if finding.level is level]
@@ -177,9 +186,26 @@ async def test_a_partner_that_is_down(tmp_path):
 
 async def test_an_address_that_is_no_fhir_api(tmp_path):
     ehr = Ehr()
-    ehr.answers["/.well-known/smart-configuration"] = httpx.Response(404, text="<html>")
+    ehr.answers["/.well-known/smart-configuration"] = ehr.answers["/metadata"] = httpx.Response(404, text="<html>")
     report = await ehr.check(tmp_path)
     assert "base_url in mappings/north-clinic/partner.yaml" in remedy(report, "Discovery does not work")
+
+
+async def test_a_test_server_without_sign_in(tmp_path):
+    """It is told that anybody reads there, and nothing claims a sign-in; one that wants a token all the same is a thing to fix."""
+    ehr = Ehr()
+    ehr.answers["/.well-known/smart-configuration"] = httpx.Response(404)
+    open_to_all = {"credentials": Credentials(method="none")}
+    report = await ehr.check_by_connecting(tmp_path, **open_to_all)
+    assert report.ok
+    assert not any("Authorization" in request.headers for request in ehr.requests)
+    assert not list(tmp_path.iterdir())  # no key is made
+    [advice] = found(report, Level.ADVICE)
+    assert "no sign-in, whoever reaches it reads everything" in advice
+    assert not any("Signed in" in text for text in found(report, Level.OK))
+    ehr.answers["/Group/panel"] = httpx.Response(401)
+    report = await ehr.check_by_connecting(tmp_path, **open_to_all)
+    assert "say how in credentials" in remedy(report, "Sign-in does not work")
 
 
 async def test_an_algorithm_that_the_partner_does_not_verify(tmp_path):

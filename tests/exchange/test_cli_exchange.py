@@ -5,6 +5,7 @@ import json
 import re
 from contextlib import asynccontextmanager
 
+import httpx
 from typer.testing import CliRunner
 
 from fhircm import cli_exchange, wiring
@@ -15,9 +16,17 @@ from fhircm.store.resources import SetState
 from tests.exchange.test_pull import Ehr, partner, ref
 
 
+def what_it_has(request):
+    """The answer to what comes before every pull; it says little."""
+    if request.url.path.endswith("/metadata"):
+        return httpx.Response(200, json={"resourceType": "CapabilityStatement", "fhirVersion": "4.0.1"})
+    return httpx.Response(404) if request.url.path.endswith("/smart-configuration") else None
+
+
 def test_reconcile_tells_what_is_gone_and_what_is_missing(sqlite_url, monkeypatch, tmp_path):
     ehr = Ehr(2)
     ehr.change("Encounter", "p1-e0", serviceProvider=ref("Organization/nowhere"))
+    ehr.faults.append(what_it_has)
 
     @asynccontextmanager
     async def connect(*_):

@@ -105,6 +105,7 @@ async def test_what_every_request_carries():
     assert seen[0].headers["Prefer"] == "handling=strict"
     assert seen[0].headers["Epic-Client-ID"] == "x"
     assert dict(seen[0].url.params) == {"patient": "p/1", "category": "a|b", "_count": "100"}
+    assert seen[0].headers["Cache-Control"] == "no-cache"  # HAPI FHIR otherwise answers as it did within the last minute
 
 
 async def test_ids_of_a_vendor_cannot_leave_the_path():

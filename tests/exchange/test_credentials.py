@@ -42,6 +42,8 @@ def test_every_key_is_read(tmp_path):
         ({"method": "client_secret_basic", "secret": {"file": "a", "env": "B"}}, "must have either file or env"),
         ({"method": "client_secret_basic", "secret": {"env": "NOT A NAME"}}, "credentials.secret.env must be"),
         ({"algorithm": "RS384", "secret": {"env": "X"}}, "credentials.secret is not used with this method"),
+        ({"method": "none", "secret": {"env": "X"}}, "credentials.secret is not used without sign-in"),
+        ({"method": "none", "token_endpoint": "https://x/token"}, "credentials.token_endpoint is not used without sign-in"),
         ({"algorithm": "HS256"}, "credentials.algorithm must be one of RS384, ES384"),
         ({"algorithm": "RS384", "token_endpoint": "login"}, "credentials.token_endpoint must be an https URL"),
         (
