@@ -242,7 +242,7 @@ async def test_the_next_export_asks_for_what_changed_and_loses_nothing_written_m
         ehr.write(visit("p1", status="finished"), "p1-e1")
     (figures,) = await hub.until_done(ehr, Bulk(overlap=timedelta()), ask=False)
     assert figures["since"] is not None and figures["written"] == 0
-    assert (await copies(store))[1] == before + 1, "the copy of what is gone says so"
+    assert (await copies(store))[1] == before
     clock.advance(timedelta(hours=1))
     (figures,) = await hub.until_done(ehr, Bulk(overlap=timedelta()))
     assert (figures["resources"], figures["written"]) == (1, 1)

@@ -4,7 +4,7 @@ import json
 import textwrap
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fhircm.exchange import map_cases
@@ -301,7 +301,7 @@ _json = st.recursive(
     | st.booleans()
     | st.integers(-(10**6), 10**6)
     | st.decimals(-1000, 1000, places=3).map(str).map(lambda text: f"\0{text}")
-    | st.text(max_size=5),
+    | st.text(st.characters(min_codepoint=1, exclude_categories=["Cs"]), max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abcdef", min_size=1, max_size=3), inner, max_size=4),
     max_leaves=12,
 )
@@ -322,6 +322,7 @@ def _endless(drawn):
         yield from drawn
 
 
+@settings(max_examples=60)
 @given(
     st.dictionaries(st.text("abcdef", min_size=1, max_size=3), _json, max_size=5),
     _json,
@@ -335,7 +336,7 @@ def test_a_body_says_what_it_should_and_keeps_the_bytes_of_everything_else(tree,
     name = data.draw(st.sampled_from([*changed, "new"]))
     changed[name] = wanted
     made = fhir_json.amended(body, changed)
-    assert fhir_json.dumps(fhir_json.loads(made)) == fhir_json.dumps(changed)
+    assert fhir_json.canonical(fhir_json.loads(made)) == fhir_json.canonical(changed)  # members keep the places that they had
     for kept in changed.keys() - {name}:  # each with its own white space and digits
         text = _spaced({kept: tree[kept]}, _endless([""]))
         assert fhir_json.dumps(fhir_json.loads(made)[kept]) == fhir_json.dumps(fhir_json.loads(text.encode())[kept])
