@@ -47,6 +47,7 @@ from fhircm.exchange.members import members
 from fhircm.exchange.mllp import MllpLimits, MllpServer
 from fhircm.exchange.news import CURSOR, News, due, read_to, skip
 from fhircm.exchange.partners import Partner, load_partners
+from fhircm.exchange.notifications import round_at
 from fhircm.exchange.proof import Client
 from fhircm.exchange.source_address import Allowed
 from fhircm.exchange.sources import Sources
@@ -279,7 +280,7 @@ async def worker(settings: Settings) -> AsyncIterator[Worker]:
             if one.bulk is not None:
                 rounds[f"{one.name} in bulk"] = partial(_bulk_round, settings, store, clients, one, around)
             if one.subscriptions is not None:
-                rounds[f"{one.name} subscriptions"] = _subscriptions_round(settings, store, clients, one)
+                rounds[round_at(one.name)] = _subscriptions_round(settings, store, clients, one)
         park, unpark = partial(_parked, around), partial(_unparked, around)
         sources = Sources(import_sources(settings))
         stack.push_async_callback(sources.close)

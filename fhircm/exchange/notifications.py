@@ -66,6 +66,11 @@ def told_at(partner: str) -> str:
     return f"notified:{partner}"
 
 
+def round_at(partner: str) -> str:
+    """The name of the rounds that keep the Subscriptions at a partner, by which they are made due."""
+    return f"{partner} subscriptions"
+
+
 def unread_at(partner: str) -> str:
     """The namespace of resources that changed, of which it is not known whose they are."""
     return f"notified-of:{partner}"
@@ -108,7 +113,10 @@ async def receive(
     fresh = await _fresh(store, partner, shape, key, row, status)
     operations += [SetState(told_at(partner), name, {"at": now.isoformat()}) for name in fresh]
     if fresh:
-        operations += [*await hints(store, partner, base_url, row, fresh.values(), now), due(partner, now)]
+        found = await hints(store, partner, base_url, row, fresh.values(), now)
+        operations += [*found, due(partner, now)]
+        if any(one.namespace == unread_at(partner) for one in found):  # whose it is must be read first, at once
+            operations.append(due(round_at(partner), now))
     await store.transact(operations, origin=f"partner:{partner}")
 
 

@@ -22,6 +22,7 @@ from fhircm.exchange.bulk_content import patient_of
 from fhircm.exchange.client import FHIR_JSON, Got, PartnerClient
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerRefused, PartnerUnavailable, SignInRefused, issues, summary
 from fhircm.exchange.hints import ANY, hinted
+from fhircm.exchange.news import due
 from fhircm.exchange.notifications import (
     Status,
     digest,
@@ -315,6 +316,7 @@ class _Keeper:
                 except FhirError:
                     patient = ""  # it is gone, or not for the hub
                 facts += hinted(self.name, patient, [type], "subscription", self.now) if patient in self.patients else []
+            facts += [due(self.name, self.now)] if len(facts) > 1 else []
             await self.store.transact(facts, origin="hub")
         return len(waiting)
 

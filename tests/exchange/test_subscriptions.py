@@ -319,7 +319,12 @@ async def test_plain_r4_sends_nothing_or_a_payload_that_is_not_believed(world):
     await here.keep()
     await here.hints()
     await here.change("p0")
+    waking = await here.store.timer("partner:north-clinic subscriptions")
+    assert waking is not None  # whose it is is looked for at once, not at the next look at the Subscriptions
+    assert waking.due == here.clock()
+    here.clock.advance(timedelta(seconds=1))
     await here.keep()
+    assert (await here.store.timer("partner:north-clinic")).due == here.clock()  # and so is what changed
     assert await here.hints() == ["p0/Encounter", "p1/Encounter"]  # it says that something changed, and not what
     _, url, headers, _ = here.sent[-1]
     await here.pulled()
