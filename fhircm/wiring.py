@@ -46,8 +46,8 @@ from fhircm.exchange.matching import Thresholds
 from fhircm.exchange.members import members
 from fhircm.exchange.mllp import MllpLimits, MllpServer
 from fhircm.exchange.news import CURSOR, News, due, read_to, skip
-from fhircm.exchange.partners import Partner, load_partners
 from fhircm.exchange.notifications import round_at
+from fhircm.exchange.partners import Partner, load_partners
 from fhircm.exchange.proof import Client
 from fhircm.exchange.source_address import Allowed
 from fhircm.exchange.sources import Sources
