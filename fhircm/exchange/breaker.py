@@ -7,6 +7,7 @@ its answer closes the breaker or opens it for twice as long. Breakers are rows o
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class Breakers:
         self.store, self.policy, self.clock = store, policy, clock
         self.partner, self.kept_in = partner, namespace(partner)
         self.rows: dict[str, dict[str, Any]] = {}
+        self._one = asyncio.Lock()  # lanes side by side must not keep their rows in another order than they were made in
 
     async def load(self) -> None:
         """See how they stand."""
@@ -106,6 +108,10 @@ class Breakers:
 
     async def failed(self, what: str, error: Exception) -> None:
         """Note a failure of one kind of request, and open what is to be opened."""
+        async with self._one:
+            await self._note(what, error)
+
+    async def _note(self, what: str, error: Exception) -> None:
         unavailable = error if isinstance(error, PartnerUnavailable) else None
         asked = unavailable.retry_after if unavailable else None
         everything = isinstance(error, SignInRefused) or (unavailable is not None and unavailable.answered is None)
@@ -127,9 +133,10 @@ class Breakers:
 
     async def answered(self, what: str) -> None:
         """It went well: the partner is there, and does this."""
-        gone = [name for name in (WHOLE, what) if self.rows.pop(name, None) is not None]
-        if gone:
-            await self.store.transact([SetState(self.kept_in, name, None) for name in gone], origin="hub")
+        async with self._one:
+            gone = [name for name in (WHOLE, what) if self.rows.pop(name, None) is not None]
+            if gone:
+                await self.store.transact([SetState(self.kept_in, name, None) for name in gone], origin="hub")
 
     def _row(self, what: str) -> dict[str, Any]:
         fresh = {"failures": 0, "trips": 0, "since": None, "until": None, "why": "", "of": []}
