@@ -1,0 +1,112 @@
+"""Many storms, one seed each: `python -m tests.faults.campaign 0 1000` tells which seeds failed and what happened in all of them.
+
+`--url postgresql://…` uses that server (it makes databases of its own there); otherwise each seed has two files of SQLite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import shutil
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from pathlib import Path
+from time import monotonic
+
+import asyncpg
+
+from fhircm.store.migrations import migrate
+from tests.faults.storm import Storm, agree, nothing_doubled
+
+ROUNDS = 8
+
+
+async def run(seed: int, url: str, fresh_url: str, folder: Path) -> Storm:
+    """One seed, from its first fault until hub and EHRs agree. Raises AssertionError with the seed in it."""
+    storm = Storm(seed, url, folder)
+    await storm.begin()
+    await storm.blow(ROUNDS)
+    await storm.calm()
+    nothing_doubled(storm)
+    await agree(storm, fresh_url)
+    return storm
+
+
+async def _databases(seed: int, server: str | None, folder: Path, template: Path) -> list[str]:
+    if server is None:
+        for name in ("storm", "fresh"):
+            shutil.copy(template, folder / f"{name}.db")
+        return [f"sqlite:///{folder / name}.db" for name in ("storm", "fresh")]
+    urls = []
+    connection = await asyncpg.connect(server)
+    for name in (f"storm_{seed}", f"fresh_{seed}"):
+        await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE storm_template")
+        head, _, query = server.partition("?")
+        urls.append(f"{head.rpartition('/')[0]}/{name}" + (f"?{query}" if query else ""))
+    await connection.close()
+    return urls
+
+
+async def _drop(seed: int, server: str | None) -> None:
+    if server is not None:
+        connection = await asyncpg.connect(server)
+        for name in (f"storm_{seed}", f"fresh_{seed}"):
+            await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        await connection.close()
+
+
+async def _campaign(first: int, count: int, server: str | None) -> int:
+    happened, failed, lives, begun = Counter(), [], 0, monotonic()
+    with tempfile.TemporaryDirectory() as root:
+        template = Path(root) / "template.db"
+        if server is None:
+            await migrate(f"sqlite:///{template}")
+        else:
+            connection = await asyncpg.connect(server)
+            await connection.execute("DROP DATABASE IF EXISTS storm_template WITH (FORCE)")
+            await connection.execute("CREATE DATABASE storm_template")
+            await connection.close()
+            head, _, query = server.partition("?")
+            await migrate(f"{head.rpartition('/')[0]}/storm_template" + (f"?{query}" if query else ""))
+        for seed in range(first, first + count):
+            folder = Path(root) / str(seed)
+            folder.mkdir()
+            urls = await _databases(seed, server, folder, template)
+            try:
+                storm = await run(seed, *urls, folder)
+                happened += storm.weather.happened
+                lives += storm.lives
+            except Exception as error:
+                failed.append(seed)
+                print(f"seed {seed}: {type(error).__name__}: {str(error)[:2500]}", flush=True)
+                traceback.print_exc(limit=-6)
+            finally:
+                await _drop(seed, server)
+                shutil.rmtree(folder)
+            if (seed - first) % 25 == 24:
+                print(f"{seed - first + 1} of {count}, {len(failed)} failed, {monotonic() - begun:.0f} s", flush=True)
+    print(
+        f"{count} seeds from {first}: {count - len(failed)} agree, failed: {failed or 'none'}; {lives} lives, {monotonic() - begun:.0f} s"
+    )
+    for what, times in happened.most_common():
+        print(f"  {times:7} {what}")
+    return 1 if failed else 0
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.campaign")
+    parser.add_argument("first", type=int)
+    parser.add_argument("count", type=int)
+    parser.add_argument("--url", help="a PostgreSQL server")
+    options = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    sys.exit(asyncio.run(_campaign(options.first, options.count, options.url)))
+
+
+if __name__ == "__main__":
+    main()
