@@ -202,7 +202,7 @@ class Wire(httpx.AsyncBaseTransport):
         content = await answer.aread()
         self.life.check()
         headers = {name: value for name, value in answer.headers.items() if name != "content-length"}
-        headers["Date"] = format_datetime(datetime.now(UTC), usegmt=True)
+        headers["Date"] = format_datetime(self.storm.there, usegmt=True)
         return httpx.Response(answer.status_code, headers=headers, content=content)
 
 
@@ -215,8 +215,10 @@ class Storm:
         self.weather = Weather(self.random)
         self.now = datetime.now(UTC)
         self.lives = 0
+        self.trouble: list[str] = []  # why pulls failed
         people = population(seed, humans, self.now.date())
-        charts = {HOSPITAL: Chart(people.hospital), CLINIC: Chart(people.clinic)}
+        self.there = self.now  # the EHRs' clock
+        charts = {HOSPITAL: DatedChart(people.hospital, self), CLINIC: DatedChart(people.clinic, self)}
         known = known_at_both(people.truth)
         self.partners = {one.name: self.quick(one) for one in load_partners(names=[HOSPITAL, CLINIC])}
         self.settings = Settings(database_url=database_url, keys_dir=folder / "keys", audit=False)
@@ -347,7 +349,9 @@ class Storm:
             self.weather.happened["nothing to do"] += 1
 
     def _clock(self, name):
-        self.now += timedelta(minutes=self.random.choice([-90, -5, 1, 30, 600]))
+        by = timedelta(minutes=self.random.choice([-90, -5, 1, 30, 600]))
+        self.now += by
+        self.there += max(by, -timedelta(minutes=5))  # an EHR's clock is set back by less than reads overlap
         self.weather.happened["clock jumps"] += 1
 
     def _capability(self, name):
@@ -364,16 +368,30 @@ class Storm:
     async def calm(self):
         """Everything works again; the hub is left to itself until it has nothing more to do."""
         self.weather.quiet()
+        await asyncio.sleep(LEASE)  # a hub that was killed holds its leases for so long
         for (name, type), kept in self.interactions.items():
             self.ehrs[name].habits["types"][type]["interactions"] = list(kept)
-        self.now = max(self.now, datetime.now(UTC))
+        self.now = self.there = max(self.now, self.there)
         for number in range(16):
             # What waited is due, and every partner is read in full; then time hardly moves, so that deadlines end nothing more.
-            self.now += timedelta(hours=25) if number < 3 else timedelta(minutes=6)
+            self.now = self.there = self.now + (timedelta(hours=25) if number < 3 else timedelta(minutes=6))
             async with self.hub() as hub:
                 if not await hub.round() and number >= 3:
                     return
-        raise AssertionError(f"seed {self.seed}: the hub does not come to rest")
+        raise AssertionError(f"seed {self.seed}: the hub does not come to rest: {self.trouble[-2:]}")
+
+
+class DatedChart(Chart):
+    """A chart by the EHRs' clock."""
+
+    def __init__(self, resources, storm):
+        super().__init__(resources)
+        self.storm = storm
+
+    def write(self, tree, id=None):
+        stored = super().write(tree, id)
+        stored["meta"]["lastUpdated"] = self.storm.there.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return stored
 
 
 class Ticket(httpx.Auth):
@@ -450,7 +468,8 @@ class Hub:
             snapshot, _ = await capabilities.refresh(self.store, client)
             report = await pull(self.store, client, lease_seconds=LEASE)
             done = report.written
-        except (PartnerUnavailable, PartnerRefused, PartnerAnswerBroken, PullRunning):
+        except (PartnerUnavailable, PartnerRefused, PartnerAnswerBroken, PullRunning) as error:
+            self.storm.trouble.append(f"{name}: {type(error).__name__}: {error}")
             done = 1
         if snapshot is None:
             return done
@@ -505,7 +524,8 @@ async def agree(storm: Storm, fresh_url: str) -> None:
     after = Store(await open_database(storm.url), clock=lambda: storm.now)
     bases = [partner.base_url for partner in storm.partners.values()]
     fresh = Storm(storm.seed, fresh_url, storm.folder)
-    fresh.ehrs, fresh.apps, fresh.staff, fresh.now = storm.ehrs, storm.apps, storm.staff, storm.now
+    fresh.ehrs, fresh.apps, fresh.staff = storm.ehrs, storm.apps, storm.staff
+    fresh.now, fresh.there = storm.now, storm.there
     fresh.weather.quiet()
     await fresh.begin()
     async with fresh.hub() as hub:
