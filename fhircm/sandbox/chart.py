@@ -107,12 +107,6 @@ class Chart:
             with self._journal.open("a") as file:
                 file.write("".join(json.dumps(tree) + "\n" for tree in trees))
 
-    def delete(self, type: str, id: str) -> None:
-        """Remove a resource, if it is there."""
-        tree = self._by_key.pop((type, id), None)
-        if tree is not None and (patient := patient_of(tree)):
-            self._of_patient[type, patient].pop(id, None)
-
     def _keep(self, tree: Tree) -> None:
         type, id = tree["resourceType"], tree["id"]
         self._by_key[type, id] = tree
