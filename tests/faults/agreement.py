@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from datetime import timedelta
 
+from fhircm.coordination import build
 from fhircm.exchange import breaker, human, mirror, news, pull
 from fhircm.exchange.breaker import WHOLE
 from fhircm.exchange.case import concerns, gather, sent
@@ -66,7 +67,7 @@ async def at_rest(storm, hub) -> None:
     assert not overdue, wrong(storm, f"timers are overdue: {[one.key for one in overdue]}")
     for where in [one.name for one in hub.worker.reactions] + list(TIMERS):
         for what in await store.states(parked_at(where)):
-            task = human.stable_id("parked", where, what)
+            task = build.stable_id("parked", where, what)
             assert ("Task", task) in await store.read_many([("Task", task)]), wrong(storm, f"{where}: nobody was told of {what}")
             storm.weather.happened["changes parked at a reaction"] += 1
 
