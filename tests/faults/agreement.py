@@ -103,7 +103,11 @@ def in_order(storm) -> None:
                 occasion = key.rpartition("/")[0]
                 kind = occasion.rpartition("/")[2].partition(".")[0]
                 place = storm.ledger.places.get((name, occasion))
-                if place is None or kind not in occasions() or any((name, f"{occasion}/{n}") in storm.ledger.parked for n in (1, 2, 3)):
+                if (
+                    place is None
+                    or kind not in occasions()
+                    or any((name, f"{occasion}/{n}") in storm.ledger.parked for n in (1, 2, 3))
+                ):
                     continue
                 lane = (one["patient"], occasion.rpartition(".")[0] if occasions()[kind].every else "")
                 before = last.get(lane, ("", ""))
@@ -123,7 +127,7 @@ async def nothing_lost(storm, hub, name) -> None:
     types = sorted({occasions()[one].resource for one in deliver})
     marks = ", ".join(f"'{one}'" for one in types)
     for row in await _rows(store, f"SELECT type, id FROM resource WHERE NOT deleted AND type IN ({marks})"):
-        history = [one for one in reversed(await store.history(row["type"], row["id"]))]
+        history = list(reversed(await store.history(row["type"], row["id"])))
         newest = history[-1]
         if newest.tree.get("meta", {}).get("source"):
             continue
@@ -180,7 +184,9 @@ async def natively_alike(storm, hub, name) -> None:
         type, _, id = about.partition("/")
         newest = (await store.read_many([(type, id)])).get((type, id))
         occasion = next(one for one in occasions().values() if one.resource == type and one.every)
-        if (last := await store.state(sent(name), f"{about}/{occasion.name}.{newest.version if newest else 0}/1")) and last["state"] == "left":
+        if (last := await store.state(sent(name), f"{about}/{occasion.name}.{newest.version if newest else 0}/1")) and last[
+            "state"
+        ] == "left":
             continue  # the EHR could not be told at the time, and its file says that then nobody is
         if newest is None or any(letter.startswith(f"{about}/") for letter in waiting):
             continue
@@ -194,12 +200,12 @@ async def natively_alike(storm, hub, name) -> None:
         ours = named(json.loads(fhir_json.dumps(adapt(partner, await written(case)))))
         there = named(there)
         touched = {member for at, kind, one, member in storm.people.touched if (at, kind, one) == (name, type, there["id"])}
-        differ = [
-            member for member in sorted({*ours} - OWN - touched) if not says(there.get(member), ours[member])
-        ] + [member for member in {*there} - {*ours} - OWN - touched]
+        differ = [member for member in sorted({*ours} - OWN - touched) if not says(there.get(member), ours[member])] + list({*there} - {*ours} - OWN - touched)
         storm.weather.happened["resources kept alike"] += 1
         shown = {member: (ours.get(member), there.get(member)) for member in differ}
-        assert not differ, wrong(storm, f"{name}: {about} version {newest.version} ({row['version']} sent) differs: {json.dumps(shown)[:1500]}")
+        assert not differ, wrong(
+            storm, f"{name}: {about} version {newest.version} ({row['version']} sent) differs: {json.dumps(shown)[:1500]}"
+        )
 
 
 def named(node):
@@ -234,7 +240,9 @@ async def copies_agree(storm, hub, fresh) -> None:
     assert not differ, wrong(storm, f"{len(differ)} differ: {_difference(here, there, differ[0])}")
     gone = await _gone(hub.store, storm)
     extra = [key for key in here.keys() - there.keys() if key not in gone and key[1] not in held]
-    assert not extra, wrong(storm, f"not at the partner, and not marked as gone: {[here[key]['meta']['source'] for key in extra[:3]]}")
+    assert not extra, wrong(
+        storm, f"not at the partner, and not marked as gone: {[here[key]['meta']['source'] for key in extra[:3]]}"
+    )
 
 
 async def mirrored(store, bases) -> dict[tuple[str, str], dict]:
@@ -259,7 +267,9 @@ def led_home(node, bases):
         return [led_home(one, bases) for one in node]
     if isinstance(node, dict):
         for one in node.get("extension", ()):
-            if isinstance(one, dict) and one.get("url") == MERGED_FROM:  # moved since, by a reaction that the late hub has not run
+            if (
+                isinstance(one, dict) and one.get("url") == MERGED_FROM
+            ):  # moved since, by a reaction that the late hub has not run
                 return {**{name: value for name, value in node.items() if name != "extension"}, "reference": one["valueString"]}
         return {name: led_home(value, bases) if name != "meta" else value for name, value in node.items()}
     for base in bases:
@@ -287,5 +297,3 @@ async def _gone(store, storm):
                 if mark == mirror.GONE:
                     found.add((what.split("/")[0], hub_id(partner.base_url, what)))
     return found
-
-

@@ -56,7 +56,9 @@ class People:
 
     def _any(self, name, *types, where=lambda one: True):
         chart = self.storm.ehrs[name].chart
-        found = [one for type in types for one in chart.of_type(type) if where(one) and (name, type, one["id"]) not in self.broken]
+        found = [
+            one for type in types for one in chart.of_type(type) if where(one) and (name, type, one["id"]) not in self.broken
+        ]
         return self.random.choice(sorted(found, key=lambda tree: (tree["resourceType"], tree["id"]))) if found else None
 
     def _write(self, name, tree):
@@ -134,7 +136,12 @@ class People:
         id = f"{one['id']}-d"
         if chart.get("Patient", id) is None:
             self._write(name, {**one, "id": id, "identifier": one["identifier"][1:]})
-            text = {"resourceType": "Condition", "id": f"{id}-c", "code": {"text": "Cough"}, "subject": {"reference": f"Patient/{id}"}}
+            text = {
+                "resourceType": "Condition",
+                "id": f"{id}-c",
+                "code": {"text": "Cough"},
+                "subject": {"reference": f"Patient/{id}"},
+            }
             status = {"system": "http://terminology.hl7.org/CodeSystem/condition-clinical", "code": "active"}
             self._write(name, {**text, "clinicalStatus": {"coding": [status]}})
             panel = chart.get("Group", "panel")
@@ -161,7 +168,7 @@ class People:
         if one is None:
             return
         member = self.random.choice(["note", "note", "description", "title", "status"])
-        if member == "status" and "status" not in one or member in ("title", "description") and one["resourceType"] != "CarePlan":
+        if (member == "status" and "status" not in one) or (member in ("title", "description") and one["resourceType"] != "CarePlan"):
             member = "note"
         text = f"by hand {self.random.randrange(10**9)}"
         value = {"note": [{"text": text}], "status": "on-hold" if one.get("status") != "on-hold" else "active"}.get(member, text)
@@ -193,10 +200,7 @@ class People:
     async def _here(self, hub, type, where=lambda name, one: True):
         """One of an EHR's resources that the hub has, as (partner, hub id)."""
         names = [
-            (name, one["id"])
-            for name, ehr in self.storm.ehrs.items()
-            for one in ehr.chart.of_type(type)
-            if where(name, one)
+            (name, one["id"]) for name, ehr in self.storm.ehrs.items() for one in ehr.chart.of_type(type) if where(name, one)
         ]
         if not names:
             return None

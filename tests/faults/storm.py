@@ -20,7 +20,6 @@ from pathlib import Path
 from random import Random
 
 import asyncpg
-from tests.faults.people import People
 
 import fhircm.store.resources
 import fhircm.worker
@@ -50,6 +49,7 @@ from fhircm.store.database import DatabaseUnavailable, open_database
 from fhircm.store.resources import Put, SetState, Store
 from fhircm.wiring import RULES, _parked, _round, _unparked, context
 from fhircm.worker import Worker
+from tests.faults.people import People
 from tests.faults.weather import Killed, Life, MortalDatabase, Weather, Wire
 
 HOSPITAL, CLINIC = "lakeside-hospital", "riverbend-clinic"
@@ -321,5 +321,3 @@ class Hub:
 
     async def end(self) -> None:
         await self.attendance.close()
-
-
