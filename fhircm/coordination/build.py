@@ -13,6 +13,7 @@ from typing import Any, cast
 from uuid import NAMESPACE_URL, uuid5
 
 from fhircm.coordination.codes import BASE, NPI, displays
+from fhircm.fhir.invariants import modified
 from fhircm.fhir.systems import COORDINATION
 from fhircm.fhir.validation import Checked, check, check_tree
 from fhircm.store.resources import Put, Stored
@@ -78,6 +79,8 @@ def edit(stored: Stored, **members: Any) -> Put:
             tree.pop(element, None)
         else:
             tree[element] = value
+    if "lastModified" in members:
+        tree["lastModified"] = modified(tree, members["lastModified"])
     return Put(check_tree(tree, by_guides=False), if_version=stored.version)
 
 

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
+from fhircm.fhir.invariants import modified
 from fhircm.fhir.systems import COORDINATION, HUB
 from fhircm.fhir.validation import check_tree
 from fhircm.store.resources import Put, Store, Stored
@@ -90,7 +91,7 @@ async def tell(store: Store, parts: Sequence[str], code: str, display: str, reas
     if tree.get("reasonCode", {}).get("text") == reason:
         return []
     tree["reasonCode"] = {"text": reason}
-    tree["lastModified"] = instant(store.clock())
+    tree["lastModified"] = modified(tree, instant(store.clock()))
     return [Put(check_tree(tree), if_version=found.version)]
 
 
@@ -100,5 +101,5 @@ async def take_back(store: Store, parts: Sequence[str], why: str) -> list[Put]:
     if found is None or found.id != id:
         return []
     tree = found.tree
-    tree.update(status="cancelled", statusReason={"text": why}, lastModified=instant(store.clock()))
+    tree.update(status="cancelled", statusReason={"text": why}, lastModified=modified(tree, instant(store.clock())))
     return [Put(check_tree(tree), if_version=found.version)]

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from fhircm.exchange.case import npi, organization, read, subject_of
+from fhircm.exchange.merge import survivor
 from fhircm.exchange.outbound import Occasion, occasions, occurring
 from fhircm.exchange.partners import Partner
 from fhircm.fhir.outcome import Gone
@@ -111,9 +112,12 @@ class News:
         return set(self._told[occasion.name])
 
     async def _who_know(self, patient: str) -> set[str]:
-        """The partners at which this human has a record."""
-        persons = (await self.store.search(parse_query("Person", [("patient", patient)]))).matches if patient else []
-        return await self._with_records({patient, *_members(person.tree for person in persons)})
+        """The partners at which this human has a record, the one in whose place a merged record is among them."""
+        end = await survivor(self.store, patient.removeprefix("Patient/")) if patient.startswith("Patient/") else None
+        alike = {patient, *([f"Patient/{end}"] if end else [])}
+        query = parse_query("Person", [("patient", ",".join(sorted(alike)))])
+        persons = (await self.store.search(query)).matches if patient else []
+        return await self._with_records(alike | _members(person.tree for person in persons))
 
     async def _with_records(self, patients: Iterable[str]) -> set[str]:
         keys = [("Patient", one.removeprefix("Patient/")) for one in sorted(patients) if one.startswith("Patient/")]

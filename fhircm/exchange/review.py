@@ -14,6 +14,7 @@ from typing import Any
 from fhircm.exchange import human
 from fhircm.exchange.linkage import Linkage, Pair, ordered
 from fhircm.exchange.matching import Match
+from fhircm.fhir.invariants import modified
 from fhircm.fhir.query import parse_query
 from fhircm.fhir.systems import COORDINATION
 from fhircm.fhir.validation import check_tree
@@ -114,7 +115,7 @@ async def _ask(store: Store, pair: Pair, match: Match, reason: str, owner: str |
         if (tree.get("reasonCode", {}).get("text"), tree.get("input")) == (reason, told):
             return []
         tree |= {"reasonCode": {"text": reason}, "input": told, "priority": _priority(match)}
-        tree["lastModified"] = human.instant(store.clock())
+        tree["lastModified"] = modified(tree, human.instant(store.clock()))
         return [Put(check_tree(tree), if_version=found.version)]
     a, b = (f"Patient/{one}" for one in pair)
     tree = human.task(id, CODE, DISPLAY, reason, focus=b, patient=a, owner=owner, at=store.clock())
@@ -211,6 +212,6 @@ async def decide(store: Store, pair: Pair, said: str, match: Match, owner: str |
         {"status": "in-progress"},
         {"status": "completed", "output": [output], "note": [{"text": f"Decided by {who}"}]},
     ):
-        tree = {**found.tree, **members, "lastModified": human.instant(store.clock())}
+        tree = {**found.tree, **members, "lastModified": modified(found.tree, human.instant(store.clock()))}
         (found,) = await store.transact([Put(check_tree(tree), if_version=found.version)], origin="hub")
     return found

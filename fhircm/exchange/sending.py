@@ -8,7 +8,7 @@ honours If-None-Exist it is conditional besides. An update is made on what was j
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from fhircm.exchange.capabilities import Capabilities
@@ -194,7 +194,7 @@ class Sender:
             "{identifier}": f"{DELIVERY}|{shipment.key}",
             "{organization}": self.partner.organization.id,
             "{recipient}": next((one["reference"] for one in shipment.tree.get("recipient", []) if "reference" in one), ""),
-            "{day}": str(shipment.tree.get("sent", shipment.tree.get("date", "")))[:10],
+            "{day}": _day_before(shipment.tree),
         }
         if own := habits(self.partner, shipment.type).get("find"):
             return list(fill(own, words).items())
@@ -243,6 +243,12 @@ class Sender:
             ],
         }
         return Put(check_tree(tree))
+
+
+def _day_before(tree: dict[str, Any]) -> str:
+    """The day before something was sent: the partner's clock and time zone may be another day's."""
+    at = str(tree.get("sent", tree.get("date", "")))[:10]
+    return (date.fromisoformat(at) - timedelta(days=1)).isoformat() if at else ""
 
 
 def _of_version(shipment: Shipment) -> list[str]:

@@ -65,6 +65,12 @@ def _moment(text: Any) -> datetime | None:
         return None
 
 
+def modified(tree: dict[str, Any], at: str) -> str:
+    """When a Task is modified that is written at `at`: a clock that was set back, or another machine's, may say a time before its authoredOn."""
+    authored = tree.get("authoredOn")
+    return at if _in_order(authored, at) else str(authored)
+
+
 def _in_order(first: Any, second: Any) -> bool:
     """Whether one time is not after the other; times of different precision are compared as far as both reach."""
     if not isinstance(first, str) or not isinstance(second, str):

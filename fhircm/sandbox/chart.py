@@ -20,7 +20,10 @@ _PATIENT = ("patient", "subject", "for", "beneficiary")
 class Chart:
     """The record of one EHR. Every write is appended to the journal before it is answered."""
 
-    def __init__(self, resources: Iterable[Tree], state: Path | None = None) -> None:
+    def __init__(
+        self, resources: Iterable[Tree], state: Path | None = None, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self.clock = clock
         self._by_key: dict[tuple[str, str], Tree] = {}
         self._of_patient: dict[tuple[str, str], dict[str, None]] = {}
         self._versions: dict[tuple[str, str], list[Tree]] = {}
@@ -68,7 +71,7 @@ class Chart:
         """Take a resource away; its versions stay."""
         self._note({"resourceType": type, "id": id, "_deleted": True})
         self._forget(type, id)
-        self.deleted.append((type, id, datetime.now(UTC)))
+        self.deleted.append((type, id, self.clock()))
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -90,7 +93,7 @@ class Chart:
         version = len(self._versions.get((type, id), ())) + 1
         meta = {
             "versionId": str(version),
-            "lastUpdated": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "lastUpdated": self.clock().isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         }
         stored = {**tree, "id": id, "meta": meta}
         self._note(stored)

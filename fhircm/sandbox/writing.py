@@ -56,6 +56,8 @@ class Writing:
                 raise Wrong(412, "multiple-matches", "the condition finds several")
             if found:
                 return self.resource(found[0], 200, {"Location": self._location(found[0])})
+        if stamped := self.habits["types"][type].get("stamped"):
+            tree = {**tree, stamped: self.chart.clock().isoformat(timespec="seconds")}
         stored = self._stored("POST", tree, body, None)
         if self.habits["create_answer"] == "body":
             return self.resource(stored, 201, {"Location": self._location(stored)})

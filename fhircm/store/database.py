@@ -179,6 +179,13 @@ class SQLite:
 
 # --- PostgreSQL --------------------------------------------------------------------------------------------------------------
 
+_BROKEN = (
+    OSError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+)
 RETRIED = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 
 
@@ -214,8 +221,12 @@ class PostgreSQL:
     async def _acquired(self) -> AsyncIterator[asyncpg.Connection]:
         try:
             async with self._pool.acquire() as connection:
-                yield cast("asyncpg.Connection", connection)
-        except (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
+                try:
+                    yield cast("asyncpg.Connection", connection)
+                except asyncpg.InternalClientError:  # it broke off within a statement, and is of no use to anybody any more
+                    connection.terminate()
+                    raise
+        except _BROKEN as error:
             raise DatabaseUnavailable(f"PostgreSQL does not answer ({type(error).__name__})") from None
 
     @asynccontextmanager

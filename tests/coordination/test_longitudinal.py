@@ -339,3 +339,16 @@ async def test_many_changes_make_one_plan_and_none_is_lost(told):
     assert isinstance(marked, SetTimer)
     await told.store.transact([marked], origin="hub")
     assert await follow.mark(told.context, one) == []  # nobody has begun with it
+
+
+async def test_what_comes_back_of_a_goal_that_a_partner_was_given_stays_as_it_came(told):
+    await told.link()
+    await told.goal(told.a)
+    await told.goal(told.b)
+    await told.remake()
+    (ours,) = [one for one in await told.world.find("Goal", patient=f"Patient/{told.pa}") if follow.is_derived(one)]
+    delivery = {"system": "https://fhircm.example/delivery", "value": f"Goal/{ours['id']}/native"}
+    back = await told.goal(told.b, "back", identifier=[delivery, *ours["identifier"]])
+    assert await told.remake() == 0
+    kept = await told.store.read("Goal", back.removeprefix("Goal/"))
+    assert (kept.version, kept.tree["lifecycleStatus"]) == (1, "active")

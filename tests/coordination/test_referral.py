@@ -383,3 +383,13 @@ async def test_the_number_of_another_referral_moves_only_that_one(referral):
     assert (await referral.task())["status"] == "requested"
     other = await referral.world.store.read("Task", task_id(referral.hospital.id("ServiceRequest/s2")))
     assert other.tree["status"] == "completed"
+
+
+async def test_a_clock_that_was_set_back_stops_no_referral(referral):
+    await referral.order()
+    authored = (await referral.task())["authoredOn"]
+    referral.world.clock.advance(timedelta(minutes=-90))
+    await referral.visit("planned", period={"start": "2026-03-09T09:00:00-05:00"})
+    task = await referral.task()
+    assert task["status"] == "in-progress"
+    assert task["lastModified"] == authored, "a Task that is modified before it was authored is no Task"

@@ -131,7 +131,8 @@ async def _standing(context: Context, patients: Sequence[str]) -> dict[str, Stor
     """What the hub made for these records before, by reference; retired goals, too."""
     asked = [(type, of(one)) for one in patients for type, of in (("CarePlan", plan_id), ("CareTeam", team_id))]
     found = list((await context.store.read_many(asked)).values())
-    found += [one for one in await context.find("Goal", patients_value(list(patients))) if is_derived(one.tree)]
+    goals = [one for one in await context.find("Goal", patients_value(list(patients))) if is_derived(one.tree)]
+    found += [one for one in goals if not one.tree.get("meta", {}).get("source")]  # a partner's copy of one comes back as its own
     return {f"{one.type}/{one.id}": one for one in found}
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import replace
-from datetime import timedelta
+from datetime import date, timedelta
 
 import pytest
 
@@ -260,3 +260,31 @@ async def test_two_workers_at_once_deliver_once(world, act):
 def test_scopes_of_both_versions_are_understood(scopes, create, patch):
     assert allows(scopes.split(), "Task", "create") == create
     assert allows(scopes.split(), "Task", "patch") == patch
+
+
+async def test_news_of_a_merged_record_reaches_whoever_knows_the_one_in_its_place(world, act):
+    world.hospital.partner = replace(world.hospital.partner, deliver={"care-plan-changed": [["message"]]})
+    await world.push(world.hospital)
+    double, kept = (act.at(world.clinic, f"Patient/{id}") for id in ("c1-double", "c1"))
+    link = [{"type": "replaced-by", "other": act.ref(kept)}]
+    await world.pulled(world.clinic, {"resourceType": "Patient", "id": "c1-double", "active": False, "link": link})
+    plan = {"resourceType": "CarePlan", "id": "plan", "status": "revoked", "intent": "plan", "subject": act.ref(double)}
+    await world.write({**plan, "category": [{"coding": [{"code": "longitudinal"}]}]})
+    world.clock.advance(timedelta(seconds=11))
+    await world.push(world.hospital)
+    assert [one["subject"]["reference"] for one in world.hospital.all("Communication")] == ["Patient/p1"]
+
+
+async def test_a_message_whose_answer_was_lost_is_found_on_a_partner_with_the_date_of_another_day(world, act):
+    await known(world, act, 11)
+    find = {"received": "ge{day}", "patient": "{patient}"}
+    world.clinic.partner = replace(world.clinic.partner, outbound={"Communication": {"find": find}})
+    asked, search = [], world.clinic.search
+    world.clinic.search = lambda type, parameters: asked.append(parameters) or search(type, parameters)
+    await message(world, act, "h11", "news")
+    world.clinic.fail("POST", "Communication", "lost")
+    await world.push(world.clinic)
+    world.clock.advance(timedelta(seconds=30))
+    await world.push(world.clinic)
+    ((made,),) = [world.clinic.all("Communication")]
+    assert asked[0]["received"] == f"ge{date.fromisoformat(made['sent'][:10]) - timedelta(days=1)}"
