@@ -200,7 +200,9 @@ async def natively_alike(storm, hub, name) -> None:
         ours = named(json.loads(fhir_json.dumps(adapt(partner, await written(case)))))
         there = named(there)
         touched = {member for at, kind, one, member in storm.people.touched if (at, kind, one) == (name, type, there["id"])}
-        differ = [member for member in sorted({*ours} - OWN - touched) if not says(there.get(member), ours[member])] + list({*there} - {*ours} - OWN - touched)
+        differ = [member for member in sorted({*ours} - OWN - touched) if not says(there.get(member), ours[member])] + list(
+            {*there} - {*ours} - OWN - touched
+        )
         storm.weather.happened["resources kept alike"] += 1
         shown = {member: (ours.get(member), there.get(member)) for member in differ}
         assert not differ, wrong(

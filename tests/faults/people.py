@@ -168,7 +168,9 @@ class People:
         if one is None:
             return
         member = self.random.choice(["note", "note", "description", "title", "status"])
-        if (member == "status" and "status" not in one) or (member in ("title", "description") and one["resourceType"] != "CarePlan"):
+        if (member == "status" and "status" not in one) or (
+            member in ("title", "description") and one["resourceType"] != "CarePlan"
+        ):
             member = "note"
         text = f"by hand {self.random.randrange(10**9)}"
         value = {"note": [{"text": text}], "status": "on-hold" if one.get("status") != "on-hold" else "active"}.get(member, text)
