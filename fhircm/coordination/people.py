@@ -13,6 +13,7 @@ from fhircm.coordination.codes import codings
 from fhircm.coordination.context import Context, Record, any_of, token
 from fhircm.coordination.times import moment
 from fhircm.fhir.references import parse_reference
+from fhircm.fhir.systems import LONGITUDINAL
 from fhircm.store.resources import Stored
 
 Tree = dict[str, Any]
@@ -52,11 +53,11 @@ async def deceased(record: Record, patients: list[str]) -> bool:
 async def in_role(context: Context, role: Tree, patients: list[str], organization: Stored | None) -> Tree | None:
     """A Reference to who has a role for this human: from an active CareTeam, else by PractitionerRole at the organisation.
 
-    The first record's own team goes before those of the records that are linked to it.
+    The first record's own team goes before those of the records that are linked to it, and these before the one that the hub makes out of all.
     """
     wanted = set(codings(role))
     teams = await context.find("CareTeam", patients_value(patients), ("status", "active"))
-    for team in sorted(teams, key=lambda team: (patient_of(team.tree) != patients[0], team.id)):
+    for team in sorted(teams, key=lambda team: (_is_made(team.tree), patient_of(team.tree) != patients[0], team.id)):
         for participant in team.tree.get("participant", []):
             if wanted & set(codings(participant.get("role", []))) and _current(participant, context.now()):
                 who = await context.follow(participant.get("member"))
@@ -69,6 +70,10 @@ async def in_role(context: Context, role: Tree, patients: list[str], organizatio
             if who.tree.get("active") is not False and _current(who.tree, context.now()):
                 return await named(context, who)
     return None
+
+
+def _is_made(team: Tree) -> bool:
+    return any(one.get("system") == LONGITUDINAL for one in team.get("identifier", []))
 
 
 def _current(tree: Tree, now: datetime) -> bool:

@@ -6,7 +6,8 @@ import pytest
 
 from fhircm.coordination import escalation
 from fhircm.fhir.outcome import VersionConflict
-from fhircm.fhir.validation import check
+from fhircm.fhir.systems import LONGITUDINAL
+from fhircm.fhir.validation import check, check_tree
 from fhircm.store.operations import FinishTimer, Put
 from fhircm.store.timers import StaleClaim
 
@@ -49,6 +50,21 @@ async def pass_to(world, day, hour=6):
     done = await world.timers()
     await world.react()
     return done
+
+
+async def test_a_team_of_the_record_goes_before_the_one_that_the_hub_makes_out_of_all(opened):
+    await opened.lakeside.put("Practitioner/x", name=[{"text": "Dr. Elsewhere"}])
+    made = {
+        "resourceType": "CareTeam",
+        "id": "0",  # before any other
+        "identifier": [{"system": LONGITUDINAL, "value": "p1"}],
+        "status": "active",
+        "subject": opened.lakeside.ref("Patient/p1"),
+        "participant": [{"role": role("446050000"), "member": opened.lakeside.ref("Practitioner/x")}],
+    }
+    await opened.store.transact([Put(check_tree(made))], origin="hub")
+    await pass_to(opened, 5)
+    assert (await contact(opened))["owner"]["display"] == "Dr. Primary"
 
 
 async def test_nothing_happens_before_its_time(opened):

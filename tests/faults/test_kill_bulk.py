@@ -10,9 +10,9 @@ from time import monotonic
 
 import httpx
 
-from fhircm.exchange.backend_auth import public_jwks, signing_key
 from fhircm.exchange.bulk_export import kept
 from fhircm.exchange.bulk_state import Phase
+from fhircm.exchange.client_keys import public_jwks, signing_key
 from fhircm.store.database import open_database
 from fhircm.store.operations import START
 from fhircm.store.resources import Store
