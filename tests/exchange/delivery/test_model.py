@@ -8,33 +8,11 @@ import pytest
 
 from fhircm.exchange.dead_letters import letters
 from fhircm.exchange.due import queue
+from tests.exchange.delivery.mortal import Killed, Mortal
 
 FAULTS = ["down", "late", "lost", 500, "html", "done, then html", (503, {"Retry-After": "7"}), (429, {"Retry-After": "30"})]
 LONGITUDINAL = [{"coding": [{"system": "https://fhircm.example/CodeSystem/coordination", "code": "longitudinal"}]}]
 STEPS = 40
-
-
-class Killed(BaseException):
-    """The process ends here."""
-
-
-class Mortal:
-    """A store that dies at its nth write: before it is done, or right after."""
-
-    def __init__(self, store, moment, after):
-        self.store, self.moment, self.after = store, moment, after
-
-    def __getattr__(self, name):
-        return getattr(self.store, name)
-
-    async def transact(self, operations, *, origin):
-        self.moment -= 1
-        if self.moment == 0 and not self.after:
-            raise Killed
-        stored = await self.store.transact(operations, origin=origin)
-        if self.moment == 0:
-            raise Killed
-        return stored
 
 
 @pytest.fixture

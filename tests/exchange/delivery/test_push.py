@@ -8,6 +8,7 @@ import pytest
 
 from fhircm.exchange.push import parked, replay
 from fhircm.fhir.outcome import NotFound
+from tests.exchange.delivery.mortal import Killed, Mortal
 
 REFERRAL = "https://fhircm.example/referral"
 
@@ -438,29 +439,6 @@ async def test_an_unusable_deliver_stops_before_anything_is_sent(world, act):
     await act.referral(world)
     with pytest.raises(ValueError, match="pigeon is no way"):
         await world.push(world.clinic)
-
-
-class Killed(BaseException):
-    """The process ends here."""
-
-
-class Mortal:
-    """A store that dies at its nth write: before it is done, or right after."""
-
-    def __init__(self, store, moment, after):
-        self.store, self.moment, self.after = store, moment, after
-
-    def __getattr__(self, name):
-        return getattr(self.store, name)
-
-    async def transact(self, operations, *, origin):
-        self.moment -= 1
-        if self.moment == 0 and not self.after:
-            raise Killed
-        stored = await self.store.transact(operations, origin=origin)
-        if self.moment == 0:
-            raise Killed
-        return stored
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
