@@ -245,8 +245,6 @@ async def test_pages_without_the_person_s_fault_are_sound_too(chromium, served):
         await page.goto("/oauth/authorize/unknown")
         await sound(page, "phone-14-over")
         await page.goto("/signin")
-        await page.keyboard.press("Shift+Tab")
-        await page.keyboard.press("Tab")
         await type_by_keyboard(page, "", "")
         assert await page.locator("#error-username").is_visible()
         await sound(page, "phone-15-empty")
