@@ -25,7 +25,7 @@ from fhircm.access.roles import unknown
 from fhircm.access.sealing import Seal
 from fhircm.access.sessions import Sessions
 from fhircm.attendance import Turn
-from fhircm.coordination import build, task_states
+from fhircm.coordination import build, rules, task_states
 from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.longitudinal import follow, words
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fhircm.wiring")
 
-RULES = (task_states.RULE, audit.RULE)
+RULES = (*rules.RULES, audit.RULE)
 _SKEW = timedelta(seconds=1)  # by how much the clocks of machines that share a database may differ
 _SLICE = timedelta(seconds=30)  # of a pull, before the partner is told what is due to it and others have their turn
 _BULK_LOOK = timedelta(minutes=1)  # between two looks whether an export of a partner is due

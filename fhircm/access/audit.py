@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 from fhircm.access.audit_journal import Event, Journal
 from fhircm.fhir.outcome import Forbidden
 from fhircm.fhir.systems import CLIENT, HUB, OPERATION, SECURITY, SERVER
-from fhircm.store.operations import WriteRule
+from fhircm.store.operations import Write, WriteRule
 from fhircm.store.stored import Stored, instant, moment
 
 if TYPE_CHECKING:
@@ -345,12 +345,12 @@ def audit_event(event: Event, patients: Sequence[str], base_url: str) -> Tree:
 # --- who may write it ----------------------------------------------------------------------------------------------------------
 
 
-def _keep(previous: Tree | None, new: Tree | None, origin: str) -> None:
-    if origin == "hub":
+def _keep(write: Write) -> None:
+    if write.origin == "hub":
         return
-    if previous is not None or new is None:
+    if write.previous is not None or write.new is None:
         raise Forbidden("An AuditEvent is neither changed nor deleted: it tells what was")
-    if SERVER in str(new):
+    if SERVER in str(write.new):
         raise Forbidden(f"Only the hub speaks in the name of {SERVER}", "AuditEvent.source.observer")
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from fhircm.access.principal import Principal
 from fhircm.access.visibility import narrowing
 from fhircm.fhir.definitions import definitions
+from fhircm.fhir.outcome import Forbidden, Gone, NotFound
 from fhircm.fhir.query import Query, parse_query
 from fhircm.fhir.terminology.artefacts import TYPES, Artefact, Canonical
 from fhircm.fhir.terminology.expansion import Expansion
@@ -37,6 +39,14 @@ class GuardedStore:
         """Raises Forbidden, NotFound, Gone."""
         self.principal.require("r", type)
         return await self.store.read(type, id, self._narrowing("r"))
+
+    async def read_many(self, references: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Stored]:
+        """The current versions of those that exist and are seen; what the caller may not read is not among them."""
+        found = {}
+        for type, id in sorted(set(references)):
+            with suppress(Forbidden, NotFound, Gone):
+                found[type, id] = await self.read(type, id)
+        return found
 
     async def vread(self, type: str, id: str, version: int) -> Stored:
         """Raises Forbidden, NotFound, Gone."""
@@ -91,13 +101,13 @@ class GuardedStore:
             updating = self._narrowing("u") or _WHOLE
             updated = {type: updating.by_type[type] for verb, type in needed if verb == "u" and type not in within.by_type}
             operations = replace(operations, within=replace(within, by_type={**within.by_type, **updated}))
-        return await self.store.transact(operations, origin=self.principal.origin, guard=guard)
+        return await self.store.transact(operations, origin=self.principal.origin, guard=guard, actor=self.principal.actor)
 
     async def rehearse(self, operations: Sequence[Put | Delete], needs: Iterable[tuple[str, str]]) -> None:
         """Whether a write would be accepted: nothing is written. Raises what `transact` raises."""
         for verb, type in needs:
             self.principal.require(verb, type)
-        await self.store.rehearse(operations, origin=self.principal.origin, guard=self._guard())
+        await self.store.rehearse(operations, origin=self.principal.origin, guard=self._guard(), actor=self.principal.actor)
 
     async def identified(self, system: str | None, value: str, born: str) -> list[str]:
         """The ids of Patients with an identifier (of any system: None) and a date of birth, seen or not.
@@ -137,6 +147,10 @@ class GuardedStore:
     ) -> Expansion:
         """A value set of the library, computed. Raises CannotCompute, TooCostly."""
         return self.store.terminology.expansion(library, value_set, versions, without, only)
+
+    def clock(self) -> datetime:
+        """The time by the store's clock, as `Store.clock` has it."""
+        return self.store.clock()
 
     @property
     def now(self) -> datetime:

@@ -10,6 +10,7 @@ from typing import Any
 from fhircm.access.roles import roles
 from fhircm.access.scopes import Scope, allows, limited, parse_scopes
 from fhircm.fhir.outcome import Forbidden
+from fhircm.store.operations import Actor
 from fhircm.store.visibility import MANY
 
 _VERBS = {"c": "create", "r": "read", "u": "update", "d": "delete", "s": "search"}
@@ -42,6 +43,11 @@ class Principal:
     def origin(self) -> str:
         """How its writes are named in the change log."""
         return f"client:{self.client_id}"
+
+    @property
+    def actor(self) -> Actor:
+        """Who it is to the rules of what is written. A custodian system speaks for everyone: it brings what others have done."""
+        return Actor(self.known_as, everyone=self.user is None and self.sees_everything)
 
     @property
     def account(self) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from fhircm.access.guarded_store import GuardedStore
 from fhircm.coordination.build import reference
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.protocol import Pathway
@@ -23,9 +24,9 @@ _PAGE = 500
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Everything that is on record, to be read."""
+    """Everything that is on record, to be read; with a guarded store, what its principal may see of it."""
 
-    store: Store
+    store: Store | GuardedStore
 
     async def get(self, type: str, id: str) -> Stored | None:
         """The current version, unless there is none or it is deleted."""
@@ -69,6 +70,7 @@ class Context(Record):
     nothing.
     """
 
+    store: Store  # all of it
     organization: str
     organization_name: str
     calendar: BusinessCalendar

@@ -20,7 +20,7 @@ import yaml
 from fhircm.coordination.codes import FULFILL, codings
 from fhircm.fhir.artefacts import folder
 from fhircm.fhir.outcome import IllegalTransition
-from fhircm.store.operations import WriteRule
+from fhircm.store.operations import Write, WriteRule
 
 Tree = dict[str, Any]
 REFERRAL_PROFILE = "https://fhircm.example/StructureDefinition/referral-task"
@@ -143,8 +143,10 @@ def is_open(task: Tree) -> bool:
     return task["status"] not in machine("Task").terminal
 
 
-def enforce(previous: Tree | None, new: Tree, origin: str) -> None:
+def enforce(write: Write) -> None:
     """The write rule of Tasks and ServiceRequests. Raises IllegalTransition with the states that are allowed."""
+    previous, new, origin = write.previous, write.new, write.origin
+    assert new is not None
     table = machine_of(new, previous)
     snapshot = origin.startswith("partner:") or origin == "load"
     if previous is None:

@@ -6,6 +6,7 @@ https://hl7.org/fhir/R4/operations.html
 
 from __future__ import annotations
 
+from fhircm.operations.acting import VERBS, acting
 from fhircm.operations.break_glass import break_glass
 from fhircm.operations.bulk_import import bulk_import
 from fhircm.operations.definition import Operation, load
@@ -43,5 +44,6 @@ OPERATIONS: dict[str, Operation] = {
         "translate": translate,
         "validate": validate,
         "value-set-validate-code": validate_in_value_set,
+        **{name: acting(verb) for name, verb in VERBS.items()},
     }.items()
 }

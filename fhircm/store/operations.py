@@ -43,15 +43,43 @@ class Position(NamedTuple):
 START = Position(0, 0)
 
 
-class WriteRule(NamedTuple):
-    """What every write of these types must obey: `check(previous, new, origin)` raises what is wrong. Without a previous version: None.
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who writes: the references by which resources name them. `everyone`: a system that acts for whoever is concerned."""
 
-    `deletes`: it is asked of a deletion, too, with nothing new.
+    known_as: frozenset[str]
+    everyone: bool = False
+
+    def is_(self, element: Mapping[str, Any] | None) -> bool:
+        """Whether a Reference names them."""
+        return self.everyone or (element or {}).get("reference") in self.known_as
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One write of a resource, as a rule sees it, under the lock of that resource.
+
+    `previous` None: there was none; `new` None: it is deleted. `actor` None: the hub itself, or a record that comes from elsewhere
+    (`origin` says from where).
+    """
+
+    previous: dict[str, Any] | None
+    new: dict[str, Any] | None
+    origin: str
+    actor: Actor | None = None
+
+
+class WriteRule(NamedTuple):
+    """What every write of these types must obey: `check` raises what is wrong.
+
+    `deletes`: it is asked of a deletion, too. `facts`: what else is true with the write, in the same transaction: with `if_absent` a fact
+    is held by one resource at a time, however many are written at the same moment.
     """
 
     types: frozenset[str]
-    check: Callable[[dict[str, Any] | None, Any, str], None]
+    check: Callable[[Write], None]
     deletes: bool = False
+    facts: Callable[[Write], Sequence[SetState]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +181,7 @@ class SetState:
     if_absent: bool = False
     if_present: bool = False  # with value None only
     if_equal: dict[str, Any] | None = None  # with value None only: another value stays, without a word
+    otherwise: str = ""  # what the Conflict says to people
 
 
 @dataclass(frozen=True, slots=True)

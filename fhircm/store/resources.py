@@ -39,6 +39,7 @@ from fhircm.store.guides import GuidesFollowed, GuidesMoved
 from fhircm.store.history import HistoryPage, HistoryQuery, history_page
 from fhircm.store.labels import labels_in_use
 from fhircm.store.operations import (
+    Actor,
     CancelTimer,
     Change,
     ClearStates,
@@ -59,6 +60,7 @@ from fhircm.store.operations import (
     SetState,
     SetTimer,
     Timer,
+    Write,
     WriteRule,
 )
 from fhircm.store.quarantine import Held
@@ -81,6 +83,7 @@ from fhircm.store.visibility import Viewer
 from fhircm.store.write_guard import WriteGuard
 
 __all__ = [
+    "Actor",
     "CancelTimer",
     "Change",
     "ClearStates",
@@ -105,6 +108,7 @@ __all__ = [
     "Store",
     "Stored",
     "Timer",
+    "Write",
     "WriteRule",
 ]
 
@@ -288,27 +292,37 @@ class Store:
 
     # --- writing -------------------------------------------------------------------------------------------------------------
 
-    async def transact(self, operations: Sequence[Op] | Plan, *, origin: str, guard: WriteGuard | None = None) -> list[Stored]:
-        """Do all of it or nothing; returns what was stored for each Put and Delete, in order. `guard`: what the writer may.
+    async def transact(
+        self, operations: Sequence[Op] | Plan, *, origin: str, guard: WriteGuard | None = None, actor: Actor | None = None
+    ) -> list[Stored]:
+        """Do all of it or nothing; returns what was stored for each Put and Delete, in order. `guard`: what the writer may; `actor`: who it is.
 
         A plan is asked what to do inside the transaction. Raises Forbidden for what the guard does not let through. Raises what it raises, VersionConflict, Invalid (a reference to nowhere, with its path), Conflict (a delete of what others refer to, a fact
         that is there already), NotFound (a delete of nothing), CursorMoved, StaleClaim, and what a write rule raises.
         """
-        return await self._attempted(operations, origin, guard)
+        return await self._attempted(operations, origin, guard, actor)
 
     def check_rules(self, previous: Stored | None, new: Checked, origin: str) -> None:
         """What a write of this would have to obey, before it is written. Raises what the rules for its type raise."""
         for rule in self.rules:
             if new.type in rule.types:
-                rule.check(previous.tree if previous else None, new.tree, origin)
+                rule.check(Write(previous.tree if previous else None, new.tree, origin))
 
-    async def rehearse(self, operations: Sequence[Op], *, origin: str, guard: WriteGuard | None = None) -> None:
+    async def rehearse(
+        self, operations: Sequence[Op], *, origin: str, guard: WriteGuard | None = None, actor: Actor | None = None
+    ) -> None:
         """Do all of it as `transact` does, and take it back: nothing is written. Raises what `transact` raises."""
         with suppress(_Rehearsed):
-            await self._attempted(operations, origin, guard, rehearsal=True)
+            await self._attempted(operations, origin, guard, actor, rehearsal=True)
 
     async def _attempted(
-        self, operations: Sequence[Op] | Plan, origin: str, guard: WriteGuard | None, *, rehearsal: bool = False
+        self,
+        operations: Sequence[Op] | Plan,
+        origin: str,
+        guard: WriteGuard | None,
+        actor: Actor | None,
+        *,
+        rehearsal: bool = False,
     ) -> list[Stored]:
         for attempt in range(ATTEMPTS):
             await self.guides.follow()
@@ -317,7 +331,7 @@ class Store:
                     planned = operations
                     if isinstance(operations, Plan):
                         planned = await self._planned(connection, operations)
-                    stored = await self._write(connection, planned, origin, guard)
+                    stored = await self._write(connection, planned, origin, guard, actor)
                     if rehearsal:
                         raise _Rehearsed
                     return stored
@@ -341,13 +355,14 @@ class Store:
         return plan.make(found)
 
     async def _write(
-        self, connection: Connection, operations: Sequence[Op], origin: str, guard: WriteGuard | None
+        self, connection: Connection, operations: Sequence[Op], origin: str, guard: WriteGuard | None, actor: Actor | None
     ) -> list[Stored]:
         writes = [one for one in operations if isinstance(one, Put | Delete)]
         dialect, now = self.database.dialect, self.clock()
         stored: list[Stored] = []
+        facts: list[SetState] = []
         if writes:
-            stored = await write_resources(
+            stored, facts = await write_resources(
                 connection,
                 dialect,
                 writes,
@@ -357,9 +372,11 @@ class Store:
                 confirm=self.guides.confirm,
                 words=self.full_text,
                 guard=guard,
+                actor=actor,
             )
         # In one order for everybody, so that two transactions wait for each other at most, never both ways.
-        for operation in sorted((one for one in operations if not isinstance(one, Put | Delete)), key=_order):
+        others = [one for one in operations if not isinstance(one, Put | Delete)]
+        for operation in sorted([*others, *facts], key=_order):
             match operation:
                 case SetTimer():
                     await timing.set_timer(connection, operation)
@@ -559,14 +576,14 @@ class Store:
         await self.database.close()
 
 
-def _order(operation: Op) -> tuple[str, str]:
+def _order(operation: Op) -> tuple[str, ...]:
     match operation:
         case SetTimer(key=key) | CancelTimer(key=key):
             return "1", key
         case FinishTimer(timer=timer) | RepeatTimer(timer=timer):
             return "2", timer.key
-        case SetState(namespace=namespace, key=key):
-            return "3", f"{namespace} {key}"
+        case SetState(namespace=namespace, key=key, value=value):
+            return "3", f"{namespace} {key}", "" if value is None else "set"  # one lets go of a fact before another takes it
         case ClearStates(namespace=namespace):
             return "3", namespace
         case MoveCursor(name=name):

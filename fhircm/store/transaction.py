@@ -17,7 +17,7 @@ from fhircm.fhir.outcome import Conflict, FhirError, Forbidden, Gone, Invalid, I
 from fhircm.fhir.query import Query
 from fhircm.fhir.references import Reference
 from fhircm.store.database import Connection
-from fhircm.store.operations import Delete, Narrowing, Put, SetState, WriteRule
+from fhircm.store.operations import Actor, Delete, Narrowing, Put, SetState, Write, WriteRule
 from fhircm.store.search_rows import SearchRows, delete_search_rows, insert_statements, search_rows, write_search_rows
 from fhircm.store.stored import Stored, instant, micros
 from fhircm.store.write_guard import WriteGuard, referred_to, require_open, require_same_identity, seen
@@ -46,8 +46,9 @@ async def write_resources(
     confirm: Callable[[Connection], Awaitable[None]],
     words: bool = False,
     guard: WriteGuard | None = None,
-) -> list[Stored]:
-    """Write resources in the transaction of this connection; see Store.transact for what it raises.
+    actor: Actor | None = None,
+) -> tuple[list[Stored], list[SetState]]:
+    """Write resources in the transaction of this connection, and what the rules want to be true with them; see Store.transact for what it raises.
 
     `guard`: what the writer may. `confirm` makes sure that the search parameters in force are known, right before the rows are made of them.
     """
@@ -65,12 +66,7 @@ async def write_resources(
             _check_condition(write, current.get(_identity(write)))
     puts = [write for write in writes if isinstance(write, Put)]
     deletes = [write for write in writes if isinstance(write, Delete) and not current[_identity(write)].deleted]
-    await _check_rules(connection, puts, current, rules, origin)
-    for delete in deletes:
-        with _About(_identity(delete)):
-            for rule in rules:
-                if rule.deletes and delete.type in rule.types:
-                    rule.check({}, None, origin)
+    facts = await _check_rules(connection, (*puts, *deletes), current, rules, origin, actor)
     if deletes and dialect == "postgresql":  # before anything of them is written: waits for those who are about to refer to them
         doomed = sorted(current[_identity(delete)].key for delete in deletes)
         await connection.execute("SELECT key FROM resource WHERE key = ANY($1::bigint[]) ORDER BY key FOR UPDATE", doomed)
@@ -98,7 +94,7 @@ async def write_resources(
         await write_versions(connection, list(stored.values()), trees, current, origin, words)
     if guard is not None:
         await _require_still_seen(connection, dialect, guard, puts, stored)
-    return [stored.get(_identity(write)) or _deleted_before(write, current, now) for write in writes]
+    return [stored.get(_identity(write)) or _deleted_before(write, current, now) for write in writes], facts
 
 
 class _About:
@@ -254,22 +250,32 @@ async def _hidden(
 
 
 async def _check_rules(
-    connection: Connection, puts: Sequence[Put], current: Mapping[Identity, _Current], rules: Sequence[WriteRule], origin: str
-) -> None:
-    for put in puts:
-        concerned = [rule for rule in rules if put.resource.type in rule.types]
+    connection: Connection,
+    writes: Sequence[Put | Delete],
+    current: Mapping[Identity, _Current],
+    rules: Sequence[WriteRule],
+    origin: str,
+    actor: Actor | None,
+) -> list[SetState]:
+    facts: list[SetState] = []
+    for write in writes:
+        identity, deletes = _identity(write), isinstance(write, Delete)
+        concerned = [rule for rule in rules if identity[0] in rule.types and (rule.deletes or not deletes)]
         if not concerned:
             continue
-        found = current.get(_identity(put))
+        found = current.get(identity)
         previous = None
         if found and not found.deleted:
             body = await connection.fetchval(
                 "SELECT body FROM version WHERE resource_key = $1 AND version = $2", found.key, found.version
             )
             previous = json.loads(bytes(body))
-        with _About(_identity(put)):
+        seen = Write(previous, None if isinstance(write, Delete) else write.resource.tree, origin, actor)
+        with _About(identity):
             for rule in concerned:
-                rule.check(previous, put.resource.tree, origin)
+                rule.check(seen)
+                facts += rule.facts(seen) if rule.facts else ()
+    return facts
 
 
 async def _check_references(
@@ -468,7 +474,7 @@ async def set_state(connection: Connection, change: SetState) -> None:
             "DELETE FROM state WHERE namespace = $1 AND key = $2 RETURNING key", change.namespace, change.key
         )
         if removed is None and change.if_present:
-            raise Conflict(f"{change.key} is not there any more")
+            raise Conflict(change.otherwise or f"{change.key} is not there any more")
         return
     otherwise = "NOTHING" if change.if_absent else "UPDATE SET value = excluded.value"
     written = await connection.fetchval(
@@ -478,4 +484,4 @@ async def set_state(connection: Connection, change: SetState) -> None:
         std_json.dumps(change.value),
     )
     if written is None:
-        raise Conflict(f"{change.key} is there already")
+        raise Conflict(change.otherwise or f"{change.key} is there already")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fhircm.coordination.evidence import Evidence, aim, next_step, task_code
 from fhircm.coordination.task_states import business, enforce, machine
+from fhircm.store.operations import Write
 from fhircm.store.stored import Stored
 
 TABLE = machine("Task", "referral")
@@ -68,7 +69,7 @@ def walk(task, found, because_of):
 def test_every_step_is_legal_and_there_is_an_end(task, found, because_of):
     steps = walk(task, found, because_of)
     for before, after in pairwise(steps):
-        enforce(before, after, "hub")
+        enforce(Write(before, after, "hub"))
         assert before != after
 
 

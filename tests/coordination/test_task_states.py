@@ -11,7 +11,7 @@ from fhircm.fhir.definitions import definitions
 from fhircm.fhir.outcome import IllegalTransition
 from fhircm.fhir.validation import check
 from fhircm.store.database import open_database
-from fhircm.store.operations import Put
+from fhircm.store.operations import Put, Write
 from fhircm.store.resources import Store
 
 TABLES = [machine("Task"), machine("Task", "referral"), machine("ServiceRequest")]
@@ -31,7 +31,7 @@ def resource(table, status, code=None, **members):
 
 def is_legal(previous, new, origin="client:x"):
     try:
-        enforce(previous, new, origin)
+        enforce(Write(previous, new, origin))
     except IllegalTransition:
         return False
     return True
@@ -117,7 +117,7 @@ def test_the_text_names_the_states_that_are_allowed():
     ]
     for previous, new, text in cases:
         with pytest.raises(IllegalTransition) as caught:
-            enforce(previous, new, "client:x")
+            enforce(Write(previous, new, "client:x"))
         assert text in str(caught.value)
         assert caught.value.status == 422
         assert caught.value.issues[0].expression in ("Task.status", "ServiceRequest.status", "Task.businessStatus")

@@ -1,0 +1,11 @@
+"""THE list of what every write of coordination must obey, over every way in: REST, bundles, operations, pulls, messages, loads.
+
+To add a rule: a function in `coordination/` that takes a Write and raises what is wrong, its WriteRule, and a line here.
+"""
+
+from __future__ import annotations
+
+from fhircm.coordination import task_states
+from fhircm.store.operations import WriteRule
+
+RULES: tuple[WriteRule, ...] = (task_states.RULE,)

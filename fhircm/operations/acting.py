@@ -1,0 +1,32 @@
+"""The operations on resources of coordination: one line each, for the verbs are in `fhircm/coordination/`.
+
+To add one: its OperationDefinition in `profiles/operation/`, whose description says what it means, and a line in VERBS.
+"""
+
+from __future__ import annotations
+
+from fhircm.coordination import answering
+from fhircm.coordination.acting import Verb, act
+from fhircm.operations.call import Answer, Call
+from fhircm.operations.definition import Function
+
+# The name of its definition in profiles/operation/: the verb.
+VERBS: dict[str, Verb] = {
+    "task-accept": answering.accept,
+    "task-decline": answering.decline,
+}
+
+
+def acting(verb: Verb) -> Function:
+    """The operation that carries out a verb at an instance, and answers with how it stands after that."""
+
+    async def operation(call: Call) -> Answer:
+        assert call.type is not None
+        assert call.id is not None
+        said: dict[str, list[object]] = {}
+        for argument in call.arguments:
+            said.setdefault(argument.name, []).append(argument.value)
+        stored = await act(call.store, verb, call.type, call.id, said, if_version=call.if_version)
+        return Answer(stored.body, headers={"ETag": f'W/"{stored.version}"'})
+
+    return operation
