@@ -104,7 +104,7 @@ class Importer:
 
 @pytest.fixture
 async def importer(store, clock):
-    store.rules = (RULES,)
+    store.rules = RULES
     async with served() as files:
         opened = Importer(store, clock, files)
         yield opened
