@@ -122,7 +122,7 @@ def next_step(task: Tree, found: Evidence, because_of: str, now: str) -> Tree | 
     table, status = machine("Task", "referral"), task["status"]
     if status in table.terminal:
         members = _outputs(task, found) if status == "completed" else {}
-        return (members | _in_line(task, status)) or None
+        return (members | in_line(task, status)) or None
     goal = aim(found)
     fresh = because_of in ("Encounter", "DocumentReference")
     if goal is not None and (fresh or goal[0] in table.terminal or status in ("draft", "requested", "accepted")):
@@ -130,7 +130,7 @@ def next_step(task: Tree, found: Evidence, because_of: str, now: str) -> Tree | 
             return _towards(task, found, goal, now)
         if task_code(task) != goal[1] and _fits(task, status, goal[1]):
             return {"businessStatus": business().concept(goal[1]), "statusReason": None, **_outputs(task, found)}
-    return (_outputs(task, found) | _in_line(task, status)) or None
+    return (_outputs(task, found) | in_line(task, status)) or None
 
 
 def task_code(task: Tree) -> str | None:
@@ -149,7 +149,7 @@ def _fits(task: Tree, status: str, code: str) -> bool:
     return (table.machine.reaches if behind else table.machine.may)(before, code)
 
 
-def _in_line(task: Tree, status: str) -> Tree:
+def in_line(task: Tree, status: str) -> Tree:
     """The business status that goes with a status which somebody set alone, if it can follow the one there."""
     codes = business().of.get(status)
     if codes is None or task_code(task) in codes or not _fits(task, status, codes[0]):
@@ -161,7 +161,7 @@ def _towards(task: Tree, found: Evidence, goal: tuple[str, str, str], now: str) 
     """One legal step from where the Task is to where it should be."""
     status, code, why = goal
     step = (machine("Task", "referral").path(task["status"], status) or [status])[0]
-    members: Tree = {"status": step, "statusReason": None, **_in_line(task, step)}
+    members: Tree = {"status": step, "statusReason": None, **in_line(task, step)}
     if step == status:
         if _fits(task, step, code):
             members["businessStatus"] = business().concept(code)
