@@ -13,7 +13,7 @@ from fhircm.coordination.build import edit, instant, reference
 from fhircm.coordination.codes import own
 from fhircm.coordination.context import Context
 from fhircm.coordination.evidence import in_line
-from fhircm.coordination.task_states import is_open, is_referral, machine, mirrored
+from fhircm.coordination.task_states import is_open, is_referral, mirrored, protocol_of
 from fhircm.store.resources import Op, Stored
 
 Tree = dict[str, Any]
@@ -83,7 +83,7 @@ def _members(tree: Tree, children: dict[str, list[Stored]], now: str) -> Tree:
         goal = "completed"
     elif any(distribution.has_it(task) for task in tasks) and tree["status"] in ("requested", "accepted"):
         goal = "in-progress"
-    way = machine("Task", "referral").path(tree["status"], goal) if goal else None
+    way = protocol_of(tree).machine.path(tree["status"], goal) if goal else None
     if way:
         members |= {"status": way[0], "statusReason": None, **in_line(tree, way[0])}
         if way[0] in ("in-progress", "completed"):

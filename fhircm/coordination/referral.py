@@ -172,6 +172,7 @@ async def _move(context: Context, task: Stored, because_of: str) -> list[Op]:
     if await _is_its(context, task):
         members = evidence.next_step(task.tree, found, because_of, instant(context.now())) or {}
         members |= await referral_times.moved(context, task, members.get("status", task.tree["status"]))
+        operations += await loops.asked_to_stop(context, task, evidence.stop_is_to_be_asked_for(task.tree, found))
     return [*operations, edit(task, **members, lastModified=instant(context.now()))] if members else operations
 
 
