@@ -47,7 +47,9 @@ async def give_out(context: Context, order: Stored) -> list[Op]:
     operations: list[Op] = [_withdraw(context, one, "not-asked-any-more") for one in earlier]
     asked, why = await _next(context, order, said, here, first=not tasks)
     operations += asked
-    operations += await nobody_is_asked(context, order, None if _open(by_hand) else why, focused)
+    if _open(by_hand) or (why and await intermediary.orders_below(context, order)):
+        why = None  # somebody was asked in another way
+    operations += await nobody_is_asked(context, order, why, focused)
     operations += await offers_to_choose_from(context, order, [one for one in here if _is_offer(one.tree)], focused)
     return operations
 

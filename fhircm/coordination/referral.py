@@ -59,9 +59,11 @@ async def _order(context: Context, order: Stored) -> list[Op]:
             operations += await intermediary.pass_on(context, task)
         operations += await loops.acknowledgement(context, task, order)
     for element in order.tree.get("basedOn", []) if order.tree["intent"] == "filler-order" else []:
-        to = parse_reference(element.get("reference", ""))
-        for task in await distribution.tasks_of(context, to.id or "") if to.type == "ServiceRequest" else []:
-            operations += await _above(context, task)
+        source = await context.follow(element)
+        if source is not None and source.type == "ServiceRequest":
+            operations += await asking.give_out(context, source)
+            for task in await distribution.tasks_of(context, source.id):
+                operations += await _above(context, task)
     return operations
 
 

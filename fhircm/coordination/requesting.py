@@ -96,7 +96,6 @@ async def forward(act: Act) -> list[Put]:
         "basedOn": [reference(f"ServiceRequest/{order.id}")],
         "subject": reference(f"Patient/{patient_of(source)}"),
         "requester": task.get("owner") if is_open(task) else task.get("requester"),
-        "supportingInfo": source.get("supportingInfo"),
         **{name: source[name] for name in kept if name in source},
     }
     if code := act.one("code"):

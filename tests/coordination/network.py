@@ -79,9 +79,13 @@ class Network:
 
     async def act(self, who, verb, about, **said):
         """Somebody does something by its operation; what follows has happened after that."""
+        return await self.act_as(self.seen_by(who), verb, about, **said)
+
+    async def act_as(self, store, verb, about, **said):
+        """The same, as who sees this store."""
         type, id = about.split("/")
         listed = {name: value if isinstance(value, list) else [value] for name, value in said.items()}
-        stored = await act(self.seen_by(who), VERBS[verb], type, id, listed)
+        stored = await act(store, VERBS[verb], type, id, listed)
         await self.world.react()
         return stored.tree
 
