@@ -75,7 +75,9 @@ async def _task(context: Context, task: Stored) -> list[Op]:
     order = await context.follow(task.tree.get("focus"))
     if not identifiers(task.tree, REFERRAL):
         return _adopted(context, task)
-    operations = await asking.give_out(context, order) if order is not None and order.type == "ServiceRequest" else []
+    operations: list[Op] = []
+    if order is not None and order.type == "ServiceRequest" and not asking.changes_nothing(task.tree):
+        operations += await asking.give_out(context, order)
     operations += await _move(context, task, "Task")
     operations += await _above(context, task)
     for element in task.tree.get("partOf", []):
