@@ -44,11 +44,13 @@ async def give_out(context: Context, order: Stored) -> list[Op]:
         withdrawn: list[Op] = [_withdraw(context, one, "filled-by-another") for one in others]
         nobody = await nobody_is_asked(context, order, None, focused)
         return [*withdrawn, *nobody, *await offers_to_choose_from(context, order, [], focused)]
+    if _open(by_hand):  # the requester asks with Tasks of its own
+        return await nobody_is_asked(context, order, None, focused)
     earlier = [one for one in _open(tasks) if one not in here and one not in by_hand]
     operations: list[Op] = [_withdraw(context, one, "not-asked-any-more") for one in earlier]
     asked, why = await _next(context, order, said, here, first=not tasks)
     operations += asked
-    if _open(by_hand) or (why and await intermediary.orders_below(context, order)):
+    if why and await intermediary.orders_below(context, order):
         why = None  # somebody was asked in another way
     operations += await nobody_is_asked(context, order, why, focused)
     operations += await offers_to_choose_from(context, order, [one for one in here if _is_offer(one.tree)], focused)

@@ -12,7 +12,9 @@ from fhircm.operations.acting import VERBS
 PAGE = Path(__file__).parent.parent.parent / "docs/reference/coordination-operations.md"
 SECTIONS = {
     (type, verb): text
-    for type, verb, text in re.findall(r"^### `(\w+)/\[id\]/\$([\w-]+)`(.*?)(?=^### |^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    for type, verb, text in re.findall(
+        r"^### `(\w+)/\[id\]/\$([\w-]+)`(.*?)(?=^### |^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL
+    )
 }
 
 

@@ -351,6 +351,17 @@ async def test_where_a_status_has_no_word_for_it_a_task_asks_to_stop(network, by
     assert (await read(network, task))["status"] == "in-progress"
 
 
+async def test_a_task_that_the_requester_writes_itself_is_followed_and_nobody_is_asked_twice(network):
+    await network.order(to="a", status="draft")
+    await network.created("h", by_hand(GRAVITY, "requested"))
+    await network.update("h", "ServiceRequest/s", status="active")
+    (task,) = await network.world.find("Task", focus="ServiceRequest/s")
+    assert (task["identifier"][0]["value"], task["groupIdentifier"]["value"]) == ("hand", "hand")
+    assert (task["basedOn"], task["restriction"]["period"]["end"]) == ([ref("ServiceRequest/s")], "2026-03-05T23:59:59-06:00")
+    await network.act("a", "task-decline", "Task/hand", reason=REASON)
+    assert await network.states() == {"a": "requested"}, "by what the order says"
+
+
 # --- an intermediary ---------------------------------------------------------------------------------------------------------
 
 
