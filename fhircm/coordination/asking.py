@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from fhircm.coordination import capable, distribution, intermediary, referral_times
-from fhircm.coordination.build import concept, for_a_human, instant, new, npi, profile, reference, stable_id
+from fhircm.coordination.build import concept, edit, for_a_human, instant, new, npi, profile, reference, stable_id
 from fhircm.coordination.codes import FULFILL, NPI, PLACER, member
 from fhircm.coordination.context import Context, Neighbour, token
 from fhircm.coordination.distribution import DIRECT, OPEN, Distribution
-from fhircm.coordination.loops import nobody_is_asked, offers_to_choose_from
+from fhircm.coordination.loops import INFORMATION, nobody_is_asked, offers_to_choose_from
 from fhircm.coordination.people import belonging_to, named, organization_of, patient_of
 from fhircm.coordination.task_states import business, is_open, is_referral, mirrored
 from fhircm.coordination.times import moment
@@ -48,7 +48,7 @@ async def give_out(context: Context, order: Stored) -> list[Op]:
         return await nobody_is_asked(context, order, None, focused)
     earlier = [one for one in _open(tasks) if one not in here and one not in by_hand]
     operations: list[Op] = [_withdraw(context, one, "not-asked-any-more") for one in earlier]
-    asked, why = await _next(context, order, said, here, first=not tasks)
+    asked, why = await _next(context, order, said, [*here, *by_hand] if said.round == 1 else here, first=not tasks)
     operations += asked
     if why and await intermediary.orders_below(context, order):
         why = None  # somebody was asked in another way
@@ -276,6 +276,20 @@ async def _task(
         "reasonCode": next(iter(tree.get("reasonCode", [])), None),
         **referral_times.first_due(context, priority, context.calendar_of(neighbour), said.respond_by),
     }
+
+
+def informed(context: Context, task: Stored, order: Tree) -> list[Op]:
+    """Who is asked among several, or took what was open, sees what its own Task names: so that names what the order has to read."""
+    tree = task.tree
+    if distribution.of(tree).how in (None, DIRECT) or not is_open(tree) or "owner" not in tree:
+        return []
+    there = tree.get("input", [])
+    known = {one.get("valueReference", {}).get("reference") for one in there}
+    fresh = [one for one in order.get("supportingInfo", []) if one.get("reference") and one["reference"] not in known]
+    if not fresh:
+        return []
+    added = [{"type": concept(INFORMATION), "valueReference": one} for one in fresh]
+    return [edit(task, input=[*there, *added], lastModified=instant(context.now()))]
 
 
 def placer(id: str) -> Tree:

@@ -57,6 +57,7 @@ async def _order(context: Context, order: Stored) -> list[Op]:
         if identifiers(task.tree, REFERRAL):
             operations += await _move(context, task, "ServiceRequest")
             operations += await intermediary.pass_on(context, task)
+            operations += asking.informed(context, task, order.tree)
         operations += await loops.acknowledgement(context, task, order)
     for element in order.tree.get("basedOn", []) if order.tree["intent"] == "filler-order" else []:
         source = await context.follow(element)
@@ -84,6 +85,7 @@ async def _task(context: Context, task: Stored) -> list[Op]:
         above = await context.follow(element)
         if above is not None and above.type == "Task":
             operations += await _above(context, above)
+    operations += asking.informed(context, task, order.tree) if order is not None else []
     operations += await loops.no_more_questions(context, task)
     return [*operations, *await loops.acknowledgement(context, task, order)]
 
