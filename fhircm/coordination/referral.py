@@ -29,7 +29,7 @@ _OPEN = any_of(state for state in machine("Task", "referral").next if state not 
 
 
 async def follow(context: Context, change: Change) -> list[Op]:
-    """Reaction to ServiceRequest, Task, Encounter, DocumentReference, Person and HealthcareService: ask who is to be asked, and move it on."""
+    """Reaction to ServiceRequest, Task, Encounter, DocumentReference, Person and who offers what: ask who is to be asked, and move it on."""
     stored = await context.get(change.type, change.id)
     if stored is None:
         return []
@@ -38,7 +38,7 @@ async def follow(context: Context, change: Change) -> list[Op]:
             return _once(await _order(context, stored))
         case "Task":
             return _once(await _task(context, stored))
-        case "HealthcareService":
+        case "HealthcareService" | "PractitionerRole":
             return _once(await _service(context))
     return _once([op for task in await _evident(context, stored) for op in await _move(context, task, change.type)])
 
