@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from fhircm.coordination import escalation, provenance, referral, transition
+from fhircm.coordination import escalation, loops, provenance, referral, transition
 from fhircm.coordination.context import Context
 from fhircm.coordination.longitudinal import follow as longitudinal
 from fhircm.exchange import directory, identity, merge
@@ -69,6 +69,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
 
 TIMERS: dict[str, Callable[..., Awaitable[list[Op]]]] = {
     escalation.KIND: escalation.overdue,
+    loops.KIND: loops.check,
     longitudinal.KIND: longitudinal.remake,
     export.EXPIRY: exported.expire,
     merge.KIND: merge.carry_on,

@@ -26,7 +26,7 @@ from fhircm.fhir.json import loads
 from fhircm.fhir.validation import check
 
 Tree = dict[str, Any]
-_BUSINESS = {"d": f"{BASE}/StructureDefinition/business-days", "h": f"{BASE}/StructureDefinition/business-hours"}
+BUSINESS = {"d": f"{BASE}/StructureDefinition/business-days", "h": f"{BASE}/StructureDefinition/business-hours"}
 ESCALATION = f"{BASE}/StructureDefinition/escalation"
 _EQUAL = re.compile(r"\s*%([a-z]+)\s*(=|!=)\s*'([^'\\]*)'\s*")
 _AMONG = re.compile(r"\s*%([a-z]+)\s+in\s+\(\s*('[^'\\]*'(?:\s*\|\s*'[^'\\]*')*)\s*\)\s*")
@@ -155,7 +155,7 @@ def _span(duration: Tree, place: str) -> Span:
     value, unit = duration.get("value"), duration.get("code")
     if unit not in ("d", "h") or value is None or value != int(value) or value < 0:
         raise ProtocolWrong(f"{place} must be a whole number of days (UCUM code d) or hours (h)")
-    business = any(one["url"] == _BUSINESS[unit] and one.get("valueBoolean") for one in duration.get("extension", []))
+    business = any(one["url"] == BUSINESS[unit] and one.get("valueBoolean") for one in duration.get("extension", []))
     return Span(int(value), business, unit)
 
 
