@@ -97,9 +97,7 @@ async def since(context: Context, stored: Stored) -> datetime:
     return first
 
 
-async def _reminders(
-    context: Context, stored: Stored, timing: Timing, calendar: BusinessCalendar, due: datetime
-) -> list[Event]:
+async def _reminders(context: Context, stored: Stored, timing: Timing, calendar: BusinessCalendar, due: datetime) -> list[Event]:
     """The reminders that are still to come. One that would come before the Task was there is none; one that is late does for those before it."""
     if level_of(stored.tree) or not timing.remind:
         return []

@@ -42,7 +42,9 @@ class Span:
         return cls(int(found[1]), bool(found[2]), "d" if found[3] == "day" else "h")
 
     def __str__(self) -> str:
-        return f"{self.count} {'business ' if self.business else ''}{'day' if self.unit == 'd' else 'hour'}{'s' * (self.count != 1)}"
+        return (
+            f"{self.count} {'business ' if self.business else ''}{'day' if self.unit == 'd' else 'hour'}{'s' * (self.count != 1)}"
+        )
 
 
 class BusinessCalendar:
@@ -65,7 +67,7 @@ class BusinessCalendar:
     ) -> None:
         self.country, self.subdivision = country, subdivision
         self.closed, self.weekend = frozenset(closed), frozenset(weekend)
-        self.hours = {day: WORKING_HOURS for day in range(7)} if hours is None else dict(hours)
+        self.hours = dict.fromkeys(range(7), WORKING_HOURS) if hours is None else dict(hours)
         try:
             self.zone = ZoneInfo(time_zone)
         except (OSError, LookupError) as error:

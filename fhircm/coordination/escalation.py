@@ -272,15 +272,13 @@ async def _looked_after(context: Context, stored: Stored) -> bool:
 def _look_after(context: Context, stored: Stored, why: str, *which: str) -> Op:
     """The Task of a human to look after a referral."""
     tree = stored.tree
-    return (
-        for_a_human(
-            stable_id("referral-overdue", stored.id, *which),
-            "referral-overdue",
-            why,
-            owner=context.coordinator,
-            focus=f"Task/{stored.id}",
-            patient=tree.get("for"),
-            at=context.now(),
-            priority=_RAISED.get(tree.get("priority", "routine"), tree.get("priority")),
-        )
+    return for_a_human(
+        stable_id("referral-overdue", stored.id, *which),
+        "referral-overdue",
+        why,
+        owner=context.coordinator,
+        focus=f"Task/{stored.id}",
+        patient=tree.get("for"),
+        at=context.now(),
+        priority=_RAISED.get(tree.get("priority", "routine"), tree.get("priority")),
     )

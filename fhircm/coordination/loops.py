@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -49,7 +49,10 @@ WRONG = {
     "order-unanswered": "the order is active, and there is no task for it",
 }
 # The stretches of a round: a type and the value of its status whose index is gone along.
-_STRETCHES = (*(("Task", state) for state in sorted(machine("Task").next) if state not in _TERMINAL), ("ServiceRequest", "active"))
+_STRETCHES = (
+    *(("Task", state) for state in sorted(machine("Task").next) if state not in _TERMINAL),
+    ("ServiceRequest", "active"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ async def check(context: Context, timer: Timer) -> list[Op]:
     for loop in found:
         loops += 1
         wrong.update(loop.wrong)
-        if loop.wrong and loop.stored.last_updated <= context.now() - GRACE:
+        if loop.wrong:
             operations += await _mended(context, loop)
     if following is None:
         at += 1
@@ -139,10 +142,12 @@ async def everything(context: Context) -> list[Loop]:
 
 
 async def page(context: Context, stretch: tuple[str, str], place: int) -> tuple[list[Loop], int | None]:
-    """The loops on a page of a stretch, and where the next one begins; None at the end."""
+    """The loops on a page of a stretch, and where the next one begins; None at the end. What is new has a moment to be set right."""
     type, status = stretch
     found, following = await along(context.store.database, type, "status", status, place, PAGE)
-    return await (_tasks if type == "Task" else _orders)(context, found), following
+    loops = await (_tasks if type == "Task" else _orders)(context, found)
+    settled = context.now() - GRACE
+    return [loop if loop.stored.last_updated <= settled else replace(loop, wrong=()) for loop in loops], following
 
 
 async def _tasks(context: Context, stored: Sequence[Stored]) -> list[Loop]:
@@ -180,7 +185,10 @@ def _ids(references: Iterable[Tree], type: str) -> list[str]:
 def _owner(tree: Tree) -> str:
     """Who has a Task, or may take it, in words."""
     owner = tree.get("owner", {})
-    roles = [role.get("text") or next((one.get("display") for one in role.get("coding", [])), None) for role in tree.get("performerType", [])]
+    roles = [
+        role.get("text") or next((one.get("display") for one in role.get("coding", [])), None)
+        for role in tree.get("performerType", [])
+    ]
     queue = "any " + " or ".join(filter(None, roles)) if any(roles) else None
     return owner.get("display") or owner.get("reference") or queue or ("any that may take it" if is_referral(tree) else "nobody")
 
@@ -194,7 +202,11 @@ async def _with_open_steps(context: Context, wholes: Sequence[Stored]) -> set[st
 
 async def _orders(context: Context, stored: Sequence[Stored]) -> list[Loop]:
     """The active referral orders whose loop is nobody's: those of partners only when the hub took them up, for others are their own."""
-    orders = [one for one in stored if one.tree["intent"] == "order" and member("referral-order", one.tree.get("category"), one.tree.get("code"))]
+    orders = [
+        one
+        for one in stored
+        if one.tree["intent"] == "order" and member("referral-order", one.tree.get("category"), one.tree.get("code"))
+    ]
     if not orders:
         return []
     of = any_of(f"ServiceRequest/{one.id}" for one in orders)
@@ -202,7 +214,9 @@ async def _orders(context: Context, stored: Sequence[Stored]) -> list[Loop]:
     about = await _open_about(context, [one.id for one in tasks])
     loops = []
     for order in orders:
-        mine = [one for one in tasks if order.id in _ids([*one.tree.get("basedOn", []), one.tree.get("focus", {})], "ServiceRequest")]
+        mine = [
+            one for one in tasks if order.id in _ids([*one.tree.get("basedOn", []), one.tree.get("focus", {})], "ServiceRequest")
+        ]
         if any(is_open(one.tree) or one.id in about or one.tree["status"] == "completed" for one in mine):
             continue
         if mine:

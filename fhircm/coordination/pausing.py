@@ -102,11 +102,15 @@ def enforce(write: Write) -> None:
         raise Invalid(f"It is put off for time number {times}: that is what `times` must say", "Task.extension")
     if timing.snooze is None or times > timing.snooze.times:
         most = timing.snooze.times if timing.snooze else 0
-        raise Conflict(f"This Task may be put off {most} times, and was {times - 1} times: do it, hand it over, pause or cancel it")
+        raise Conflict(
+            f"This Task may be put off {most} times, and was {times - 1} times: do it, hand it over, pause or cancel it"
+        )
     most_days = timing.snooze.most
     longest = timedelta(days=most_days.count) if most_days.unit == "d" else timedelta(hours=most_days.count)
     if asked is None or until > asked + longest:
-        raise Conflict(f"This Task may be put off for {most_days} at a time, counted from Task.lastModified: choose an earlier moment")
+        raise Conflict(
+            f"This Task may be put off for {most_days} at a time, counted from Task.lastModified: choose an earlier moment"
+        )
     due = due_of(new)
     if timing.hard and due and until > due and not now.get("past-deadline"):
         said = new.get("restriction", {}).get("period", {}).get("end")
@@ -203,4 +207,3 @@ async def _version_before(context: Context, stored: Stored, status: str) -> Tree
             return version.tree
         number -= 1
     return None
-

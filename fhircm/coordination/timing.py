@@ -154,7 +154,7 @@ def _snooze(value: Any, _: Any) -> Snooze:
 
 def _text(value: Any, _: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError("must be words")  # noqa: TRY004 one error for all that is wrong in a file
+        raise ValueError("must be words")
     return value
 
 

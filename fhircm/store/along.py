@@ -12,7 +12,9 @@ from fhircm.store.search_include import COLUMNS, CURRENT, stored
 from fhircm.store.stored import Stored
 
 
-async def along(database: Database, type: str, parameter: str, code: str, after: int, limit: int) -> tuple[list[Stored], int | None]:
+async def along(
+    database: Database, type: str, parameter: str, code: str, after: int, limit: int
+) -> tuple[list[Stored], int | None]:
     """The next resources of which a token parameter has a code, behind a place (0: the first); and the place to go on from, None at the end."""
     async with database.reading() as connection:
         rows = await connection.fetch(
