@@ -13,6 +13,7 @@ from typing import Any
 from fhircm.coordination.agenda import Agenda, agenda, is_whole, step_of
 from fhircm.coordination.build import concept, edit, for_a_human, instant, new, reference, stable_id
 from fhircm.coordination.calendars import calendar_of
+from fhircm.coordination.codes import NPI
 from fhircm.coordination.context import Context, token
 from fhircm.coordination.deadlines import BusinessCalendar, Span
 from fhircm.coordination.pausing import paused, resumed, status_after
@@ -143,7 +144,21 @@ async def _organization(context: Context, tree: Tree) -> Stored | None:
     """Whose people are next in line: those of where the Task came about, by its Encounter; else those of its owner, or of who coordinates."""
     encounter = await context.follow(tree.get("encounter"))
     found = await context.follow(encounter.tree.get("serviceProvider")) if encounter else None
-    return found or await organization_of(context, tree.get("owner")) or await context.get("Organization", context.organization)
+    return found or await _of_owner(context, tree) or await context.get("Organization", context.organization)
+
+
+async def _of_owner(context: Context, tree: Tree) -> Stored | None:
+    """The organisation of a Task's owner: as the record says, by a role that a person has, or the partner that the record is from."""
+    found = await organization_of(context, tree.get("owner"))
+    owner = await context.follow(tree.get("owner")) if found is None else None
+    if owner is None:
+        return found
+    for role in await context.find("PractitionerRole", ("practitioner", f"{owner.type}/{owner.id}")):
+        if (found := await context.follow(role.tree.get("organization"))) is not None:
+            return found
+    source = context.source_of(owner.tree)
+    entries = await context.find("Organization", ("identifier", token(NPI, source.npi))) if source else []
+    return next((one for one in entries if context.source_of(one.tree) == source), None)
 
 
 def _raised(

@@ -34,9 +34,9 @@ async def sweep(world):
         (timer,) = await world.store.claim_timers({loops.KIND}, limit=1, lease=timedelta(seconds=30))
         operations = await loops.check(world.context, timer)
         await world.store.transact([FinishTimer(timer), *operations], origin="hub")
-        if figures := await world.store.state(loops.NAMESPACE, loops.ROUND):
-            if figures["at"] == world.clock.now.isoformat():
-                return figures
+        figures = await world.store.state(loops.NAMESPACE, loops.ROUND)
+        if figures and figures["at"] == world.clock.now.isoformat():
+            return figures
     raise AssertionError("the round does not end")
 
 
