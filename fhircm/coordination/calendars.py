@@ -30,14 +30,12 @@ async def calendar_of(context: Context, task: Tree) -> BusinessCalendar:
     owner = await context.follow(task.get("owner"))
     organization = await organization_of(context, task.get("owner"))
     neighbour = context.neighbour(npi=npi(organization.tree)) if organization else None
-    if neighbour is None and owner is not None and (organization is None or owner.id != context.organization):
-        neighbour = context.source_of(owner.tree)
-    if neighbour is None and organization is None:
-        encounter = await context.follow(task.get("encounter"))
-        neighbour = context.source_of(encounter.tree) if encounter else None
+    if organization is None:
+        about = owner or await context.follow(task.get("encounter"))
+        neighbour = context.source_of(about.tree) if about else None
     calendar = context.calendar_of(neighbour)
-    if neighbour is None and organization is not None and organization.id != context.organization:
-        calendar = await _of_organization(context, organization, calendar)
+    if organization is not None and neighbour is None and organization.id != context.organization:
+        calendar = await _of_organization(context, organization, context.calendar_of(context.source_of(organization.tree)))
     if owner is not None and owner.type in ("HealthcareService", "PractitionerRole"):
         calendar = own_hours(owner.tree, calendar)
     return calendar

@@ -12,7 +12,6 @@ from fhircm.store.database import Connection
 from fhircm.store.operations import RepeatTimer, SetTimer, Timer
 from fhircm.store.stored import micros, moment
 
-
 _LONGEST = timedelta(hours=1)  # no claim holds longer: one that says so was made before the clock was set back, and holds no more
 
 

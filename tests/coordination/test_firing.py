@@ -9,8 +9,8 @@ import pytest
 from fhircm import worker as working
 from fhircm.coordination import escalation
 from fhircm.reactions import TimerHandler
-from fhircm.store.database import open_database
 from fhircm.store import resources
+from fhircm.store.database import open_database
 from fhircm.store.operations import FinishTimer, SetTimer
 from fhircm.store.resources import Store
 from fhircm.worker import Worker

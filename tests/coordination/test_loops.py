@@ -4,10 +4,13 @@ import json
 from datetime import timedelta
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from fhircm.coordination import escalation, loops
 from fhircm.fhir.validation import check
+from fhircm.metrics import Metrics
 from fhircm.store.operations import CancelTimer, FinishTimer, Put, SetTimer
+from tests import commands
 
 from .conftest import SCT
 from .test_escalation import CODES, pass_to
@@ -176,3 +179,35 @@ async def test_pages_after_a_round_find_what_came_since(opened):
     await put(opened, id="later")
     await pass_to(opened, 3)
     assert (await sweep(opened))["wrong"] == {}
+
+
+async def test_metrics_tell_the_last_whole_round(world):
+    async def told():
+        text = (await Metrics(world.store, [], "x").made()).decode()
+        families = [one for one in text_string_to_metric_families(text) if one.name.startswith("fhircm_open_loops")]
+        return {(sample.name, *sample.labels.values()): sample.value for one in families for sample in one.samples}
+
+    assert await told() == {}
+    await put(world, **OWNED)
+    world.clock.now += loops.GRACE
+    await sweep(world)
+    figures = await told()
+    assert (figures["fhircm_open_loops",], figures["fhircm_open_loops_wrong", "no-timer"]) == (1, 1)
+    assert figures["fhircm_open_loops_wrong", "no-owner"] == 0
+    assert figures["fhircm_open_loops_checked_timestamp_seconds",] == world.clock.now.timestamp()
+
+
+async def test_the_command_lists_what_is_open_and_fails_when_anything_is_wrong(world, database_url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"FHIRCM_DATABASE_URL": database_url, "FHIRCM_AUDIT": "false", "FHIRCM_KEYS_DIR": str(tmp_path / "keys")}
+    world.clock.now = world.clock.now.replace(year=2020)
+    due = {"period": {"end": "2120-03-30T12:00:00Z"}}
+    await put(world, id="good", **{**OWNED, "status": "accepted", "restriction": due})
+    await world.react()
+    done = commands.run("loops", **settings)
+    assert (done.returncode, done.stderr.strip()) == (0, "1 open, 0 wrong")
+    assert done.stdout.split("\t")[:4] == ["Task/good", "accepted", "Nora", "2120-03-29T08:00-05:00"]
+    await put(world, id="bad", **{**OWNED, "owner": None})
+    done = commands.run("loops", "--wrong", **settings)
+    assert (done.returncode, done.stderr.strip()) == (1, "2 open, 1 wrong")
+    assert done.stdout.startswith("Task/bad\trequested\tnobody\t-\tnobody has it")
