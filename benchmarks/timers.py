@@ -100,6 +100,13 @@ async def _fill(url: str, pending: int) -> None:
     await connection.close()
 
 
+async def _begin(url: str) -> None:
+    """The organisation that has what nobody else has."""
+    store = Store(await open_database(url), clock=lambda: datetime.now(UTC))
+    await store.transact([Put(coordinating_organization("Benchmark"))], origin="hub")
+    await store.close()
+
+
 async def _due(url: str, name: str, count: int, first: datetime, apart: timedelta) -> None:
     """Tasks that come due one after the other, with their timers."""
     store = Store(await open_database(url), clock=lambda: datetime.now(UTC))
@@ -125,7 +132,7 @@ def _ranked(late: list[float]) -> dict[str, float]:
 
 def _run(url: str, what: str, real: bool, count: int, apart: float) -> dict[str, Any]:
     name = f"{what}-{'real' if real else 'ceiling'}"
-    seconds = STARTING + count * apart + 25
+    seconds = STARTING + count * apart + count / 50 + 10
     first = datetime.now(UTC) + timedelta(seconds=STARTING + count / 150)
     asyncio.run(_due(url, name, count, first, timedelta(seconds=apart)))
     context = multiprocessing.get_context("spawn")
@@ -170,6 +177,7 @@ async def _plan(url: str) -> list[str]:
 def _measured(url: str, options: argparse.Namespace) -> dict[str, Any]:
     asyncio.run(migrate(url))
     asyncio.run(_fill(url, options.pending))
+    asyncio.run(_begin(url))
     result: dict[str, Any] = {"plan": asyncio.run(_plan(url))}
     for real in (False, True):
         of = result["tasks" if real else "ceiling"] = {}
