@@ -82,7 +82,7 @@ def _process(*arguments: Any) -> None:
 async def _fill(url: str, pending: int) -> None:
     """Deadlines of the year to come, beginning tomorrow."""
     start, step = int((time.time() + 86_400) * 1e6), 365 * 86_400 * 1_000_000 // pending
-    row = f"'due:Task/pending-' || n, 'deadline', {start} + n * {step}, '{{\"task\": \"pending-' || n || '\"}}'"
+    row = f"'due:Task/pending-' || n, 'deadline', {start} + CAST(n AS BIGINT) * {step}, '{{\"task\": \"pending-' || n || '\"}}'"
     if url.startswith("sqlite"):
         with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
             connection.execute(

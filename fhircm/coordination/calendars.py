@@ -28,7 +28,7 @@ _LONGEST = 400  # days of an absence that are kept
 async def calendar_of(context: Context, task: Tree) -> BusinessCalendar:
     """The calendar of who has a Task; where nothing is said of it, of where the Task came about; else the hub's own."""
     owner = await context.follow(task.get("owner"))
-    organization = await organization_of(context, task.get("owner"))
+    organization = owner if owner is None or owner.type == "Organization" else await organization_of(context, task.get("owner"))
     neighbour = context.neighbour(npi=npi(organization.tree)) if organization else None
     if organization is None:
         about = owner or await context.follow(task.get("encounter"))

@@ -92,11 +92,14 @@ async def test_what_nobody_answers_goes_up_whatever_its_due_time_is_and_comes_ba
     assert await spoken(world, "escalation") == [
         "Call the patient: it is 'requested' for too long, since 2026-03-05 at 23:59. It is yours now."
     ]
+    await go(world, "2026-03-07T00:00:00-06:00")
+    await go(world, "2026-03-13T00:00:00-05:00")
+    assert escalation.level_of(await now(world)) == 3
     await world.edit("Task", "t", status="accepted")
     await world.react()
     assert escalation.level_of(await now(world)) == 0
     assert (await world.store.timer(escalation.key("t"))).due == at("2026-04-30T15:00:00-05:00"), (
-        "its own due time counts again, now as urgent: two hours of business before, on a day of nine"
+        "its own due time counts again, now as urgent: two hours of business before"
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fhircm.coordination import escalation, loops
+from fhircm.coordination.task_times import ESCALATED
 from fhircm.fhir.validation import check
 from fhircm.metrics import Metrics
 from fhircm.store.operations import CancelTimer, FinishTimer, Put, SetTimer
@@ -60,6 +61,21 @@ async def test_what_comes_without_gets_an_owner_a_due_time_and_a_timer(world):
     assert task["restriction"]["period"]["end"] == "2026-03-09T23:59:59-05:00", "five business days"
     assert (await world.store.timer(escalation.key("t"))).due.isoformat() == "2026-03-06T14:00:00+00:00", "a reminder, at eight"
     assert await sweep(world) == {"at": world.clock.now.isoformat(), "loops": 1, "wrong": {}}
+
+
+async def test_a_task_that_begins_later_has_its_time_from_then(world):
+    await put(world, restriction={"period": {"start": "2026-04-06"}})
+    await world.react()
+    task = (await world.store.read("Task", "t")).tree
+    assert task["restriction"]["period"] == {"start": "2026-04-06", "end": "2026-04-13T23:59:59-05:00"}
+
+
+async def test_one_that_went_up_to_the_end_under_earlier_rules_comes_back(world):
+    level = [{"url": ESCALATED, "extension": [{"url": "level", "valueInteger": 3}]}]
+    await put(world, extension=level, **{**OWNED, "restriction": {"period": {"end": "2026-03-01T12:00:00Z"}}})
+    await world.react()
+    await pass_to(world, 3)
+    assert (await world.store.timer(escalation.key("t"))).due > world.clock.now
 
 
 async def test_a_role_or_an_open_referral_needs_no_owner(world):

@@ -12,7 +12,7 @@ from .test_escalation import CODES
 
 CHICAGO = BusinessCalendar("America/Chicago", "US")
 MONDAY = datetime(2026, 3, 2, 15, tzinfo=UTC)
-ALL = "{name: all, within: 1 day, again: 1 day, pause: 1 day}"
+ALL = "{name: all, within: 1 day, again: 1 day, pause: 1 day, longest-pause: 1 day}"
 
 
 def task(**members):
