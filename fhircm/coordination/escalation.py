@@ -29,6 +29,7 @@ __all__ = ["KIND", "key", "level_of", "overdue", "reset", "settle", "watch"]
 
 Tree = dict[str, Any]
 KIND = "deadline"
+REACTION = "deadlines"  # the name of the reaction below
 _RAISED = {"routine": "urgent", "urgent": "asap"}  # what is higher stays
 
 
