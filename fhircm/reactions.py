@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from fhircm.coordination import escalation, provenance, referral, transition
+from fhircm.coordination import escalation, open_loops, provenance, referral, transition
 from fhircm.coordination.context import Context
 from fhircm.coordination.longitudinal import follow as longitudinal
 from fhircm.exchange import directory, identity, merge
@@ -59,7 +59,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
         "ServiceRequest Task Encounter DocumentReference Person HealthcareService PractitionerRole",
         lambda context: partial(referral.follow, context),
     ),
-    "deadlines": ("Task", lambda context: partial(escalation.watch, context)),
+    escalation.REACTION: ("Task", lambda context: partial(escalation.watch, context)),
     "longitudinal": (
         "CarePlan CareTeam Condition Goal Patient Person Practitioner PractitionerRole ServiceRequest Task",
         lambda context: partial(longitudinal.mark, context),
@@ -72,6 +72,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
 
 TIMERS: dict[str, Callable[..., Awaitable[list[Op]]]] = {
     escalation.KIND: escalation.overdue,
+    open_loops.KIND: open_loops.check,
     longitudinal.KIND: longitudinal.remake,
     export.EXPIRY: exported.expire,
     merge.KIND: merge.carry_on,

@@ -5,7 +5,7 @@ To add one: its OperationDefinition in `profiles/operation/`, whose description 
 
 from __future__ import annotations
 
-from fhircm.coordination import answering, requesting
+from fhircm.coordination import answering, pausing, requesting
 from fhircm.coordination.acting import Verb, act
 from fhircm.operations.call import Answer, Call
 from fhircm.operations.definition import Function
@@ -22,12 +22,13 @@ VERBS: dict[str, Verb] = {
     "task-decline": answering.decline,
     "task-fail": answering.fail,
     "task-forward": requesting.forward,
-    "task-hold": answering.hold,
     "task-offer": answering.offer,
+    "task-pause": pausing.pause,
     "task-provide-information": answering.provide_information,
     "task-reopen": requesting.reopen,
     "task-request-information": answering.request_information,
-    "task-resume": answering.resume,
+    "task-resume": pausing.resume,
+    "task-snooze": pausing.snooze,
     "task-start": answering.start,
 }
 
