@@ -19,6 +19,7 @@ from fhircm.operations.meta import meta, meta_add, meta_delete
 from fhircm.operations.translate import translate
 from fhircm.operations.validate import validate
 from fhircm.operations.validate_code import validate_in_code_system, validate_in_value_set
+from fhircm.operations.work_list import work_list
 
 # The name of its definition in profiles/operation/: the function that carries it out. Several definitions may share a code ($export).
 OPERATIONS: dict[str, Operation] = {
@@ -41,6 +42,7 @@ OPERATIONS: dict[str, Operation] = {
         "patient-export": export,
         "patient-match": match,
         "subsumes": subsumes,
+        "task-worklist": work_list,
         "translate": translate,
         "validate": validate,
         "value-set-validate-code": validate_in_value_set,
