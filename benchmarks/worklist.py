@@ -80,7 +80,11 @@ def record(number: int) -> Iterator[Tree]:
     """A patient: the team, a risk for one in three, and the Tasks: six in ten somebody's own, the others in the queue of a role."""
     draw, patient = random.Random(number), f"Patient/p{number}"
     home = number % ORGANIZATIONS
-    yield {"resourceType": "Patient", "id": f"p{number}", "name": [{"family": f"Family {number % 977}", "given": [f"Given {number % 83}"]}]}
+    yield {
+        "resourceType": "Patient",
+        "id": f"p{number}",
+        "name": [{"family": f"Family {number % 977}", "given": [f"Given {number % 83}"]}],
+    }
     yield {
         "resourceType": "CareTeam",
         "id": f"t{number}",
@@ -100,7 +104,9 @@ def record(number: int) -> Iterator[Tree]:
         }
     for at in range(OF_A_PATIENT):
         own = draw.random() < 0.6
-        owner = f"Practitioner/u{home + ORGANIZATIONS * draw.randrange(PEOPLE // ORGANIZATIONS)}" if own else f"Organization/o{home}"
+        owner = (
+            f"Practitioner/u{home + ORGANIZATIONS * draw.randrange(PEOPLE // ORGANIZATIONS)}" if own else f"Organization/o{home}"
+        )
         due = _NOW + timedelta(minutes=draw.randrange(-10_000, 60_000))
         yield {
             "resourceType": "Task",
@@ -223,11 +229,17 @@ class Measured:
 
 
 def _figures(times: list[float]) -> dict[str, float]:
-    at = {name: round(times[int(len(times) * share)] * 1000, 1) for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99))} if times else {}
+    at = (
+        {name: round(times[int(len(times) * share)] * 1000, 1) for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99))}
+        if times
+        else {}
+    )
     return at | ({"most_ms": round(times[-1] * 1000, 1)} if times else {})
 
 
-async def drive(base_url: str, given: list[str], seconds: float, pace: float | None, path: str = "/Task/$worklist") -> dict[str, Any]:
+async def drive(
+    base_url: str, given: list[str], seconds: float, pace: float | None, path: str = "/Task/$worklist"
+) -> dict[str, Any]:
     """So many people ask for some seconds; `pace`: seconds from one question to the next, about; None: no pause."""
     measured, begun = Measured(), perf_counter()
     end = begun + seconds
@@ -301,7 +313,13 @@ def main() -> None:
     parser.add_argument("--writers", type=int, default=2, help="processes that load")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "worklist.json")
     options = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine(), "tasks": options.tasks, "users": options.users, "pace": options.pace, "databases": {}}
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "tasks": options.tasks,
+        "users": options.users,
+        "pace": options.pace,
+        "databases": {},
+    }
     for kind in [options.url] if options.url else options.database or ["postgresql", "sqlite"]:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
