@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -157,7 +158,7 @@ def filled(url: str, tasks: int, writers: int) -> dict[str, Any]:
     writers = 1 if url.startswith("sqlite") else writers
     cuts = [patients * at // writers for at in range(writers + 1)]
     spawned = multiprocessing.get_context("spawn")
-    parts = [spawned.Process(target=load, args=(url, low, high, False)) for low, high in zip(cuts, cuts[1:], strict=False)]
+    parts = [spawned.Process(target=load, args=(url, low, high, False)) for low, high in pairwise(cuts)]
     for part in parts:
         part.start()
     for part in parts:
@@ -246,7 +247,7 @@ async def drive(
 
     async def one(number: int, token: str) -> None:
         draw, connection, following = random.Random(number), Connection(base_url), ""
-        who, organization, role = person(number * (PEOPLE // len(given)))
+        _, organization, role = person(number * (PEOPLE // len(given)))
         line = f"Authorization: Bearer {token}\r\n"
         await asyncio.sleep(draw.uniform(0, pace) if pace else 0)
         while (now := perf_counter()) < end:

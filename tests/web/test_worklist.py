@@ -44,6 +44,12 @@ def role(code):
     return [{"coding": [{"system": f"{HUB}/role", "code": code}]}]
 
 
+def risk_of_ada():
+    probability = {"system": "http://terminology.hl7.org/CodeSystem/risk-probability", "code": "high"}
+    tree = {"resourceType": "RiskAssessment", "id": "risk", "status": "final", "subject": ref("Patient/ada")}
+    return tree | {"prediction": [{"qualitativeRisk": {"coding": [probability]}}]}
+
+
 def asks(application, code="launch-app-ehr", context="what the app knows"):
     inputs = {"smartonfhir-application": {"valueUrl": application}, "smartonfhir-appcontext": {"valueString": context}}
     return {
@@ -125,15 +131,13 @@ async def test_the_list_comes_in_pages(clinic, cleo):
 
 
 async def test_the_form_chooses_and_sorts_and_every_line_says_why_it_is_here(clinic, cleo):
-    probability = {"system": "http://terminology.hl7.org/CodeSystem/risk-probability", "code": "high"}
-    risk = {"resourceType": "RiskAssessment", "id": "risk", "status": "final", "subject": ref("Patient/ada")}
     await put(
         clinic,
         task("own", "2026-03-05T10:00:00Z"),
         task("pressing", "2026-03-06T10:00:00Z", priority="stat"),
         task("late", "2026-03-01T10:00:00Z", owner="Organization/clinic"),
         task("waiting", "2026-03-04", owner="Organization/clinic", performerType=role("clinician")),
-        risk | {"prediction": [{"qualitativeRisk": {"coding": [probability]}}]},
+        risk_of_ada(),
     )
     expected = {
         "": ["late", "waiting", "own", "pressing"],
