@@ -16,6 +16,7 @@ from fhircm.operations.export import export
 from fhircm.operations.lookup import lookup, subsumes
 from fhircm.operations.match import match
 from fhircm.operations.meta import meta, meta_add, meta_delete
+from fhircm.operations.timeline import story
 from fhircm.operations.translate import translate
 from fhircm.operations.validate import validate
 from fhircm.operations.validate_code import validate_in_code_system, validate_in_value_set
@@ -41,6 +42,7 @@ OPERATIONS: dict[str, Operation] = {
         "patient-everything": everything,
         "patient-export": export,
         "patient-match": match,
+        "patient-timeline": story,
         "subsumes": subsumes,
         "task-worklist": work_list,
         "translate": translate,

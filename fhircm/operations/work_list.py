@@ -14,7 +14,6 @@ from urllib.parse import urlencode
 from fhircm.coordination.codes import BASE
 from fhircm.coordination.worklist import ROLE, WHY, Line, lines, lists_of
 from fhircm.fhir.conditions import Condition, InvalidValue
-from fhircm.fhir.outcome import Malformed
 from fhircm.fhir.query import MAX_COUNT, parse_query
 from fhircm.fhir.ranges import date_range
 from fhircm.fhir.work_list import OPEN, PRIORITIES, RISKS
@@ -67,8 +66,6 @@ def asked(call: Call, given: Iterable[tuple[str, str]], after: tuple[int, ...] |
     if count < 1:
         raise InvalidValue("'_count' takes a whole number of 1 or more")
     sort = next(iter(_one_of(said, "_sort", tuple(SORTS))), "due")
-    if after is not None and (len(after) != len(SORTS[sort]) or not all(type(one) is int for one in after)):
-        raise Malformed("This page link is not one that this server made")
     return WorkQuery(
         names,
         now,
