@@ -30,7 +30,7 @@ from benchmarks import hub as hubs
 from benchmarks.http import Connection
 from benchmarks.run import machine
 from fhircm.access.bearer import Bearer
-from fhircm.coordination.worklist import ROLE
+from fhircm.fhir.systems import ROLE
 from fhircm.fhir.validation import check_tree
 from fhircm.store.credentials import Credentials
 from fhircm.store.database import open_database

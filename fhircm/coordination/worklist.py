@@ -13,20 +13,21 @@ from typing import Any
 
 from fhircm.access.guarded_store import GuardedStore
 from fhircm.access.principal import Principal
-from fhircm.coordination.codes import BASE, codings
+from fhircm.coordination.codes import codings
 from fhircm.coordination.context import Record
 from fhircm.coordination.people import name_of
 from fhircm.coordination.protocol import Pathway, Step, load_pathways
-from fhircm.coordination.task_states import machine_of
+from fhircm.coordination.steps import Sides
+from fhircm.coordination.task_states import machine_of, mirrored
 from fhircm.coordination.wording import text_of
 from fhircm.fhir.outcome import NotSupported
 from fhircm.fhir.ranges import LATEST
+from fhircm.fhir.systems import ROLE
 from fhircm.fhir.work_list import RISKS, claim_of, due_of, is_queue, local, queue, reason_of, risk_of
 from fhircm.store.stored import Stored, moment
 from fhircm.store.work_list import WorkPage, WorkQuery
 
 Tree = dict[str, Any]
-ROLE = f"{BASE}/role"
 # Why a line is in somebody's list, and of which lines (fhircm/fhir/work_list.py) that can be so; the first that holds is told first.
 WHY = {
     "offered": "a colleague wants to hand it over to you",
@@ -117,7 +118,7 @@ def _line(principal: Principal, task: Stored, page: WorkPage, names: Mapping[str
         page.patients.get(patient),
         names.get(patient),
         _step(tree),
-        _next(tree),
+        _next(principal, tree),
         _why(principal, tree),
         claimed,
         claim_of(tree).get("until", {}).get("valueInstant") if claimed else None,
@@ -142,9 +143,13 @@ def _step(tree: Tree) -> str:
     return step.title if step else text_of(tree.get("code")) or tree.get("description") or "Task"
 
 
-def _next(tree: Tree) -> tuple[str, ...]:
-    """The states that may follow."""
-    return tuple(machine_of(tree).next.get(tree["status"], ()))
+def _next(principal: Principal, tree: Tree) -> tuple[str, ...]:
+    """The states that may follow by the step of the caller. What is the mirror of a partner's Task is changed at the partner."""
+    if mirrored(tree):
+        return ()
+    machine, sides = machine_of(tree), Sides.of(principal.actor, tree)
+    steps = (one for one in machine.steps if one.start == tree["status"] and one.end not in machine.always)
+    return tuple(one.end for one in steps if sides.may(one.who))
 
 
 def _why(principal: Principal, tree: Tree) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ def work_lines(tree: Mapping[str, Any]) -> list[WorkLine]:
         return []
     due, patient = due_of(tree), local(tree.get("for"))
     common = (due, _rank(tree), patient.removeprefix("Patient/") if patient.startswith("Patient/") else "", tree["status"])
-    snoozed = _moment(_extension(tree, SNOOZED).get("valueDateTime"), EARLIEST)
+    snoozed = _moment(_part(tree, SNOOZED, "until").get("valueDateTime"), EARLIEST)
     found = {name: WorkLine(parameter, name, *common, max(snoozed, taken), why) for parameter, name, taken, why in _lists(tree)}
     return list(found.values())
 
@@ -87,7 +87,7 @@ def risk_of(prediction: Mapping[str, Any]) -> int | None:
 def due_of(tree: Mapping[str, Any]) -> int:
     """When the present owner's time is over: as escalated, else as the Task was made. LATEST: it has no due time."""
     if _level(tree):
-        return _moment(_part(tree, "due").get("valueDateTime"), LATEST)
+        return _moment(_part(tree, ESCALATED, "due").get("valueDateTime"), LATEST)
     return _moment(((tree.get("restriction") or {}).get("period") or {}).get("end"), LATEST)
 
 
@@ -115,11 +115,11 @@ def _lists(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, int, str]]:
 
 
 def reason_of(tree: Mapping[str, Any]) -> str:
-    """Why a Task is in the list of its owner."""
+    """Why a Task is in the list of its owner: it was escalated, or somebody else passed it on (`by` of its claim)."""
+    owner, by = local(tree.get("owner")), local(claim_of(tree).get("by", {}).get("valueReference"))
     if _level(tree):
         return "escalated"
-    holder = local(claim_of(tree).get("holder", {}).get("valueReference"))
-    return "delegated" if holder and holder != local(tree.get("owner")) and not is_queue(local(tree.get("owner"))) else "owner"
+    return "delegated" if by and by != owner and not is_queue(owner) else "owner"
 
 
 def claim_of(tree: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -153,10 +153,10 @@ def _extension(tree: Mapping[str, Any], url: str) -> Mapping[str, Any]:
     return next((one for one in tree.get("extension", ()) if one.get("url") == url), {})
 
 
-def _part(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    return next((one for one in _extension(tree, ESCALATED).get("extension", ()) if one.get("url") == name), {})
+def _part(tree: Mapping[str, Any], url: str, name: str) -> Mapping[str, Any]:
+    return next((one for one in _extension(tree, url).get("extension", ()) if one.get("url") == name), {})
 
 
 def _level(tree: Mapping[str, Any]) -> int:
-    level = _part(tree, "level").get("valueInteger", 0)
+    level = _part(tree, ESCALATED, "level").get("valueInteger", 0)
     return level if isinstance(level, int) else 0

@@ -12,10 +12,11 @@ from typing import Any
 from urllib.parse import urlencode
 
 from fhircm.coordination.codes import BASE
-from fhircm.coordination.worklist import ROLE, WHY, Line, lines, lists_of
+from fhircm.coordination.worklist import WHY, Line, lines, lists_of
 from fhircm.fhir.conditions import Condition, InvalidValue
 from fhircm.fhir.query import MAX_COUNT, parse_query
 from fhircm.fhir.ranges import date_range
+from fhircm.fhir.systems import ROLE
 from fhircm.fhir.work_list import OPEN, PRIORITIES, RISKS
 from fhircm.operations.call import Call, Entry, Searchset
 from fhircm.store.stored import instant, micros

@@ -119,7 +119,7 @@ async def hub(opened):  # noqa: F811
 
 
 async def test_a_list_tells_what_is_due_why_it_is_here_and_what_comes_next(hub):
-    claim = {"fence": {"valuePositiveInt": 2}, "holder": {"valueReference": ref("Practitioner/olga")}}
+    claim = {"fence": {"valuePositiveInt": 2}, "by": {"valueReference": ref("Practitioner/olga")}}
     await put(
         hub.store,
         task("mine", "2026-03-05T10:00:00Z", priority="urgent"),
@@ -138,7 +138,7 @@ async def test_a_list_tells_what_is_due_why_it_is_here_and_what_comes_next(hub):
         task(
             "snoozed",
             "2026-03-01",
-            extension=[{"url": f"{HUB}/StructureDefinition/snoozed-until", "valueDateTime": "2026-03-04"}],
+            extension=extension("snoozed-until", until={"valueDateTime": "2026-03-04"}),
         ),
         *(task(status, "2026-03-01", status=status) for status in ("draft", "completed", "cancelled", "rejected", "failed")),
         risk("old", "ada", "high", "2026-01-01"),
