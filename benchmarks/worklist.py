@@ -1,7 +1,6 @@
 """What a work list costs at a million open Tasks: `python -m benchmarks.worklist --tasks 1000000 [--url postgresql://…]`.
 
-Loads the Tasks of a network (a thousand people in fifty organisations, each patient with a care team) through the store, serves them by two
-processes, and lets 64 people ask for their lists: each at a pace of their own, as people work, and then without a pause, as fast as they are
+Loads the Tasks of a network (a thousand people in fifty organisations, each patient with a care team), serves them by two processes, and lets 64 people ask for their lists: each at a pace of their own, as people work, and then without a pause, as fast as they are
 answered. Then a bare ASGI application reads the same pages by the same index with the bare driver (benchmarks/worklist_ceiling.py): the
 ceiling. Prints a Markdown table and writes benchmarks/results/worklist.json.
 """
@@ -31,20 +30,24 @@ from benchmarks.http import Connection
 from benchmarks.run import machine
 from fhircm.access.bearer import Bearer
 from fhircm.fhir.systems import ROLE
-from fhircm.fhir.validation import check_tree
 from fhircm.store.credentials import Credentials
-from fhircm.store.database import open_database
+from fhircm.store.database import Database, open_database
 from fhircm.store.migrations import migrate
-from fhircm.store.operations import Put
 from fhircm.store.principals import Principals
-from fhircm.store.resources import Store
+from fhircm.store.search_rows import insert_statement, search_rows
+from fhircm.store.stored import instant, micros
 
 PORT, CEILING_PORT = 58196, 58197
 ORGANIZATIONS, PEOPLE = 50, 1000
 ROLES = ("nurse", "social-worker", "care-coordinator")
 PROBABILITY = "http://terminology.hl7.org/CodeSystem/risk-probability"
 OF_A_PATIENT = 10  # Tasks
-_BATCH = 500
+_AT_ONCE = 200  # patients in one transaction
+_COLUMNS = {
+    "resource": "key, type, id, version, last_updated, deleted",
+    "version": "resource_key, version, method, last_updated, body",
+    "change": "tx, type, id, version, method, origin, at",
+}
 _NOW = datetime.now(UTC)
 Tree = dict[str, Any]
 
@@ -127,27 +130,41 @@ def record(number: int) -> Iterator[Tree]:
 
 
 def load(url: str, first: int, last: int, whole: bool) -> None:
-    """Write the records of these patients; `whole`: the directory before them."""
+    """Write the records of these patients, with the rows that the store would have made of them; `whole`: the directory, too."""
 
     async def go() -> None:
-        store = Store(await open_database(url), clock=lambda: datetime.now(UTC))
+        database = await open_database(url)
         if whole:
-            await _write(store, list(directory()))
-        batch: list[Tree] = []
-        for number in range(first, last):
-            batch += record(number)
-            if len(batch) >= _BATCH:
-                await _write(store, batch)
-                batch = []
-        await _write(store, batch)
-        await store.close()
+            await _write(database, list(directory()), 10**9)
+        for number in range(first, last, _AT_ONCE):
+            trees = [tree for one in range(number, min(last, number + _AT_ONCE)) for tree in record(one)]
+            await _write(database, trees, 1 + number * (OF_A_PATIENT + 3))
+        await database.close()
 
     asyncio.run(go())
 
 
-async def _write(store: Store, trees: list[Tree]) -> None:
-    clean = ({name: value for name, value in tree.items() if value is not None} for tree in trees)
-    await store.transact([Put(check_tree(tree), fresh=True) for tree in clean], origin="load")
+async def _write(database: Database, trees: list[Tree], key: int) -> None:
+    """Rows straight into the tables: through the store it takes five times as long, and makes the same."""
+    at = micros(_NOW)
+    tables: dict[str, list[tuple[Any, ...]]] = {"resource": [], "version": [], "change": []}
+    for number, tree in enumerate(trees, start=key):
+        clean = {name: value for name, value in tree.items() if value is not None}
+        clean["meta"] = {"versionId": "1", "lastUpdated": instant(_NOW)}
+        type, id = clean["resourceType"], clean["id"]
+        tables["resource"].append((number, type, id, 1, at, False))
+        tables["version"].append((number, 1, "create", at, json.dumps(clean).encode()))
+        tables["change"].append((0, type, id, 1, "create", "load", at))
+        for table, rows in search_rows(number, type, clean, words=False).by_table.items():
+            tables.setdefault(table, []).extend(rows)
+    async with database.writing() as connection:
+        for table, rows in tables.items():
+            columns = _COLUMNS.get(table) or insert_statement(table).partition("(")[2].partition(")")[0]
+            if database.dialect == "postgresql":
+                await connection.copy_records_to_table(table, records=rows, columns=columns.split(", "))
+            else:
+                marks = ", ".join(f"${place}" for place in range(1, len(rows[0]) + 1))
+                await connection.executemany(f"INSERT INTO {table} ({columns}) VALUES ({marks})", rows)
 
 
 def filled(url: str, tasks: int, writers: int) -> dict[str, Any]:
@@ -171,10 +188,11 @@ def filled(url: str, tasks: int, writers: int) -> dict[str, Any]:
 
 
 async def _analysed(url: str) -> None:
-    """What PostgreSQL does by itself within the minute after so much was written."""
+    """The keys go on behind those that were given; and what PostgreSQL does by itself within the minute after so much was written."""
     if url.startswith("postgresql"):
         database = await open_database(url)
         async with database.reading() as connection:
+            await connection.execute("SELECT setval(pg_get_serial_sequence('resource', 'key'), 2000000000)")
             await connection.execute("VACUUM ANALYZE")
         await database.close()
 
