@@ -11,7 +11,7 @@ from typing import Any
 
 import asyncpg
 
-from benchmarks.worklist import PEOPLE, person
+from benchmarks.worklist_network import PEOPLE, person
 from fhircm.store.database import connect_sqlite
 
 _PAGE = (

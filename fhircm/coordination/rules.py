@@ -5,11 +5,12 @@ To add a rule: a function in `coordination/` that takes a Write and raises what 
 
 from __future__ import annotations
 
-from fhircm.coordination import addressed, plausible, task_states
+from fhircm.coordination import addressed, distribution, plausible, task_states
 from fhircm.store.operations import WriteRule
 
 RULES: tuple[WriteRule, ...] = (
     plausible.RULE,
     task_states.RULE,
     addressed.RULE,
+    distribution.RULE,
 )

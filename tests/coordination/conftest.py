@@ -21,7 +21,11 @@ from fhircm.store.resources import Store
 SCT, NPI = "http://snomed.info/sct", "http://hl7.org/fhir/sid/us-npi"
 REACTIONS = [
     ("transition", {"Encounter", "Patient", "Task"}, transition.follow),
-    ("referral", {"ServiceRequest", "Task", "Encounter", "DocumentReference", "Person"}, referral.follow),
+    (
+        "referral",
+        {"ServiceRequest", "Task", "Encounter", "DocumentReference", "Person", "HealthcareService", "PractitionerRole"},
+        referral.follow,
+    ),
     ("deadlines", {"Task"}, escalation.watch),
     (
         "provenance",
