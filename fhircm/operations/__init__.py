@@ -16,9 +16,11 @@ from fhircm.operations.export import export
 from fhircm.operations.lookup import lookup, subsumes
 from fhircm.operations.match import match
 from fhircm.operations.meta import meta, meta_add, meta_delete
+from fhircm.operations.timeline import story
 from fhircm.operations.translate import translate
 from fhircm.operations.validate import validate
 from fhircm.operations.validate_code import validate_in_code_system, validate_in_value_set
+from fhircm.operations.work_list import work_list
 
 # The name of its definition in profiles/operation/: the function that carries it out. Several definitions may share a code ($export).
 OPERATIONS: dict[str, Operation] = {
@@ -40,7 +42,9 @@ OPERATIONS: dict[str, Operation] = {
         "patient-everything": everything,
         "patient-export": export,
         "patient-match": match,
+        "patient-timeline": story,
         "subsumes": subsumes,
+        "task-worklist": work_list,
         "translate": translate,
         "validate": validate,
         "value-set-validate-code": validate_in_value_set,
