@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from fhircm.coordination import escalation, provenance, referral, transition
+from fhircm.coordination import escalation, provenance, referral
 from fhircm.coordination.context import Context
 from fhircm.coordination.longitudinal import follow as longitudinal
+from fhircm.coordination.transition import follow as transition
 from fhircm.exchange import directory, identity, merge
 from fhircm.jobs import export, exported
 from fhircm.store.resources import Change, Op, Timer
@@ -54,7 +55,10 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
         " ".join([*directory.TYPES, "Task"]),
         lambda context: partial(directory.enlist, context.store, owner=f"Organization/{context.organization}"),
     ),
-    "transition": ("Encounter Patient Task", lambda context: partial(transition.follow, context)),
+    "transition": (
+        "Communication DeviceRequest Encounter Patient Person ServiceRequest Task",
+        lambda context: partial(transition.follow, context),
+    ),
     "referral": ("ServiceRequest Task Encounter DocumentReference Person", lambda context: partial(referral.follow, context)),
     "deadlines": ("Task", lambda context: partial(escalation.watch, context)),
     "longitudinal": (

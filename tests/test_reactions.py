@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-from fhircm.coordination import escalation, provenance, referral, transition
+from fhircm.coordination import escalation, provenance, referral
 from fhircm.coordination.longitudinal import follow as longitudinal
+from fhircm.coordination.transition import follow as transition
 from fhircm.exchange import directory, identity, merge
 from fhircm.fhir.definitions import definitions
 from fhircm.jobs import exported

@@ -6,12 +6,13 @@ from uuid import NAMESPACE_URL, uuid5
 
 import pytest
 
-from fhircm.coordination import escalation, provenance, referral, transition
+from fhircm.coordination import escalation, provenance, referral
 from fhircm.coordination.build import coordinating_organization
 from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.protocol import load_pathways
 from fhircm.coordination.task_states import RULE
+from fhircm.coordination.transition import follow as transition
 from fhircm.fhir.outcome import VersionConflict
 from fhircm.fhir.validation import check
 from fhircm.store.database import open_database
@@ -20,7 +21,11 @@ from fhircm.store.resources import Store
 
 SCT, NPI = "http://snomed.info/sct", "http://hl7.org/fhir/sid/us-npi"
 REACTIONS = [
-    ("transition", {"Encounter", "Patient", "Task"}, transition.follow),
+    (
+        "transition",
+        {"Communication", "DeviceRequest", "Encounter", "Patient", "Person", "ServiceRequest", "Task"},
+        transition.follow,
+    ),
     ("referral", {"ServiceRequest", "Task", "Encounter", "DocumentReference", "Person"}, referral.follow),
     ("deadlines", {"Task"}, escalation.watch),
     (
