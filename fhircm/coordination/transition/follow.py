@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fhircm.coordination.codes import own
 from fhircm.coordination.context import Context
 from fhircm.coordination.people import deceased, patient_of
 from fhircm.coordination.transition.closing import attempted, close
@@ -31,7 +32,7 @@ async def follow(context: Context, change: Change) -> list[Op]:
         case "Person":
             return await _person(context, stored)
         case "Task" if stored is not None:
-            return await close(context, stored)
+            return await _task(context, stored)
         case "Communication" if stored is not None:
             return await attempted(context, stored)
         case type if type in _ORDERS and stored is not None:
@@ -56,6 +57,14 @@ async def _stay(context: Context, encounter: Stored) -> list[Op]:
     if patient is None or setting_of(encounter.tree) is None:
         return []
     return await reconcile(context, await human(context, patient, encounter), encounter.id)
+
+
+async def _task(context: Context, task: Stored) -> list[Op]:
+    operations: list[Op] = []
+    if own(task.tree.get("code")) == "arrival" and task.tree["status"] == "in-progress":
+        encounter = await context.follow(task.tree.get("encounter"))
+        operations = await _stay(context, encounter) if encounter is not None else []
+    return operations or await close(context, task)
 
 
 async def _patient(context: Context, change: Change, stored: Stored | None) -> list[Op]:

@@ -1,6 +1,6 @@
 """Which transitions there should be for the stays of a human, and their Tasks: opened, kept as they should be, or called off.
 
-https://hl7.org/fhir/R4/plandefinition.html: the pathways (profiles/plan-definition/) for the events `admission`, `discharge` and
+https://hl7.org/fhir/R4/plandefinition.html: the pathways (profiles/plan-definition/) for the events `stay-begun`, `discharge` and
 `emergency-visit` say what must happen, for whom, and by when, in the business days of the house of the stay.
 
 A first pull brings years of history, and a discharge of last week whose call was due long ago is noise. So an event that was over for longer
@@ -46,6 +46,7 @@ from fhircm.store.resources import Op, Put, Stored
 
 Tree = dict[str, Any]
 _EARLY = timedelta(days=1)  # clocks differ; what is said to happen later than this has not happened
+_LATE = timedelta(days=2)  # news that is no older is late, and no history: a step whose time has run out is overdue, not forgotten
 _UNTOUCHED = frozenset(("requested", "ready"))
 _AGAIN = "The patient is in hospital again"
 _TAKEN_BACK = {
@@ -137,17 +138,22 @@ class _Course:
         """Whether a human ended the transition of an earlier discharge, and the patient was discharged once more since."""
         if task.tree["status"] != "cancelled" or self.start is None:
             return False
-        before = moment(task.tree.get("restriction", {}).get("period", {}).get("start"), self.stay.calendar)
+        before = self._started(task)
         return before is not None and abs(self.start - before) > _EARLY
 
+    def _started(self, task: Stored) -> datetime | None:
+        """From when a Task of the event counts: the time of the event as it was known then."""
+        return moment(task.tree.get("restriction", {}).get("period", {}).get("start"), self.stay.calendar)
+
     async def _seen(self) -> tuple[datetime, bool]:
-        """When the hub first knew of the event, and whether it had watched the stay before."""
+        """When the hub first knew of the event, and whether that was in time: it had watched the stay, or the news is fresh."""
         history = await self.context.store.history("Encounter", self.stay.id)
         versions = [one for one in history if not one.deleted]
         over = [self._happened(stay(self.context, one)) for one in versions]  # newest first
         since = over.index(False) if False in over else len(over)
         watched = any(self._before(one.tree["status"]) for one in versions[since:])
-        return versions[max(since - 1, 0)].last_updated, watched
+        seen = versions[max(since - 1, 0)].last_updated
+        return seen, watched or (self.start is not None and seen - self.start <= _LATE)
 
     def _happened(self, one: Stay | None) -> bool:
         if one is None:
@@ -199,7 +205,7 @@ class _Course:
             for task in await steps_of(self.context, self.latest.task.id)
             if not is_open(task.tree)
             and not called_off(task.tree)
-            and task.tree.get("restriction", {}).get("period", {}).get("start") == self.start_text
+            and self._started(task) == self.start
         ]
 
     async def _task(self, step: Step, period: Tree) -> Tree:
@@ -228,53 +234,61 @@ class _Course:
 
     async def _keep(self, whole: Stored, variables: Mapping[str, str]) -> list[Op]:
         """Follow corrections: of the time, of where the patient goes, of what was ordered, of the risk."""
+        assert self.start is not None
         rows = [task for task in await steps_of(self.context, whole.id) if self._ours(task.tree)]
-        ends = {step.id: self.pathway.due(step, self.start, self.stay.calendar, variables) for step in self.pathway.applicable(variables)}  # type: ignore[arg-type]  # fmt: skip
-        operations: list[Op] = []
-        matched: set[str] = set()
-        missing: list[Step] = []
-        for step in self.pathway.applicable(variables):
+        steps = self.pathway.applicable(variables)
+        wanted = [(step, self.pathway.due(step, self.start, self.stay.calendar, variables)) for step in steps]
+        edits: dict[str, tuple[Stored, Tree]] = {}
+        matched: dict[str, Stored] = {}  # step: its Task
+        for step, end in wanted:
             row = self._row(rows, step, matched)
-            if row is None:
-                missing.append(step)
-                continue
-            matched.add(row.id)
-            if is_open(row.tree):
-                operations += self._moved(row, step, ends[step.id], variables)
-        if missing:
-            seen, watched = await self._seen()
-            for step in missing:
-                end = ends[step.id]
-                if end is not None and (watched or end > seen):
-                    number = sum(step_id(task.tree) == step.id for task in rows)
-                    operations.append(new(await self._step(step, end, whole.id, number)))
+            if row is not None:
+                matched[step.id] = row
+                if is_open(row.tree):
+                    edits[row.id] = (row, self._moved(row, step, end, variables))
+        operations = await self._missing([(step, end) for step, end in wanted if step.id not in matched], rows, whole)
+        there = {row.id for row in matched.values()}
         for row in rows:
-            if row.id not in matched and row.tree["status"] in _UNTOUCHED:
+            if row.id not in there and row.tree["status"] in _UNTOUCHED:
                 operations += await call_off(self.context, [row], "It does not apply any more")
-        operations += await self._arrival(rows, whole)
-        if operations or whole.tree["restriction"]["period"]["start"] != self.start_text:
-            operations += self._moved(whole, self.pathway.whole, max(filter(None, ends.values()), default=None), variables)
-            operations += await self._assessed()
-        return operations
+        for row, members in self._arrival(rows):
+            edits[row.id] = (row, edits.get(row.id, (row, {}))[1] | members)
+        last = max((end for _, end in wanted if end is not None), default=None)
+        edits[whole.id] = (whole, self._moved(whole, self.pathway.whole, last, variables))
+        now = instant(self.context.now())
+        operations += [edit(row, **members, lastModified=now) for row, members in edits.values() if members]
+        return [*operations, *await self._assessed()] if operations else []
+
+    async def _missing(self, steps: list[tuple[Step, datetime | None]], rows: list[Stored], whole: Stored) -> list[Op]:
+        """New Tasks for the steps that have none; when the hub had not watched the stay, of those whose time had not run out."""
+        if not steps:
+            return []
+        seen, watched = await self._seen()
+        return [
+            new(await self._step(step, end, whole.id, sum(step_id(task.tree) == step.id for task in rows)))
+            for step, end in steps
+            if end is not None and (watched or end > seen)
+        ]
 
     def _ours(self, task: Tree) -> bool:
         return task.get("instantiatesUri", "").startswith(f"{self.pathway.url}#")
 
     @staticmethod
-    def _row(rows: list[Stored], step: Step, taken: set[str]) -> Stored | None:
+    def _row(rows: list[Stored], step: Step, matched: Mapping[str, Stored]) -> Stored | None:
         """The Task that is this step: by its id, else one that asks for the same by another day."""
+        taken = {task.id for task in matched.values()}
         there = [task for task in rows if task.id not in taken and not called_off(task.tree)]
         by_id = (task for task in there if step_id(task.tree) == step.id)
         by_code = (task for task in there if own(task.tree.get("code")) == own(step.code))
         return next(by_id, None) or next(by_code, None)
 
-    def _moved(self, row: Stored, step: Step, end: datetime | None, variables: Mapping[str, str]) -> list[Op]:
-        """A Task that follows a corrected time, or is another step of the same kind now. A due time that a human gave it stays."""
+    def _moved(self, row: Stored, step: Step, end: datetime | None, variables: Mapping[str, str]) -> Tree:
+        """The members of a Task that follows a corrected time, or is another step of the same kind now. A due time that a human gave it stays."""
         period = row.tree.get("restriction", {}).get("period", {})
         other = step_id(row.tree) != step.id
-        if end is None or (period.get("start") == self.start_text and not other):
-            return []
-        before, former = moment(period.get("start"), self.stay.calendar), self.pathway.step(step_id(row.tree))
+        before, former = self._started(row), self.pathway.step(step_id(row.tree))
+        if end is None or (before == self.start and not other):
+            return {}
         usual = self._usual_end(former, before, variables)
         written = self._written(end) if usual is None or moment(period.get("end")) == usual else period.get("end")
         members: Tree = {"restriction": {**row.tree.get("restriction", {}), "period": {"start": self.start_text, "end": written}}}
@@ -286,7 +300,7 @@ class _Course:
                 "description": step.title,
                 "note": note,
             }
-        return [edit(row, **members, lastModified=instant(self.context.now()))]
+        return members
 
     def _usual_end(self, step: Step | None, start: datetime | None, variables: Mapping[str, str]) -> datetime | None:
         """When a step would have been due by an earlier start; None for the whole, which is due with its last step."""
@@ -296,20 +310,21 @@ class _Course:
             return self.stay.calendar.due(start, step.within.days, step.within.business)
         return self.pathway.due(step, start, self.stay.calendar, variables)
 
-    async def _arrival(self, rows: list[Stored], whole: Stored) -> list[Op]:
+    def _arrival(self, rows: list[Stored]) -> list[tuple[Stored, Tree]]:
         """The step `arrival` is done when the stay is seen to which the discharge led; taken back when that one is."""
         there = self.facts.human.led_to(self.stay)
         found = [task for task in rows if own(task.tree.get("code")) == "arrival" and not called_off(task.tree)]
         if not found:
             return []
-        task, now = found[-1], instant(self.context.now())
+        task = found[-1]
         by_hub = [one for one in task.tree.get("output", []) if own(one["type"]) == "arrival"]
         if by_hub and (there is None or by_hub[0]["valueReference"]["reference"] != f"Encounter/{there.id}"):
-            why = concept("called-off", "The arrival was taken back")
-            return [edit(task, status="entered-in-error", statusReason=why, lastModified=now)]
+            return [(task, {"status": "entered-in-error", "statusReason": concept("called-off", "The arrival was taken back")})]
         if there is None or not is_open(task.tree):
             return []
-        step = (machine("Task").path(task.tree["status"], "completed") or ["completed"])[0]
+        status = (machine("Task").path(task.tree["status"], "completed") or ["completed"])[0]
+        if status != "completed":
+            return [(task, {"status": status})]
         output = [{"type": concept("arrival"), "valueReference": reference(f"Encounter/{there.id}")}]
-        members = {"output": output, "executionPeriod": {"start": there.tree["period"]["start"], "end": now}}
-        return [edit(task, status=step, lastModified=now, **(members if step == "completed" else {}))]
+        began = there.tree["period"]["start"]
+        return [(task, {"status": status, "output": output, "executionPeriod": {"start": began, "end": began}})]

@@ -21,7 +21,7 @@ from fhircm.fhir.references import parse_reference
 from fhircm.store.resources import Op, Stored
 
 Tree = dict[str, Any]
-ADMISSION, DISCHARGE, EMERGENCY = "admission", "discharge", "emergency-visit"
+ADMISSION, DISCHARGE, EMERGENCY = "stay-begun", "discharge", "emergency-visit"
 EVENTS = (ADMISSION, DISCHARGE, EMERGENCY)
 _OPEN = any_of(state for state in machine("Task").next if state not in machine("Task").terminal)
 
