@@ -13,6 +13,7 @@ from functools import partial
 from fhircm.coordination import escalation, provenance, referral
 from fhircm.coordination.context import Context
 from fhircm.coordination.longitudinal import follow as longitudinal
+from fhircm.coordination.transition import flags
 from fhircm.coordination.transition import follow as transition
 from fhircm.exchange import directory, identity, merge
 from fhircm.jobs import export, exported
@@ -59,6 +60,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
         "Communication DeviceRequest Encounter Patient Person ServiceRequest Task",
         lambda context: partial(transition.follow, context),
     ),
+    "flags": ("Encounter Patient Person", lambda context: partial(flags.follow, context)),
     "referral": ("ServiceRequest Task Encounter DocumentReference Person", lambda context: partial(referral.follow, context)),
     "deadlines": ("Task", lambda context: partial(escalation.watch, context)),
     "longitudinal": (
@@ -73,6 +75,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
 
 TIMERS: dict[str, Callable[..., Awaitable[list[Op]]]] = {
     escalation.KIND: escalation.overdue,
+    flags.KIND: flags.look_again,
     longitudinal.KIND: longitudinal.remake,
     export.EXPIRY: exported.expire,
     merge.KIND: merge.carry_on,

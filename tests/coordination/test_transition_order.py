@@ -98,7 +98,7 @@ async def ending(world, mrn):
             own(one["code"]),
             one["status"],
             tuple(moment(at) for at in one["restriction"]["period"].values()),
-            len([above for above in one.get("partOf", [])]) > 0,
+            "partOf" in one,
             str([visits[out["valueReference"]["reference"]][0] for out in one.get("output", [])]),
             str(one.get("extension")),
         )

@@ -46,7 +46,9 @@ from fhircm.store.resources import Op, Put, Stored
 
 Tree = dict[str, Any]
 _EARLY = timedelta(days=1)  # clocks differ; what is said to happen later than this has not happened
-_LATE = timedelta(days=2)  # news that is no older is late, and no history: a step whose time has run out is overdue, not forgotten
+_LATE = timedelta(
+    days=2
+)  # news that is no older is late, and no history: a step whose time has run out is overdue, not forgotten
 _UNTOUCHED = frozenset(("requested", "ready"))
 _AGAIN = "The patient is in hospital again"
 _TAKEN_BACK = {
@@ -203,9 +205,7 @@ class _Course:
         return [
             edit(task, partOf=[*task.tree["partOf"], above])
             for task in await steps_of(self.context, self.latest.task.id)
-            if not is_open(task.tree)
-            and not called_off(task.tree)
-            and self._started(task) == self.start
+            if not is_open(task.tree) and not called_off(task.tree) and self._started(task) == self.start
         ]
 
     async def _task(self, step: Step, period: Tree) -> Tree:
