@@ -12,7 +12,7 @@ from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.protocol import load_pathways
 from fhircm.coordination.task_states import RULE
-from fhircm.coordination.transition import flags
+from fhircm.coordination.transition import flags, notices
 from fhircm.coordination.transition import follow as transition
 from fhircm.fhir.outcome import VersionConflict
 from fhircm.fhir.validation import check
@@ -28,6 +28,7 @@ REACTIONS = [
         transition.follow,
     ),
     ("flags", {"Encounter", "Patient", "Person"}, flags.follow),
+    ("notices", {"Encounter"}, notices.follow),
     ("referral", {"ServiceRequest", "Task", "Encounter", "DocumentReference", "Person"}, referral.follow),
     ("deadlines", {"Task"}, escalation.watch),
     (

@@ -26,7 +26,7 @@ from fhircm.coordination.task_states import is_open, machine
 from fhircm.coordination.times import moment
 from fhircm.coordination.transition.closing import completeness
 from fhircm.coordination.transition.facts import Facts
-from fhircm.coordination.transition.stays import Human, Stay, stay
+from fhircm.coordination.transition.stays import Human, Stay, first_seen, stay
 from fhircm.coordination.transition.wholes import (
     ADMISSION,
     DISCHARGE,
@@ -149,12 +149,8 @@ class _Course:
 
     async def _seen(self) -> tuple[datetime, bool]:
         """When the hub first knew of the event, and whether that was in time: it had watched the stay, or the news is fresh."""
-        history = await self.context.store.history("Encounter", self.stay.id)
-        versions = [one for one in history if not one.deleted]
-        over = [self._happened(stay(self.context, one)) for one in versions]  # newest first
-        since = over.index(False) if False in over else len(over)
-        watched = any(self._before(one.tree["status"]) for one in versions[since:])
-        seen = versions[max(since - 1, 0)].last_updated
+        seen, before = await first_seen(self.context, self.stay.id, self._happened)
+        watched = any(self._before(one.tree["status"]) for one in before)
         return seen, watched or (self.start is not None and seen - self.start <= _LATE)
 
     def _happened(self, one: Stay | None) -> bool:

@@ -6,6 +6,7 @@ hospitalization where from and where to. profiles/transition/dispositions.yaml s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
@@ -169,3 +170,11 @@ async def human(context: Context, patient: str, *also: Stored) -> Human:
     stays.sort(key=lambda one: (one.begun or never, one.id))
     dead = any(one.ended and one.disposition and one.disposition.name == "died" for one in stays)
     return Human(patients, stays, dead or await deceased(context, patients))
+
+
+async def first_seen(context: Context, encounter: str, happened: Callable[[Stay | None], bool]) -> tuple[datetime, list[Stored]]:
+    """When the hub first knew that something had happened of a stay, as it is known now; and the versions from before, newest first."""
+    versions = [one for one in await context.store.history("Encounter", encounter) if not one.deleted]
+    over = [happened(stay(context, one)) for one in versions]
+    since = over.index(False) if False in over else len(over)
+    return versions[max(since - 1, 0)].last_updated, versions[since:]
