@@ -13,7 +13,7 @@ from functools import partial
 from fhircm.coordination import escalation, provenance, referral
 from fhircm.coordination.context import Context
 from fhircm.coordination.longitudinal import follow as longitudinal
-from fhircm.coordination.transition import flags, notices
+from fhircm.coordination.transition import flags, notices, receiving
 from fhircm.coordination.transition import follow as transition
 from fhircm.exchange import directory, identity, merge
 from fhircm.jobs import export, exported
@@ -61,6 +61,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
         lambda context: partial(transition.follow, context),
     ),
     "flags": ("Encounter Patient Person", lambda context: partial(flags.follow, context)),
+    "transition-document": ("Bundle Task", lambda context: partial(receiving.follow, context)),
     "notices": ("Encounter", lambda context: partial(notices.follow, context)),
     "referral": ("ServiceRequest Task Encounter DocumentReference Person", lambda context: partial(referral.follow, context)),
     "deadlines": ("Task", lambda context: partial(escalation.watch, context)),

@@ -11,8 +11,8 @@ from fhircm.coordination.build import coordinating_organization
 from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.protocol import load_pathways
-from fhircm.coordination.task_states import RULE
-from fhircm.coordination.transition import flags, notices
+from fhircm.coordination.rules import RULES
+from fhircm.coordination.transition import flags, notices, receiving
 from fhircm.coordination.transition import follow as transition
 from fhircm.fhir.outcome import VersionConflict
 from fhircm.fhir.validation import check
@@ -28,6 +28,7 @@ REACTIONS = [
         transition.follow,
     ),
     ("flags", {"Encounter", "Patient", "Person"}, flags.follow),
+    ("transition-document", {"Bundle", "Task"}, receiving.follow),
     ("notices", {"Encounter"}, notices.follow),
     ("referral", {"ServiceRequest", "Task", "Encounter", "DocumentReference", "Person"}, referral.follow),
     ("deadlines", {"Task"}, escalation.watch),
@@ -181,7 +182,7 @@ def at(text):
 
 @pytest.fixture
 async def world(database_url, clock):
-    store = Store(await open_database(database_url), clock=clock, rules=[RULE])
+    store = Store(await open_database(database_url), clock=clock, rules=RULES)
     made = World(store, clock)
     await made.begin()
     yield made

@@ -23,6 +23,7 @@ from fhircm.store.resources import Op, Stored
 Tree = dict[str, Any]
 ADMISSION, DISCHARGE, EMERGENCY = "stay-begun", "discharge", "emergency-visit"
 EVENTS = (ADMISSION, DISCHARGE, EMERGENCY)
+RECEIVED = "transition-document"
 _OPEN = any_of(state for state in machine("Task").next if state not in machine("Task").terminal)
 
 
@@ -69,13 +70,13 @@ async def open_wholes(context: Context, patients: list[str]) -> list[Stored]:
     if not codes:
         return []
     found = await context.find("Task", patients_value(patients), ("code", any_of(sorted(codes))), ("status", _OPEN))
-    return [task for task in found if is_whole(context, task.tree)]
+    return [task for task in found if is_whole(context, task.tree) and stay_of(task.tree) is not None]
 
 
 def is_whole(context: Context, task: Tree) -> bool:
     """Whether a Task of the hub stands for the whole of a transition."""
     pathway = context.pathway_of(task)
-    if pathway is None or pathway.event not in EVENTS or mirrored(task):
+    if pathway is None or pathway.event not in (*EVENTS, RECEIVED) or mirrored(task):
         return False
     return task.get("instantiatesUri") == f"{pathway.url}#{pathway.whole.id}"
 
