@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fhircm.coordination import answering
 from fhircm.coordination.acting import Verb, act
+from fhircm.coordination.transition import attempting
 from fhircm.operations.call import Answer, Call
 from fhircm.operations.definition import Function
 
@@ -14,6 +15,7 @@ from fhircm.operations.definition import Function
 VERBS: dict[str, Verb] = {
     "task-accept": answering.accept,
     "task-decline": answering.decline,
+    "task-record-contact": attempting.record_contact,
 }
 
 

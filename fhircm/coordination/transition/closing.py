@@ -103,7 +103,8 @@ async def _count(context: Context, task: Stored) -> list[Op]:
         way = machine("Task").path(task.tree["status"], "completed") or []
         members["status"] = way[0] if way else task.tree["status"]
         if members["status"] == "completed":
-            members["executionPeriod"] = {"start": _sent(counted[0])[0] or instant(context.now()), "end": instant(context.now())}
+            started = moment(_sent(counted[0])[0]) or context.now()
+            members["executionPeriod"] = {"start": instant(started), "end": instant(max(started, context.now()))}
             if not reached:
                 members["statusReason"] = {"text": f"{len(apart)} attempts in time reached nobody, which is enough"}
     return [edit(task, **members, lastModified=instant(context.now()))] if members else []

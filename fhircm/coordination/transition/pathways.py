@@ -49,6 +49,7 @@ _EARLY = timedelta(days=1)  # clocks differ; what is said to happen later than t
 _LATE = timedelta(
     days=2
 )  # news that is no older is late, and no history: a step whose time has run out is overdue, not forgotten
+_WITHDRAWN = "entered-in-error"
 _UNTOUCHED = frozenset(("requested", "ready"))
 _AGAIN = "The patient is in hospital again"
 _TAKEN_BACK = {
@@ -117,7 +118,8 @@ class _Course:
             return await call_off(self.context, [task], why) if task and is_open(task.tree) else []
         if task is not None and is_open(task.tree):
             return await self._keep(task, variables)
-        return await self._open(variables) if task is None or called_off(task.tree) or self._of_another(task) else []
+        again = task is None or called_off(task.tree) or await self._of_another(task)
+        return await self._open(variables) if again else []
 
     def _why_not(self) -> str | None:
         """Why there should be none now, in the words that its Tasks are called off with."""
@@ -136,12 +138,14 @@ class _Course:
             return "The patient was admitted"
         return _AGAIN if any(led_to is None or other.id != led_to.id for other in human.after(one)) else None
 
-    def _of_another(self, task: Stored) -> bool:
-        """Whether a human ended the transition of an earlier discharge, and the patient was discharged once more since."""
-        if task.tree["status"] != "cancelled" or self.start is None:
+    async def _of_another(self, task: Stored) -> bool:
+        """Whether an event that came, and was over with, was taken back, and has happened once more since."""
+        before, made = self._started(task), moment(task.tree.get("authoredOn"))
+        if before is None or made is None or self.start is None or abs(self.start - before) <= _EARLY:
             return False
-        before = self._started(task)
-        return before is not None and abs(self.start - before) > _EARLY
+        history = await self.context.store.history("Encounter", self.stay.id)
+        since = [one for one in history if not one.deleted and one.last_updated >= made]
+        return not all(self._happened(stay(self.context, one)) for one in since)
 
     def _started(self, task: Stored) -> datetime | None:
         """From when a Task of the event counts: the time of the event as it was known then."""
@@ -234,21 +238,20 @@ class _Course:
         rows = [task for task in await steps_of(self.context, whole.id) if self._ours(task.tree)]
         steps = self.pathway.applicable(variables)
         wanted = [(step, self.pathway.due(step, self.start, self.stay.calendar, variables)) for step in steps]
-        edits: dict[str, tuple[Stored, Tree]] = {}
+        edits = {row.id: (row, members) for row, members in self._arrival(rows)}
+        withdrawn = {id for id, (_, members) in edits.items() if members["status"] == _WITHDRAWN}
         matched: dict[str, Stored] = {}  # step: its Task
         for step, end in wanted:
-            row = self._row(rows, step, matched)
+            row = self._row([row for row in rows if row.id not in withdrawn], step, matched)
             if row is not None:
                 matched[step.id] = row
                 if is_open(row.tree):
-                    edits[row.id] = (row, self._moved(row, step, end, variables))
+                    edits[row.id] = (row, self._moved(row, step, end, variables) | edits.get(row.id, (row, {}))[1])
         operations = await self._missing([(step, end) for step, end in wanted if step.id not in matched], rows, whole)
         there = {row.id for row in matched.values()}
         for row in rows:
             if row.id not in there and row.tree["status"] in _UNTOUCHED:
                 operations += await call_off(self.context, [row], "It does not apply any more")
-        for row, members in self._arrival(rows):
-            edits[row.id] = (row, edits.get(row.id, (row, {}))[1] | members)
         last = max((end for _, end in wanted if end is not None), default=None)
         edits[whole.id] = (whole, self._moved(whole, self.pathway.whole, last, variables))
         now = instant(self.context.now())
@@ -315,7 +318,7 @@ class _Course:
         task = found[-1]
         by_hub = [one for one in task.tree.get("output", []) if own(one["type"]) == "arrival"]
         if by_hub and (there is None or by_hub[0]["valueReference"]["reference"] != f"Encounter/{there.id}"):
-            return [(task, {"status": "entered-in-error", "statusReason": concept("called-off", "The arrival was taken back")})]
+            return [(task, {"status": _WITHDRAWN, "statusReason": concept("called-off", "The arrival was taken back")})]
         if there is None or not is_open(task.tree):
             return []
         status = (machine("Task").path(task.tree["status"], "completed") or ["completed"])[0]
