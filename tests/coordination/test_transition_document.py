@@ -2,6 +2,7 @@
 
 import copy
 import json
+from base64 import b64decode
 
 from fhircm.coordination.codes import own
 from fhircm.coordination.transition.document import layout
@@ -126,6 +127,7 @@ async def test_a_document_comes_back_and_both_sides_go_on(world, http):  # noqa:
     assert taking["focus"]["reference"] == f"DocumentReference/{link['id']}"
     assert link["subject"]["reference"] == f"Patient/{patient}"
     assert link["content"][0]["attachment"]["url"] == f"Bundle/{answer.json()['id']}"
+    assert b64decode(link["content"][0]["attachment"]["data"]) == answer.content
     for state in ("in-progress", "completed"):
         await world.edit("Task", receiving["summary-acknowledged"]["id"], status=state)
     await world.react()

@@ -246,6 +246,17 @@ async def test_an_admission_is_handed_over_while_it_is_fresh(world):
     assert (await transition(world))[0] is not None
 
 
+async def test_a_transfer_within_the_house_moves_the_admission_along(world):
+    await world.lakeside.patient()
+    ward, icu = ({"location": {"display": name}} for name in ("Ward 3 West", "Intensive care"))
+    await world.lakeside.stay(start="2026-03-02T07:00:00-06:00", location=[ward])
+    await world.react()
+    await world.lakeside.stay(start="2026-03-02T07:00:00-06:00", location=[{**ward, "status": "completed"}, icu])
+    await world.react()
+    whole, _ = await transition(world, "hospital-admission")
+    assert [one["location"]["display"] for one in await world.versions("Task", whole["id"])] == ["Ward 3 West", "Intensive care"]
+
+
 # --- emergency visits --------------------------------------------------------------------------------------------------------
 
 

@@ -183,7 +183,7 @@ class _Course:
         trees = [await self._step(step, end, whole) for step, end in due if step.id not in {step_id(one) for one in kept}]
         period = {"start": self.start_text, "end": self._written(max(end for _, end in due))}
         tree = await self._task(self.pathway.whole, period)
-        tree |= {"id": whole, "status": "in-progress", "extension": [completeness([*kept, *trees])]}
+        tree |= {"id": whole, "status": "in-progress", "extension": [completeness([*kept, *trees])], **self._place()}
         return [*(new(one) for one in (tree, *trees)), *done, *await self._assessed()]
 
     def _due(self, variables: Mapping[str, str], not_before: datetime | None) -> list[tuple[Step, datetime]]:
@@ -207,6 +207,10 @@ class _Course:
             for task in await steps_of(self.context, self.latest.task.id)
             if not is_open(task.tree) and not called_off(task.tree) and self._started(task) == self.start
         ]
+
+    def _place(self) -> Tree:
+        """Where the patient is while the stay goes on: a transfer within the house moves the whole along."""
+        return {"location": self.stay.place} if self.pathway.event == ADMISSION and self.stay.place else {}
 
     async def _task(self, step: Step, period: Tree) -> Tree:
         organization = await self.context.follow(self.stay.tree.get("serviceProvider"))
@@ -253,7 +257,8 @@ class _Course:
             if row.id not in there and row.tree["status"] in _UNTOUCHED:
                 operations += await call_off(self.context, [row], "It does not apply any more")
         last = max((end for _, end in wanted if end is not None), default=None)
-        edits[whole.id] = (whole, self._moved(whole, self.pathway.whole, last, variables))
+        place = {name: value for name, value in self._place().items() if value != whole.tree.get(name)}
+        edits[whole.id] = (whole, self._moved(whole, self.pathway.whole, last, variables) | place)
         now = instant(self.context.now())
         operations += [edit(row, **members, lastModified=now) for row, members in edits.values() if members]
         return [*operations, *await self._assessed()] if operations else []

@@ -1,18 +1,20 @@
 """Take over a patient by a document: check it, find the patient, and open the receiving side of the transition; tell the sending side.
 
 https://hl7.org/fhir/R4/documents.html, http://hl7.org/fhir/us/pacio-toc. A Bundle of type document whose Composition is a transfer summary is
-checked on every way in. Its content stays in the Bundle as it came; a DocumentReference puts it into the patient's record.
+checked on every way in. It stays in the Bundle as it came; a DocumentReference
+puts it into the patient's record.
 """
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
 
 from fhircm.coordination.build import concept, edit, for_a_human, instant, new, profile, reference, stable_id
 from fhircm.coordination.codes import codings, own
 from fhircm.coordination.context import Context, token
-from fhircm.coordination.people import in_role, patient_of
+from fhircm.coordination.people import in_role, linked, patient_of
 from fhircm.coordination.protocol import Pathway, Step
 from fhircm.coordination.task_states import is_open, machine
 from fhircm.coordination.transition.closing import completeness
@@ -136,8 +138,11 @@ async def _received(context: Context, bundle: Stored) -> list[Op]:
     stay = await _own_stay(context, bundle.tree, composition, patient)
     operations: list[Op] = []
     link = stable_id("transition-document", bundle.id)
-    if await context.get("DocumentReference", link) is None:
-        operations.append(new(_reference(bundle, composition, link, patient, stay)))
+    linked_to, wanted = await context.get("DocumentReference", link), _reference(bundle, composition, link, patient, stay)
+    if linked_to is None:
+        operations.append(new(wanted))
+    elif linked_to.tree["content"] != wanted["content"]:  # the sender has corrected it
+        operations.append(edit(linked_to, content=wanted["content"], date=wanted["date"]))
     for pathway in context.pathways_of(RECEIVED):
         operations += await _open(context, bundle, link, patient, pathway)
     if stay is not None:
@@ -146,16 +151,22 @@ async def _received(context: Context, bundle: Stored) -> list[Op]:
 
 
 async def _patients(context: Context, there: Tree) -> list[str]:
-    """The Patient here who is meant: the very record, or the one who bears one of its numbers."""
+    """The Patient here who is meant: the very record, or the one human who bears one of its numbers."""
     same = await context.get("Patient", there["id"]) if there.get("id") else None
-    if same is not None and same.tree.get("birthDate") == there.get("birthDate"):
+    born = there.get("birthDate")
+    if same is not None and born and same.tree.get("birthDate") == born and _families(same.tree) & _families(there):
         return [same.id]
     found: set[str] = set()
     for one in there.get("identifier", []):
         if one.get("system") and one.get("value"):
             matches = await context.find("Patient", ("identifier", token(one["system"], one["value"])))
             found |= {match.id for match in matches}
-    return sorted(found)
+    ids = sorted(found)
+    return ids[:1] if ids and found <= set(await linked(context, ids[0])) else ids
+
+
+def _families(patient: Tree) -> set[str]:
+    return {one["family"].casefold() for one in patient.get("name", []) if one.get("family")}
 
 
 async def _own_stay(context: Context, bundle: Tree, composition: Tree, patient: str) -> Stored | None:
@@ -166,6 +177,13 @@ async def _own_stay(context: Context, bundle: Tree, composition: Tree, patient: 
 
 
 def _reference(bundle: Stored, composition: Tree, id: str, patient: str, stay: Stored | None) -> Tree:
+    """The document in the patient's record: whoever may see that may read it, and the Bundle is of no patient."""
+    attachment = {
+        "contentType": "application/fhir+json",
+        "data": b64encode(bundle.body).decode(),
+        "url": f"Bundle/{bundle.id}",
+        "title": composition.get("title"),
+    }
     return {
         "resourceType": "DocumentReference",
         "id": id,
@@ -175,15 +193,7 @@ def _reference(bundle: Stored, composition: Tree, id: str, patient: str, stay: S
         "subject": reference(f"Patient/{patient}"),
         "date": instant(bundle.last_updated),
         "description": composition.get("title"),
-        "content": [
-            {
-                "attachment": {
-                    "contentType": "application/fhir+json",
-                    "url": f"Bundle/{bundle.id}",
-                    "title": composition.get("title"),
-                }
-            }
-        ],
+        "content": [{"attachment": {name: value for name, value in attachment.items() if value}}],
         "context": {"encounter": [reference(f"Encounter/{stay.id}")]} if stay else None,
     }
 

@@ -107,6 +107,15 @@ class Stay:
         """Whether the patient stays: an admission or observation, no emergency visit."""
         return self.setting != "emergency"
 
+    @property
+    def place(self) -> Tree | None:
+        """Where in the house the patient is now, or was last: a Reference to a Location."""
+        places = self.tree.get("location", [])
+        here = [one["location"] for one in places if one.get("status", "active") == "active"] or [
+            one["location"] for one in places
+        ]
+        return here[-1] if here else None
+
     def leads_to(self, other: Stay) -> bool:
         """Whether another stay is where this discharge, or this emergency visit, led to: it begins soon after, and not before."""
         if self.ended is None or other.begun is None or other.id == self.id or not other.in_bed:
