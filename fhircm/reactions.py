@@ -63,7 +63,10 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
     "flags": ("Encounter Patient Person", lambda context: partial(flags.follow, context)),
     "transition-document": ("Bundle Task", lambda context: partial(receiving.follow, context)),
     "notices": ("Encounter", lambda context: partial(notices.follow, context)),
-    "referral": ("ServiceRequest Task Encounter DocumentReference Person", lambda context: partial(referral.follow, context)),
+    "referral": (
+        "ServiceRequest Task Encounter DocumentReference Person HealthcareService PractitionerRole",
+        lambda context: partial(referral.follow, context),
+    ),
     "deadlines": ("Task", lambda context: partial(escalation.watch, context)),
     "longitudinal": (
         "CarePlan CareTeam Condition Goal Patient Person Practitioner PractitionerRole ServiceRequest Task",

@@ -5,8 +5,14 @@ To add a rule: a function in `coordination/` that takes a Write and raises what 
 
 from __future__ import annotations
 
-from fhircm.coordination import task_states
+from fhircm.coordination import addressed, distribution, plausible, task_states
 from fhircm.coordination.transition import receiving
 from fhircm.store.operations import WriteRule
 
-RULES: tuple[WriteRule, ...] = (task_states.RULE, receiving.RULE)
+RULES: tuple[WriteRule, ...] = (
+    plausible.RULE,
+    task_states.RULE,
+    addressed.RULE,
+    distribution.RULE,
+    receiving.RULE,
+)

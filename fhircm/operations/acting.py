@@ -5,7 +5,7 @@ To add one: its OperationDefinition in `profiles/operation/`, whose description 
 
 from __future__ import annotations
 
-from fhircm.coordination import answering
+from fhircm.coordination import answering, requesting
 from fhircm.coordination.acting import Verb, act
 from fhircm.coordination.transition import attempting
 from fhircm.operations.call import Answer, Call
@@ -13,9 +13,24 @@ from fhircm.operations.definition import Function
 
 # The name of its definition in profiles/operation/: the verb.
 VERBS: dict[str, Verb] = {
+    "service-request-refer": requesting.refer,
     "task-accept": answering.accept,
+    "task-acknowledge": requesting.acknowledge,
+    "task-cancel": answering.cancel,
+    "task-choose": requesting.choose,
+    "task-complete": answering.complete,
+    "task-confirm-cancellation": answering.confirm_cancellation,
     "task-decline": answering.decline,
     "task-record-contact": attempting.record_contact,
+    "task-fail": answering.fail,
+    "task-forward": requesting.forward,
+    "task-hold": answering.hold,
+    "task-offer": answering.offer,
+    "task-provide-information": answering.provide_information,
+    "task-reopen": requesting.reopen,
+    "task-request-information": answering.request_information,
+    "task-resume": answering.resume,
+    "task-start": answering.start,
 }
 
 

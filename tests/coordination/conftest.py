@@ -30,7 +30,11 @@ REACTIONS = [
     ("flags", {"Encounter", "Patient", "Person"}, flags.follow),
     ("transition-document", {"Bundle", "Task"}, receiving.follow),
     ("notices", {"Encounter"}, notices.follow),
-    ("referral", {"ServiceRequest", "Task", "Encounter", "DocumentReference", "Person"}, referral.follow),
+    (
+        "referral",
+        {"ServiceRequest", "Task", "Encounter", "DocumentReference", "Person", "HealthcareService", "PractitionerRole"},
+        referral.follow,
+    ),
     ("deadlines", {"Task"}, escalation.watch),
     (
         "provenance",
