@@ -6,6 +6,7 @@ To add a rule: a function in `coordination/` that takes a Write and raises what 
 from __future__ import annotations
 
 from fhircm.coordination import addressed, distribution, pausing, plausible, task_states
+from fhircm.coordination.transition import receiving
 from fhircm.store.operations import WriteRule
 
 RULES: tuple[WriteRule, ...] = (
@@ -14,4 +15,5 @@ RULES: tuple[WriteRule, ...] = (
     addressed.RULE,
     distribution.RULE,
     pausing.RULE,
+    receiving.RULE,
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fhircm.coordination import answering, pausing, requesting
 from fhircm.coordination.acting import Verb, act
+from fhircm.coordination.transition import attempting
 from fhircm.operations.call import Answer, Call
 from fhircm.operations.definition import Function
 
@@ -20,6 +21,7 @@ VERBS: dict[str, Verb] = {
     "task-complete": answering.complete,
     "task-confirm-cancellation": answering.confirm_cancellation,
     "task-decline": answering.decline,
+    "task-record-contact": attempting.record_contact,
     "task-fail": answering.fail,
     "task-forward": requesting.forward,
     "task-offer": answering.offer,
