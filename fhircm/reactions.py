@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from fhircm.coordination import escalation, provenance, referral, transition
+from fhircm.coordination import changing_hands, escalation, provenance, referral, transition
 from fhircm.coordination.context import Context
 from fhircm.coordination.longitudinal import follow as longitudinal
 from fhircm.exchange import directory, identity, merge
@@ -56,6 +56,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
     ),
     "transition": ("Encounter Patient Task", lambda context: partial(transition.follow, context)),
     "referral": ("ServiceRequest Task Encounter DocumentReference Person", lambda context: partial(referral.follow, context)),
+    "claims": ("Task", lambda context: partial(changing_hands.follow, context)),
     "deadlines": ("Task", lambda context: partial(escalation.watch, context)),
     "longitudinal": (
         "CarePlan CareTeam Condition Goal Patient Person Practitioner PractitionerRole ServiceRequest Task",
@@ -68,6 +69,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
 }
 
 TIMERS: dict[str, Callable[..., Awaitable[list[Op]]]] = {
+    changing_hands.KIND: changing_hands.over,
     escalation.KIND: escalation.overdue,
     longitudinal.KIND: longitudinal.remake,
     export.EXPIRY: exported.expire,

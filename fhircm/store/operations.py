@@ -45,10 +45,15 @@ START = Position(0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who writes: the references by which resources name them. `everyone`: a system that acts for whoever is concerned."""
+    """Who writes: the references by which resources name them, and their roles. `everyone`: a system that acts for whoever is concerned.
+
+    `leads`: they lead the others of their organisation.
+    """
 
     known_as: frozenset[str]
     everyone: bool = False
+    roles: frozenset[str] = frozenset()  # codes of profiles/role
+    leads: bool = False
 
     def is_(self, element: Mapping[str, Any] | None) -> bool:
         """Whether a Reference names them."""
@@ -60,13 +65,14 @@ class Write:
     """One write of a resource, as a rule sees it, under the lock of that resource.
 
     `previous` None: there was none; `new` None: it is deleted. `actor` None: the hub itself, or a record that comes from elsewhere
-    (`origin` says from where).
+    (`origin` says from where). `now` is the time of the write; None when it is only asked whether it could be made.
     """
 
     previous: dict[str, Any] | None
     new: dict[str, Any] | None
     origin: str
     actor: Actor | None = None
+    now: datetime | None = None
 
 
 class WriteRule(NamedTuple):

@@ -66,7 +66,7 @@ async def write_resources(
             _check_condition(write, current.get(_identity(write)))
     puts = [write for write in writes if isinstance(write, Put)]
     deletes = [write for write in writes if isinstance(write, Delete) and not current[_identity(write)].deleted]
-    facts = await _check_rules(connection, (*puts, *deletes), current, rules, origin, actor)
+    facts = await _check_rules(connection, (*puts, *deletes), current, rules, origin, actor, now)
     if deletes and dialect == "postgresql":  # before anything of them is written: waits for those who are about to refer to them
         doomed = sorted(current[_identity(delete)].key for delete in deletes)
         await connection.execute("SELECT key FROM resource WHERE key = ANY($1::bigint[]) ORDER BY key FOR UPDATE", doomed)
@@ -256,6 +256,7 @@ async def _check_rules(
     rules: Sequence[WriteRule],
     origin: str,
     actor: Actor | None,
+    now: datetime,
 ) -> list[SetState]:
     facts: list[SetState] = []
     for write in writes:
@@ -270,7 +271,7 @@ async def _check_rules(
                 "SELECT body FROM version WHERE resource_key = $1 AND version = $2", found.key, found.version
             )
             previous = json.loads(bytes(body))
-        seen = Write(previous, None if isinstance(write, Delete) else write.resource.tree, origin, actor)
+        seen = Write(previous, None if isinstance(write, Delete) else write.resource.tree, origin, actor, now)
         with _About(identity):
             for rule in concerned:
                 rule.check(seen)
