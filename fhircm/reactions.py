@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from fhircm.coordination import changing_hands, escalation, provenance, referral, transition
+from fhircm.coordination import assigning, changing_hands, escalation, provenance, referral, transition
 from fhircm.coordination.context import Context
 from fhircm.coordination.longitudinal import follow as longitudinal
 from fhircm.exchange import directory, identity, merge
 from fhircm.jobs import export, exported
-from fhircm.store.resources import Change, Op, Timer
+from fhircm.store.resources import Change, Op, Plan, Timer
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Reaction:
 
     name: str
     types: frozenset[str]
-    function: Callable[[Change], Awaitable[list[Op]]]
+    function: Callable[[Change], Awaitable[list[Op] | Plan]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class TimerHandler:
 
 
 # name of the cursor: resource types, and the function bound to what it may look at
-REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable[list[Op]]]]]] = {
+REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable[list[Op] | Plan]]]]] = {
     "identity": (
         "Patient Task",
         lambda context: partial(
@@ -56,6 +56,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
     ),
     "transition": ("Encounter Patient Task", lambda context: partial(transition.follow, context)),
     "referral": ("ServiceRequest Task Encounter DocumentReference Person", lambda context: partial(referral.follow, context)),
+    "assignment": ("PractitionerRole Task", lambda context: partial(assigning.follow, context)),
     "claims": ("Task", lambda context: partial(changing_hands.follow, context)),
     "deadlines": ("Task", lambda context: partial(escalation.watch, context)),
     "longitudinal": (

@@ -22,6 +22,7 @@ from fhircm.exchange.news import DUE
 from fhircm.fhir.outcome import FhirError, NotFound, VersionConflict
 from fhircm.reactions import Reaction, TimerHandler
 from fhircm.store.changes import Change, CursorMoved, Position
+from fhircm.store.operations import Plan, followed_by
 from fhircm.store.resources import FinishTimer, MoveCursor, Op, SetState, Store
 from fhircm.store.timers import StaleClaim, Timer
 
@@ -113,7 +114,9 @@ class Worker:
                 operations = await reaction.function(change)
                 if not operations:
                     return before
-                await self.store.transact([*operations, MoveCursor(reaction.name, before, change.position)], origin="hub")
+                await self.store.transact(
+                    followed_by(operations, MoveCursor(reaction.name, before, change.position)), origin="hub"
+                )
                 return change.position
             except CursorMoved:
                 raise
@@ -145,7 +148,7 @@ class Worker:
     async def _handle(self, handler: TimerHandler, timer: Timer) -> None:
         try:
             operations = await handler.function(timer)
-            await self.store.transact([*operations, FinishTimer(timer)], origin="hub")
+            await self.store.transact(followed_by(operations, FinishTimer(timer)), origin="hub")
         except StaleClaim:
             log.info("timer %s was taken over by another worker", timer.key)
         except Exception as error:
@@ -171,9 +174,9 @@ class Worker:
             raise NotFound(f"Nothing waits at {where} under {what}")
         operations = await self._again(where, what, row)
         done = SetState(parked_at(where), what, None, if_present=True)
-        await self.store.transact([*operations, done, *await self.unpark(where, what)], origin="hub")
+        await self.store.transact(followed_by(operations, done, *await self.unpark(where, what)), origin="hub")
 
-    async def _again(self, where: str, what: str, row: Mapping[str, Any]) -> Sequence[Op]:
+    async def _again(self, where: str, what: str, row: Mapping[str, Any]) -> Sequence[Op] | Plan:
         reaction = next((one for one in self.reactions if one.name == where), None)
         if reaction is not None:
             type, id, _, version = what.split("/")

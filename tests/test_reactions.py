@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-from fhircm.coordination import changing_hands, escalation, provenance, referral, transition
+from fhircm.coordination import assigning, changing_hands, escalation, provenance, referral, transition
 from fhircm.coordination.longitudinal import follow as longitudinal
 from fhircm.exchange import directory, identity, merge
 from fhircm.fhir.definitions import definitions
@@ -31,6 +31,7 @@ def test_every_reaction_is_of_types_that_there_are_and_every_workflow_is_listed(
     assert listed == {
         transition.follow,
         referral.follow,
+        assigning.follow,
         changing_hands.follow,
         changing_hands.over,
         escalation.watch,

@@ -11,6 +11,7 @@ from typing import Any
 from fhircm.coordination.claims import organizations
 from fhircm.coordination.codes import BASE
 from fhircm.coordination.context import Context, Record
+from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.people import named
 from fhircm.coordination.times import moment
 from fhircm.store.resources import Stored
@@ -37,15 +38,18 @@ async def absence(context: Context, who: str, task: Tree, now: datetime) -> str 
     The roles at the organisation of the Task's queue count; when there are none, all of them. Away is who is away from each.
     """
     roles = _at_queue(await roles_of(context, who), task)
-    found = [away_until(context, one.tree, now) for one in roles]
+    found = [away_until(one.tree, now, context.calendar) for one in roles]
     return max(one for one in found if one) if found and all(found) else None
 
 
-def away_until(context: Context, role: Tree, now: datetime) -> str | None:
-    """The last day of the time in which a role is not available and which `now` is in; 'further notice' when it has no end."""
+def away_until(role: Tree, now: datetime, calendar: BusinessCalendar | None) -> str | None:
+    """The last day of the time in which a role is not available and which `now` is in; 'further notice' when it has no end.
+
+    Days are those of the calendar; without one, in UTC.
+    """
     for one in role.get("notAvailable", []):
         during = one.get("during", {})
-        start, end = moment(during.get("start"), context.calendar), moment(during.get("end"), context.calendar)
+        start, end = moment(during.get("start"), calendar), moment(during.get("end"), calendar)
         if end is not None and len(during["end"]) == 10:
             end += timedelta(days=1)  # the whole of its last day
         if (start is None or start <= now) and (end is None or now < end) and during:

@@ -35,9 +35,14 @@ async def claim(act: Act) -> list[Put]:
 
     Raises Claimed when somebody else works it, Forbidden for those who are not of its queue, StaleFence when `fence` is another one.
     """
-    tree, now = _open_queue_task(act), act.store.now
+    tree, now = open_task(act), act.store.now
+    if not claims.claimable(tree):
+        raise IllegalTransition(
+            "This Task is in no queue: its owner is no organisation, and its performerType has none of the roles of"
+            f" {ROLE} ({', '.join(roles())})",
+            "Task.performerType",
+        )
     who = _whoever(act)
-    _same_fence(act)
     held, before = claims.holder(tree, now), claim_of(tree)
     until = _until(act, now)
     if held is not None and (held == who or _is(act, held)):
@@ -54,8 +59,7 @@ async def release(act: Act) -> list[Put]:
 
     Raises Claimed for who does not have it, StaleFence when `fence` is another one.
     """
-    tree = _open_queue_task(act)
-    _same_fence(act)
+    tree = open_task(act)
     held, before = claims.holder(tree, None), claim_of(tree)
     if held is None:
         raise IllegalTransition("Nobody has claimed this Task: there is nothing to give back", "Task.owner")
@@ -66,8 +70,7 @@ async def release(act: Act) -> list[Put]:
 
 async def delegate(act: Act) -> list[Put]:
     """Have somebody else do it from now on (`to`), or those of another role (`role`); who asked for it stays the same."""
-    tree = _open_queue_task(act)
-    _same_fence(act)
+    tree = open_task(act)
     to, role = act.one("to"), act.one("role")
     if (to is None) == (role is None):
         raise InvalidValue(
@@ -85,8 +88,7 @@ async def delegate(act: Act) -> list[Put]:
 
 async def hand_over(act: Act) -> list[Put]:
     """Pass it on to somebody (`to`) with a hand-over note (`note`); with `must-accept` the giver has it until they claim it."""
-    _open_queue_task(act)
-    _same_fence(act)
+    open_task(act)
     who = await _somebody(act, act.one("to"))
     return [handed_over(act.about, who, giver(act.store), act.one("note"), act.store.now, offered=act.one("must-accept", False))]
 
@@ -96,7 +98,7 @@ def handed_over(stored: Stored, who: Tree, by: Tree | None, note: str, now: date
     tree = stored.tree
     before = claim_of(tree)
     noted = [*tree.get("note", []), annotation(by, note, now)]
-    keep = _recipients(tree, before)
+    keep = kept(tree, before)
     if offered:
         keep |= {"restriction": _to(tree, keep.get("restriction", tree.get("restriction", {})), who)}
         after = replace(before, fence=max(1, before.fence), offered=who["reference"])
@@ -127,15 +129,14 @@ def giver(store: GuardedStore) -> Tree | None:
 # --- what the verbs share ----------------------------------------------------------------------------------------------------
 
 
-def _open_queue_task(act: Act) -> Tree:
+def open_task(act: Act) -> Tree:
+    """The Task, which must be open. Raises IllegalTransition, and StaleFence when `fence` is another one."""
     tree = act.about.tree
     if not is_open(tree):
         raise machine_of(tree).refuse(tree["status"])
-    if not queue_roles(tree):
-        raise IllegalTransition(
-            f"This Task is in no role queue: its performerType has none of the roles of {ROLE} ({', '.join(roles())})",
-            "Task.performerType",
-        )
+    said, now = act.one("fence"), claim_of(tree).fence
+    if said is not None and said != now:
+        raise StaleFence(f"The claim with the fence {said} is over: the fence is {now}", "Task.extension")
     return tree
 
 
@@ -153,12 +154,6 @@ def _whoever(act: Act) -> str:
 def _is(act: Act, to: str) -> bool:
     """Whether the caller is somebody: a system is nobody, though it may write for them."""
     return act.store.principal.user is not None and act.store.principal.actor.is_(reference(to))
-
-
-def _same_fence(act: Act) -> None:
-    said, now = act.one("fence"), claim_of(act.about.tree).fence
-    if said is not None and said != now:
-        raise StaleFence(f"The claim with the fence {said} is over: the fence is {now}", "Task.extension")
 
 
 def _until(act: Act, now: datetime) -> datetime | None:
@@ -211,11 +206,11 @@ def _passed(act: Act, tree: Tree, who: Tree, **members: Any) -> Put:
 
 
 def _written(act: Act, tree: Tree, claim: Claim, **members: Any) -> Put:
-    keep = _recipients(tree, claim)
+    keep = kept(tree, claim)
     return edit(act.about, extension=with_claim(tree, claim), lastModified=instant(act.store.now), **keep, **members)
 
 
-def _recipients(tree: Tree, claim: Claim) -> dict[str, Tree]:
+def kept(tree: Tree, claim: Claim) -> dict[str, Tree]:
     """Those of the queue see the Task on when one of them works it: the queue stays among those for whom it was sought."""
     queue = _queue(tree, claim)
     if queue is None:

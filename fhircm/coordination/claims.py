@@ -15,7 +15,7 @@ from typing import Any
 from fhircm.access.roles import roles
 from fhircm.coordination.build import instant, reference
 from fhircm.coordination.codes import BASE, codings
-from fhircm.coordination.task_states import is_open, mirrored
+from fhircm.coordination.task_states import is_open, is_referral, mirrored
 from fhircm.coordination.times import moment
 from fhircm.fhir.outcome import Conflict, Forbidden, Invalid
 from fhircm.fhir.systems import ROLE
@@ -79,6 +79,16 @@ def queue_roles(task: Tree) -> frozenset[str]:
     return frozenset(code for system, code in codings(task.get("performerType")) if system == ROLE)
 
 
+def governed(task: Tree | None) -> bool:
+    """Whether the rule of claims holds for a Task: it is in a role queue, or was claimed through the extension."""
+    return task is not None and bool(queue_roles(task) or claim_of(task).fence)
+
+
+def claimable(task: Tree) -> bool:
+    """Whether a Task can be claimed: besides those of role queues, whatever an organisation has to do itself, by anybody of it."""
+    return governed(task) or (bool(organizations(task)) and not is_referral(task))
+
+
 def person(element: Tree | None) -> str | None:
     """The reference to who works, if that is somebody and no queue."""
     to: str = (element or {}).get("reference", "")
@@ -93,8 +103,8 @@ def organizations(task: Tree) -> list[Tree]:
 
 
 def holder(task: Tree | None, now: datetime | None) -> str | None:
-    """Who works a Task of a role queue now: nobody when it is closed or the lease is over. `now` None: as if no lease was over."""
-    if task is None or not is_open(task) or not queue_roles(task):
+    """Who works a Task now: nobody when it is closed or the lease is over. `now` None: as if no lease was over."""
+    if task is None or not is_open(task) or not governed(task):
         return None
     owner, claim = person(task.get("owner")), claim_of(task)
     over = claim.until is not None and claim.holder == owner and now is not None and claim.until <= now
@@ -106,21 +116,21 @@ def claimed(task: Tree) -> Claimed:
     claim, place = claim_of(task), next((one["reference"] for one in organizations(task) if "reference" in one), None)
     leased = claim.until is not None and claim.holder == person(task.get("owner"))
     until = f"until {instant(claim.until)}" if leased and claim.until else "until it is given back"
-    where = f" at {place}" if place else ""
+    who, where = " or ".join(sorted(queue_roles(task))), f" at {place}" if place else ""
     return Claimed(
-        f"A {' or '.join(sorted(queue_roles(task)))}{where} has claimed this Task {until}. Who has it may pass it on with $hand-over or"
+        f"{f'A {who}' if who else 'Somebody'}{where} has claimed this Task {until}. Who has it may pass it on with $hand-over or"
         " $delegate and give it back with $release; so may who leads them",
         "Task.owner",
     )
 
 
 def may_take(actor: Actor | None, task: Tree) -> bool:
-    """Whether somebody may take from the queue of a Task: they have one of its roles, at the organisation that it names."""
+    """Whether somebody may take from the queue of a Task: they have one of its roles, if it has any, at the organisation that it names."""
     if actor is None or actor.everyone:
         return True
-    at = organizations(task)
+    at, wanted = organizations(task), queue_roles(task)
     placed = not at or any(actor.is_(one) for one in at)
-    return placed and (actor.leads or bool(actor.roles & queue_roles(task)))
+    return placed and (actor.leads or not wanted or bool(actor.roles & wanted))
 
 
 def leads(actor: Actor, task: Tree) -> bool:
@@ -137,7 +147,7 @@ def enforce(write: Write) -> None:
         return
     if new is not None:
         _known_roles(new)
-    if previous is None or not (queue_roles(previous) or queue_roles(new or {})):
+    if previous is None or not (governed(previous) or governed(new)):
         return
     if new is not None:
         _fence(previous, new, hub=actor is None)
@@ -190,7 +200,8 @@ def _held(previous: Tree, new: Tree | None, actor: Actor) -> None:
 def _taken(previous: Tree, actor: Actor) -> None:
     if not may_take(actor, previous):
         place = ", ".join(one["reference"] for one in organizations(previous) if "reference" in one) or "any organisation"
-        raise Forbidden(f"This Task is for: {', '.join(sorted(queue_roles(previous)))} at {place}; the caller is none of these")
+        who = ", ".join(sorted(queue_roles(previous))) or "anybody"
+        raise Forbidden(f"This Task is for: {who} at {place}; the caller is none of these")
 
 
 RULE = WriteRule(frozenset({"Task"}), enforce, deletes=True)

@@ -5,7 +5,7 @@ To add one: its OperationDefinition in `profiles/operation/`, whose description 
 
 from __future__ import annotations
 
-from fhircm.coordination import answering, claiming
+from fhircm.coordination import answering, assigning, claiming
 from fhircm.coordination.acting import Verb, act
 from fhircm.operations.call import Answer, Call
 from fhircm.operations.definition import Function
@@ -13,6 +13,7 @@ from fhircm.operations.definition import Function
 # The name of its definition in profiles/operation/: the verb.
 VERBS: dict[str, Verb] = {
     "task-accept": answering.accept,
+    "task-assign": assigning.assign,
     "task-claim": claiming.claim,
     "task-decline": answering.decline,
     "task-delegate": claiming.delegate,

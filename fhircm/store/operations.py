@@ -6,7 +6,7 @@ docs/decisions/reactions-return-operations.md
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -280,3 +280,10 @@ Op = (
     | Hold
     | LetGo
 )
+
+
+def followed_by(operations: Sequence[Op] | Plan, *more: Op) -> Sequence[Op] | Plan:
+    """The same, and more in the same transaction."""
+    if isinstance(operations, Plan):
+        return replace(operations, make=lambda found: [*operations.make(found), *more])
+    return [*operations, *more]

@@ -100,9 +100,19 @@ async def test_a_role_that_there_is_not_is_refused_with_those_that_there_are(des
     assert answer.status_code == 422
     assert answer.json()["issue"][0]["expression"] == ["Task.performerType"]
     assert "wizard: no such role. There are: administrator, care-coordinator" in said(answer)
-    await desk.task("t3", performerType=[{"text": "Somebody kind"}])
+    await desk.task("t3", performerType=[{"text": "Somebody kind"}], owner=None)
     plain = await desk.engine.call("Task/t3/$claim", owner=ref("Practitioner/ann"))
-    assert (plain.status_code, "is in no role queue" in said(plain)) == (422, True)
+    assert (plain.status_code, "is in no queue" in said(plain)) == (422, True)
+
+
+async def test_what_an_organisation_has_to_do_itself_is_claimed_by_anybody_of_it(desk):
+    await desk.task(performerType=None)
+    assert (await desk.far.call("Task/t1/$claim")).status_code == 404
+    assert (await desk.ned.call("Task/t1/$claim")).status_code == 200
+    late = await desk.ann.call("Task/t1/$claim")
+    assert (late.status_code, said(late).startswith("Somebody at Organization/clinic has claimed this Task")) == (409, True)
+    assert (await desk.ann.put({**await desk.now(), "priority": "stat"})).status_code == 409
+    assert (await desk.ned.call("Task/t1/$release")).json()["owner"] == ref("Organization/clinic")
 
 
 async def test_a_process_that_lost_its_claim_cannot_write_with_what_it_knew(desk, clock):
