@@ -9,7 +9,7 @@ from typing import Any
 
 from fhircm.access.guarded_store import GuardedStore
 from fhircm.coordination import away
-from fhircm.coordination.build import concept, instant, new, reference
+from fhircm.coordination.build import concept, instant, new
 from fhircm.coordination.caseload import OPEN
 from fhircm.coordination.changing_hands import message_id
 from fhircm.coordination.claiming import giver, handed_over
@@ -65,22 +65,22 @@ async def _write(store: GuardedStore, batch: list[Stored], who: str, to: Tree, n
     writes = [handed_over(one, to, giver(store), note, now) for one in batch]
     needs = [("u", "Task")]
     if not told:
-        writes.append(_message(who, to, note, instant(now)))
+        writes.append(_message(message_id(who, to["reference"], instant(now)), to, giver(store), note, instant(now)))
         needs.append(("c", "Communication"))
     await store.transact(writes, needs)
 
 
-def _message(who: str, to: Tree, note: str, at: str) -> Put:
+def _message(id: str, to: Tree, by: Tree | None, note: str, at: str) -> Put:
     """What the receiver is told, once for all of it. It is on its way (in-progress) until somebody says that it arrived."""
     return new(
         {
             "resourceType": "Communication",
-            "id": message_id(who, to["reference"], at),
+            "id": id,
             "status": "in-progress",
             "topic": concept("hand-over"),
             "sent": at,
             "recipient": [to],
-            "sender": reference(who),
+            "sender": by,
             "payload": [{"contentString": f"A caseload was handed over to you: its tasks are on your work list. {note}"}],
         }
     )
