@@ -228,19 +228,25 @@ def _lines(one: Tree, *, written: bool = True) -> Iterable[str]:
     if one.get("documentation"):
         yield f"      {one['documentation']}"
     if written:
-        known = spelling(one.get("type", ""))
-        yield f"      Written as {known.how}: {one['name']}={_quoted(known.example)}"
+        yield f"      Written as {spelling(one.get('type', '')).how}: {one['name']}={_quoted(_value(one))}"
+
+
+def _value(one: Tree) -> str:
+    """An example of a value."""
+    if "part" in one:
+        return std_json.dumps({part["name"]: _value(part) for part in one["part"]})
+    return spelling(one.get("type", "")).example
 
 
 def _quoted(text: str) -> str:
-    return f"'{text}'" if set(text) & set(" |$'") else text
+    return f"'{text}'" if set(text) & set(' |$"{') else text
 
 
 def _example(operation: Operation, taken: Sequence[Tree]) -> str:
     place = next(iter(sorted(_places(operation), key=lambda one: not one.endswith("ID"))))
     where = "" if place == "(everything)" else f" {place.replace('TYPE', 'Patient')}"
     shown = [one for one in taken if one["min"]]
-    values = "".join(f" {one['name']}={_quoted(spelling(one.get('type', '')).example)}" for one in shown)
+    values = "".join(f" {one['name']}={_quoted(_value(one))}" for one in shown)
     return f"fhircm operation call {operation.code}{where}{values} --as ann"
 
 

@@ -76,7 +76,8 @@ _SPELLINGS = {
     "date": Spelling("a day", "2026-03-02", str),
     "dateTime": Spelling("a day, or a time with its zone", "2026-03-02T15:00:00-06:00", str),
     "instant": Spelling("a time with its zone", "2026-03-02T15:00:00Z", str),
-    "code": Spelling("a code", "nurse", str),
+    "code": Spelling("a code", "CODE", str),
+    **dict.fromkeys(("uri", "url", "canonical"), Spelling("a URL", "http://example.org/one", str)),
     "CodeableConcept": Spelling("system|code, or plain words", "Off duty", _concept),
     "Coding": Spelling("system|code", "http://loinc.org|8302-2", _coding),
     "Reference": Spelling("Type/id", "Practitioner/123", lambda text: {"reference": text}),
@@ -84,7 +85,7 @@ _SPELLINGS = {
     "Identifier": Spelling("system|value", "http://hl7.org/fhir/sid/us-npi|1234567893", _identifier),
     **dict.fromkeys(("Quantity", "Duration", "Age", "Distance", "Count", "SimpleQuantity"), _QUANTITIES),
 }
-_WORDS = Spelling("text", "as you would say it", str)
+_WORDS = Spelling("text", "plain words", str)
 
 
 def spelling(type: str) -> Spelling:
