@@ -105,7 +105,7 @@ def call(
         typer.echo(_printed(answer, base_url))
         return int(isinstance(answer, Answer) and answer.status >= 400)
 
-    with_store(go)
+    with_store(go, target="/".join(filter(None, (*where, f"${name.removeprefix('$')}"))))
 
 
 # --- which operation, and where ------------------------------------------------------------------------------------------------

@@ -60,8 +60,10 @@ def test_an_operation_called_from_here_means_what_it_means_over_http(hub):
     assert json.loads(declined.stdout)["statusReason"] == {"text": "No capacity"}, "the hub's custodian may"
 
 
-def test_who_is_named_sees_what_they_may_and_nobody_else_is_taken(hub):
+def test_who_is_named_sees_what_they_may_and_nobody_else_is_taken(hub, tmp_path):
     assert hub("operation", "call", "everything", "Patient/secret").returncode == 0
+    journal = b"".join(path.read_bytes() for path in (tmp_path / "audit").rglob("*") if path.is_file())
+    assert b"Patient/secret/$everything" in journal, "who asks for the record of a patient is found by that patient"
     hidden = hub("operation", "call", "everything", "Patient/secret", "--as", "ann")
     assert (hidden.returncode, "Patient/secret is not known" in hidden.stderr) == (1, True)
     for who in (("--as", "nobody"), ("--client", "nothing")):
