@@ -18,6 +18,7 @@ from fhircm.coordination.claiming import annotation, giver, kept, open_task
 from fhircm.coordination.claims import Claim, claim_of, organizations, person, queue_roles, with_claim
 from fhircm.coordination.codes import BASE, codings
 from fhircm.coordination.context import Context, Record, any_of, token
+from fhircm.coordination.steps import leads
 from fhircm.coordination.task_states import is_open, mirrored
 from fhircm.fhir.outcome import Conflict, Forbidden, IllegalTransition
 from fhircm.fhir.systems import ROLE
@@ -39,7 +40,7 @@ async def assign(act: Act) -> Plan:
     if not queue_roles(tree):
         raise IllegalTransition("This Task is in no role queue: its performerType names no role of the hub", "Task.performerType")
     actor = act.store.principal.actor
-    if claims.holder(tree, act.store.now) is not None and not (actor.is_(tree.get("owner")) or claims.leads(actor, tree)):
+    if claims.holder(tree, act.store.now) is not None and not (actor.is_(tree.get("owner")) or leads(actor, tree)):
         raise claims.claimed(tree)
     if not claims.may_take(actor, tree):
         raise Forbidden(f"Who assigns is of the queue, or leads those who are: {', '.join(sorted(queue_roles(tree)))}")

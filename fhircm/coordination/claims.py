@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from fhircm.access.roles import roles
 from fhircm.coordination.build import instant, reference
 from fhircm.coordination.codes import BASE, codings
+from fhircm.coordination.steps import leads
 from fhircm.coordination.task_states import is_open, is_referral, mirrored
 from fhircm.coordination.times import moment
 from fhircm.fhir.outcome import Conflict, Forbidden, Invalid
@@ -75,7 +75,7 @@ def with_claim(task: Tree, claim: Claim) -> list[Tree]:
 
 
 def queue_roles(task: Tree) -> frozenset[str]:
-    """The hub's roles in whose queue a Task is, known or not."""
+    """The hub's roles in whose queue a Task is."""
     return frozenset(code for system, code in codings(task.get("performerType")) if system == ROLE)
 
 
@@ -133,20 +133,11 @@ def may_take(actor: Actor | None, task: Tree) -> bool:
     return placed and (actor.leads or not wanted or bool(actor.roles & wanted))
 
 
-def leads(actor: Actor, task: Tree) -> bool:
-    """Whether somebody leads those who work a Task."""
-    claim = claim_of(task)
-    places = [*organizations(task), *([reference(claim.queue)] if claim.queue else [])]
-    return actor.leads and any(actor.is_(one) for one in places)
-
-
 def enforce(write: Write) -> None:
     """The write rule of claims. Raises Claimed, StaleFence, Forbidden, Invalid."""
     previous, new, actor = write.previous, write.new, write.actor
     if mirrored(new or previous):
         return
-    if new is not None:
-        _known_roles(new)
     if previous is None or not (governed(previous) or governed(new)):
         return
     if new is not None:
@@ -158,13 +149,6 @@ def enforce(write: Write) -> None:
         _held(previous, new, actor)
     elif new is not None and person(new.get("owner")) not in (None, person(previous.get("owner"))) and is_open(previous):
         _taken(previous, actor)
-
-
-def _known_roles(task: Tree) -> None:
-    unknown = sorted(queue_roles(task) - set(roles()))
-    if unknown:
-        text = f"{', '.join(unknown)}: no such role. There are: {', '.join(roles())}"
-        raise Invalid(text, "Task.performerType")
 
 
 def _fence(previous: Tree, new: Tree, *, hub: bool) -> None:
