@@ -4,8 +4,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-from fhircm.coordination import escalation, loops, provenance, referral, transition
-from fhircm.coordination import escalation, provenance, referral
+from fhircm.coordination import assigning, changing_hands, escalation, open_loops, provenance, referral
 from fhircm.coordination.longitudinal import follow as longitudinal
 from fhircm.coordination.transition import flags, notices, receiving
 from fhircm.coordination.transition import follow as transition
@@ -38,9 +37,12 @@ def test_every_reaction_is_of_types_that_there_are_and_every_workflow_is_listed(
         notices.follow,
         receiving.follow,
         referral.follow,
+        assigning.follow,
+        changing_hands.follow,
+        changing_hands.over,
         escalation.watch,
         escalation.overdue,
-        loops.check,
+        open_loops.check,
         longitudinal.mark,
         longitudinal.remake,
         provenance.record,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from fhircm.operations.acting import VERBS, acting
 from fhircm.operations.break_glass import break_glass
 from fhircm.operations.bulk_import import bulk_import
+from fhircm.operations.caseload import caseload, hand_over_caseload
 from fhircm.operations.definition import Operation, load
 from fhircm.operations.everything import everything
 from fhircm.operations.expand import expand
@@ -41,11 +42,13 @@ OPERATIONS: dict[str, Operation] = {
         "meta": meta,
         "meta-add": meta_add,
         "meta-delete": meta_delete,
+        "organization-caseload": caseload,
         "patient-break-glass": break_glass,
         "patient-everything": everything,
         "patient-export": export,
         "patient-match": match,
         "patient-timeline": story,
+        "practitioner-hand-over-caseload": hand_over_caseload,
         "subsumes": subsumes,
         "task-worklist": work_list,
         "translate": translate,
