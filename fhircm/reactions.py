@@ -55,7 +55,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
         lambda context: partial(directory.enlist, context.store, owner=f"Organization/{context.organization}"),
     ),
     "transition": ("Encounter Patient Task", lambda context: partial(transition.follow, context)),
-    "referral": ("ServiceRequest Task Encounter DocumentReference Person", lambda context: partial(referral.follow, context)),
+    "referral": (" ".join(sorted(referral.TYPES)), lambda context: partial(referral.follow, context)),
     "deadlines": ("Task", lambda context: partial(escalation.watch, context)),
     "longitudinal": (
         "CarePlan CareTeam Condition Goal Patient Person Practitioner PractitionerRole ServiceRequest Task",

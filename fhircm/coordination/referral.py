@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from fhircm.coordination import evidence
+from fhircm.coordination import correlation, evidence, loop, referral_questions
 from fhircm.coordination.build import edit, for_a_human, instant, new, npi, profile, reference, stable_id
 from fhircm.coordination.codes import FULFILL, NPI, PLACER, identifiers, member, own
 from fhircm.coordination.context import Context, Neighbour, any_of, token
@@ -28,12 +28,13 @@ from fhircm.store.resources import Change, Op, Stored
 
 Tree = dict[str, Any]
 EVENT = "referral"
+TYPES = loop.EVIDENCE | {"Person", "ServiceRequest", "Task"}
 _STEP = {"requested": "respond-to-referral", "accepted": "schedule-visit", "on-hold": "report-back", "in-progress": "report-back"}
 _OPEN = any_of(state for state in machine("Task", "referral").next if state not in machine("Task", "referral").terminal)
 
 
 async def follow(context: Context, change: Change) -> list[Op]:
-    """Reaction to ServiceRequest, Task, Encounter, DocumentReference and Person: send the referral, and move it on."""
+    """Reaction to what a referral is made of, and what shows how it stands: send it, and move it on."""
     stored = await context.get(change.type, change.id)
     if stored is None:
         return []
@@ -41,23 +42,25 @@ async def follow(context: Context, change: Change) -> list[Op]:
         return sent
     operations: list[Op] = []
     for task in await _tasks_of(context, stored):
-        operations += await _move(context, task, change.type)
+        operations += await _move(
+            context, task, evidence.REPLY if change.type == "Task" and stored.id != task.id else change.type
+        )
     return operations
 
 
 async def _tasks_of(context: Context, stored: Stored) -> list[Stored]:
     """The referrals of the hub that a resource can matter to."""
     tree = stored.tree
-    if stored.type == "Task":
+    if stored.type == "Task" and not mirrored(tree):
         found = [stored]
-    elif stored.type == "ServiceRequest":
-        found = [task] if (task := await context.get("Task", task_id(stored.id))) else []
     elif stored.type == "Person":
         found = await _of_person(context, stored)
-    elif numbers := evidence.numbers(tree):
-        found = await context.find("Task", ("identifier", any_of(token(REFERRAL, number) for number in sorted(numbers))))
+    elif stored.type not in loop.EVIDENCE or loop.tells(tree):
+        found = await correlation.quoted_tasks(context, tree)
     else:
         found = []
+    if stored.type == "ServiceRequest" and (task := await context.get("Task", task_id(stored.id))):
+        found = [task, *(one for one in found if one.id != task.id)]
     return [task for task in found if identifiers(task.tree, REFERRAL) and not mirrored(task.tree)]
 
 
@@ -205,9 +208,10 @@ def _nobody_there(context: Context, task: Tree) -> Op:
 
 async def _move(context: Context, task: Stored, because_of: str) -> list[Op]:
     """One step of a referral, and what a human must look at."""
-    found = await evidence.gather(context, task, await linked(context, patient_of(task.tree) or ""))
-    operations = await evidence.questions(context, task, found)
+    found = await loop.gather(context, task, await linked(context, patient_of(task.tree) or ""))
+    operations = await referral_questions.questions(context, task, found)
     members = evidence.next_step(task.tree, found, because_of, instant(context.now())) or {}
+    members |= correlation.learned(task.tree, found.order, (*found.replies, *found.visits, *found.reports))
     members |= await _new_deadline(context, task, members.get("status", task.tree["status"]))
     return [*operations, edit(task, **members, lastModified=instant(context.now()))] if members else operations
 

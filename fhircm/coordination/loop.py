@@ -1,0 +1,166 @@
+"""What belongs to one referral: the order, the appointments, visits, reports and replies that bear its number.
+
+http://hl7.org/fhir/us/bser. Numbers are typed by people. So only what is about the same human counts: what is about anybody else is shown to
+a human and moves nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fhircm.coordination import correlation
+from fhircm.coordination.build import npi
+from fhircm.coordination.codes import identifiers, member
+from fhircm.coordination.context import Context, Record, any_of
+from fhircm.coordination.people import organization_of, patient_of
+from fhircm.coordination.task_states import mirrored
+from fhircm.fhir.systems import DELIVERY
+from fhircm.store.resources import Stored
+
+Tree = dict[str, Any]
+_UNFINISHED = frozenset(("registered", "partial", "preliminary"))  # of a DiagnosticReport or Composition, and docStatus
+EVIDENCE = frozenset(("Appointment", "Composition", "DiagnosticReport", "DocumentReference", "Encounter"))
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was found for one referral. `strangers` bear its number, but are about somebody else.
+
+    `visits` are Encounters and Appointments; `replies` the addressee's own Tasks and orders for it, as its system keeps them.
+    """
+
+    order: Tree | None = None
+    visits: tuple[Stored, ...] = ()
+    reports: tuple[Stored, ...] = ()
+    replies: tuple[Stored, ...] = ()
+    strangers: tuple[Stored, ...] = ()
+
+    @property
+    def final(self) -> list[Stored]:
+        """The reports that answer the referral."""
+        return [one for one in self.reports if _finished(one.tree)]
+
+    @property
+    def reply(self) -> Tree | None:
+        """The newest Task that the addressee keeps itself."""
+        tasks = sorted((one for one in self.replies if one.type == "Task"), key=lambda one: (one.last_updated, one.id))
+        return tasks[-1].tree if tasks else None
+
+
+def tells(tree: Tree) -> bool:
+    """Whether a resource can be evidence: a visit, an appointment, or a document that reports or books."""
+    if tree["resourceType"] in ("Encounter", "Appointment"):
+        return tree["status"] not in ("entered-in-error", "unknown")
+    return _is_report(tree) or _is_booking(tree)
+
+
+def _is_report(document: Tree) -> bool:
+    return _stands(document) and member("consult-note", document.get("type"), document.get("code"))
+
+
+def _is_booking(document: Tree) -> bool:
+    """A letter that tells of an appointment, from one who has nothing but documents."""
+    return (
+        document["resourceType"] == "DocumentReference" and _stands(document) and member("appointment-note", document.get("type"))
+    )
+
+
+def _stands(document: Tree) -> bool:
+    if document["resourceType"] == "DocumentReference":
+        return document.get("status") == "current" and document.get("docStatus") != "entered-in-error"
+    return document["resourceType"] in ("Composition", "DiagnosticReport") and document["status"] not in (
+        "cancelled",
+        "entered-in-error",
+        "unknown",
+    )
+
+
+def _finished(report: Tree) -> bool:
+    told = report.get("docStatus") if report["resourceType"] == "DocumentReference" else report["status"]
+    return told not in _UNFINISHED
+
+
+async def gather(context: Context, task: Stored, patients: list[str]) -> Evidence:
+    """What there is now for a referral; `patients` are the records of its patient."""
+    order = await context.follow(task.tree.get("focus"))
+    found = [one for one in await everything(context, task.tree, order) if not is_own(one.tree, task.tree)]
+    told = [one for one in found if tells(one.tree) and not _is_echo(context, one.tree, order)]
+    own = {one.id for one in found if patient_of(one.tree) in patients}
+    told_by_them = [one for one in found if one.type in ("Task", "ServiceRequest") and one.id in own]
+    reports = sorted((one for one in told if _is_report(one.tree)), key=_written)
+    return Evidence(
+        order=order.tree if order else None,
+        visits=tuple(one for one in told if one.id in own and not _is_report(one.tree)),
+        reports=tuple(one for one in reports if one.id in own),
+        replies=tuple([one for one in told_by_them if await _from_owner(context, task.tree, one)]),
+        strangers=tuple(one for one in told if one.id not in own),
+    )
+
+
+def is_own(tree: Tree, task: Tree) -> bool:
+    """Whether a Task or order is the hub's own, or the requester's: no reply of the addressee."""
+    focus = task.get("focus", {}).get("reference")
+    return tree["resourceType"] in ("Task", "ServiceRequest") and (
+        not mirrored(tree) or focus == f"{tree['resourceType']}/{tree.get('id')}"
+    )
+
+
+def _is_echo(context: Context, tree: Tree, order: Stored | None) -> bool:
+    """Whether it is a copy that the hub delivered, as it comes back from the requester, or the requester's own paper about its order."""
+    if identifiers(tree, DELIVERY) if isinstance(tree.get("identifier"), list) else False:
+        return True
+    source = context.source_of(order.tree) if order else None
+    by_number = tree["resourceType"] == "Appointment" or bool(correlation.quoted(tree))
+    return source is not None and not by_number and context.source_of(tree) == source
+
+
+async def everything(record: Record, task: Tree, order: Stored | None) -> list[Stored]:
+    """Whatever bears one of a referral's numbers, or says that it is based on its order: of any patient, by type and id."""
+    numbers = correlation.numbers_of(task, order.tree if order else None)
+    about = [f"Task/{task['id']}", *([f"ServiceRequest/{order.id}"] if order else [])]
+    found: dict[tuple[str, str], Stored] = {}
+    for type, (by_number, by_reference) in _SEARCHED.items():
+        if numbers:
+            for one in await record.find(type, (by_number, correlation.searched(numbers))):
+                if await correlation.quotes_any(record, one.tree, numbers):
+                    found[type, one.id] = one
+        if by_reference and order:
+            value = any_of(about if by_reference == "related" else about[1:])
+            found |= {(type, one.id): one for one in await record.find(type, (by_reference, value))}
+    group = task.get("groupIdentifier")
+    if group and group.get("system"):
+        await _of_requisition(record, group, found)
+    return [found[key] for key in sorted(found)]
+
+
+# The parameters by which what belongs to a referral is found: by a number, and by a reference to its order (or its Task).
+_SEARCHED: dict[str, tuple[str, str | None]] = {
+    "Appointment": ("identifier", "based-on"),
+    "Composition": ("identifier", None),
+    "DiagnosticReport": ("identifier", "based-on"),
+    "DocumentReference": ("related:identifier", "related"),
+    "Encounter": ("identifier", "based-on"),
+    "ServiceRequest": ("identifier", None),
+    "Task": ("identifier", None),
+}
+
+
+async def _of_requisition(record: Record, group: Tree, found: dict[tuple[str, str], Stored]) -> None:
+    """What bears the number of a requisition belongs to a referral that is alone under it; else nobody knows to which."""
+    value = correlation.searched([group])
+    if len([one for one in await record.find("Task", ("group-identifier", value)) if not mirrored(one.tree)]) == 1:
+        for type in ("Appointment", "DiagnosticReport", "DocumentReference", "Encounter"):
+            for one in await record.find(type, (_SEARCHED[type][0], value)):
+                if await correlation.quotes_any(record, one.tree, [group]):
+                    found[type, one.id] = one
+
+
+async def _from_owner(context: Context, task: Tree, one: Stored) -> bool:
+    """Whether a mirror is of the system of the organisation that was asked."""
+    source, owner = context.source_of(one.tree), await organization_of(context, task.get("owner"))
+    return source is not None and owner is not None and source.npi == npi(owner.tree)
+
+
+def _written(document: Stored) -> tuple[str, str]:
+    return document.tree.get("date") or document.tree.get("effectiveDateTime") or document.tree.get("issued", ""), document.id
