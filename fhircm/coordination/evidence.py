@@ -40,6 +40,9 @@ class Aim(NamedTuple):
     waits: bool = False
 
 
+_WAITS = Aim("on-hold", "5.1", "the patient is on the waiting list", waits=True)
+
+
 def aim(found: Evidence) -> Aim | None:
     """Where the evidence says that a referral stands; None when it says nothing."""
     if found.final:
@@ -56,7 +59,7 @@ def aim(found: Evidence) -> Aim | None:
     if states & _BOOKED:
         return Aim("in-progress", "5.1.1", made)
     if "waitlist" in states:
-        return Aim("on-hold", "5.1", "the patient is on the waiting list", waits=True)
+        return _WAITS
     not_kept = sorted((one for one in found.visits if one.tree["status"] in _NOT_KEPT), key=_newest_last)
     if not_kept:
         return Aim("in-progress", "5.1.2" if missed(not_kept[-1].tree) else "5.1.3", made)
@@ -114,6 +117,8 @@ def next_step(task: Tree, found: Evidence, because_of: str, now: str) -> Tree | 
         members = _outputs(task, found) if status == "completed" else {}
         return (members | _in_line(task, status)) or None
     goal = aim(found)
+    if status == "accepted" and found.capacity == "waitlist" and (goal is None or goal.status == "accepted"):
+        goal = _WAITS
     fresh = because_of in EVIDENCE or because_of == REPLY
     if goal is not None and (fresh or goal.status in table.terminal or status in ("draft", "requested", "accepted")):
         if status != goal.status and table.path(status, goal.status) is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fhircm.coordination import correlation
 from fhircm.coordination.build import npi
+from fhircm.coordination.capacity import asked_service, capacity
 from fhircm.coordination.codes import identifiers, member
 from fhircm.coordination.context import Context, Record, any_of
 from fhircm.coordination.people import organization_of, patient_of
@@ -35,6 +36,7 @@ class Evidence:
     reports: tuple[Stored, ...] = ()
     replies: tuple[Stored, ...] = ()
     strangers: tuple[Stored, ...] = ()
+    capacity: str | None = None  # of the service that is asked, when it is one that tells
 
     @property
     def final(self) -> list[Stored]:
@@ -87,6 +89,7 @@ async def gather(context: Context, task: Stored, patients: list[str]) -> Evidenc
     found = [one for one in await everything(context, task.tree, order) if not is_own(one.tree, task.tree)]
     told = [one for one in found if tells(one.tree) and not _is_echo(context, one.tree, order)]
     own = {one.id for one in found if patient_of(one.tree) in patients}
+    service = await asked_service(context, order.tree if order else None, task.tree)
     told_by_them = [one for one in found if one.type in ("Task", "ServiceRequest") and one.id in own]
     reports = sorted((one for one in told if _is_report(one.tree)), key=_written)
     return Evidence(
@@ -95,6 +98,7 @@ async def gather(context: Context, task: Stored, patients: list[str]) -> Evidenc
         reports=tuple(one for one in reports if one.id in own),
         replies=tuple([one for one in told_by_them if await _from_owner(context, task.tree, one)]),
         strangers=tuple(one for one in told if one.id not in own),
+        capacity=capacity(service.tree) if service else None,
     )
 
 

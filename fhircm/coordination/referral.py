@@ -12,13 +12,12 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from fhircm.coordination import correlation, evidence, loop, referral_questions
+from fhircm.coordination import correlation, evidence, incomplete, loop, package, referral_follow_up, referral_questions, steps
 from fhircm.coordination.build import edit, for_a_human, instant, new, npi, profile, reference, stable_id
 from fhircm.coordination.codes import FULFILL, NPI, PLACER, identifiers, member, own
 from fhircm.coordination.context import Context, Neighbour, any_of, token
 from fhircm.coordination.escalation import reset
 from fhircm.coordination.people import linked, named, organization_of, patient_of, patients_value
-from fhircm.coordination.protocol import Pathway, Step
 from fhircm.coordination.task_states import business, is_open, machine, mirrored
 from fhircm.coordination.times import moment
 from fhircm.fhir.outcome import Gone, NotFound
@@ -27,9 +26,14 @@ from fhircm.fhir.systems import REFERRAL
 from fhircm.store.resources import Change, Op, Stored
 
 Tree = dict[str, Any]
-EVENT = "referral"
-TYPES = loop.EVIDENCE | {"Person", "ServiceRequest", "Task"}
-_STEP = {"requested": "respond-to-referral", "accepted": "schedule-visit", "on-hold": "report-back", "in-progress": "report-back"}
+TYPES = loop.EVIDENCE | package.WATCHED | {"HealthcareService", "Person", "ServiceRequest", "Task"}
+_STEP = {
+    "draft": "complete-package",
+    "requested": "respond-to-referral",
+    "accepted": "schedule-visit",
+    "on-hold": "report-back",
+    "in-progress": "report-back",
+}
 _OPEN = any_of(state for state in machine("Task", "referral").next if state not in machine("Task", "referral").terminal)
 
 
@@ -55,10 +59,14 @@ async def _tasks_of(context: Context, stored: Stored) -> list[Stored]:
         found = [stored]
     elif stored.type == "Person":
         found = await _of_person(context, stored)
+    elif stored.type == "HealthcareService":
+        found = await _of_service(context, stored)
     elif stored.type not in loop.EVIDENCE or loop.tells(tree):
         found = await correlation.quoted_tasks(context, tree)
     else:
         found = []
+    if stored.type == "Consent" or (stored.type in package.WATCHED and stored.version == 1):
+        found = [*found, *await _incomplete(context, tree)]
     if stored.type == "ServiceRequest" and (task := await context.get("Task", task_id(stored.id))):
         found = [task, *(one for one in found if one.id != task.id)]
     return [task for task in found if identifiers(task.tree, REFERRAL) and not mirrored(task.tree)]
@@ -75,6 +83,23 @@ async def _of_person(context: Context, person: Stored) -> list[Stored]:
     if not patients:
         return []
     return await context.find("Task", patients_value(patients), ("code", token(*FULFILL)), ("status", _OPEN))
+
+
+async def _of_service(context: Context, service: Stored) -> list[Stored]:
+    """The open referrals that are addressed to a service."""
+    name = f"HealthcareService/{service.id}"
+    orders = await context.find("ServiceRequest", ("performer", name), ("status", "active"))
+    asked = [("focus", any_of(f"ServiceRequest/{order.id}" for order in orders))] if orders else []
+    return [task for search in (*asked, ("owner", name)) for task in await context.find("Task", search, ("status", _OPEN))]
+
+
+async def _incomplete(context: Context, tree: Tree) -> list[Stored]:
+    """The referrals of this human that are not sent yet."""
+    patient = patient_of(tree)
+    if patient is None:
+        return []
+    patients = await linked(context, patient)
+    return await context.find("Task", patients_value(patients), ("code", token(*FULFILL)), ("status", "draft"))
 
 
 def task_id(order: str) -> str:
@@ -103,8 +128,10 @@ async def _send(context: Context, order: Stored) -> list[Op]:
     neighbour = context.neighbour(npi=number)
     if neighbour is not None and neighbour == context.source_of(tree):
         return []  # an order within the house
-    task = await _task(context, order, await _directory_entry(context, performer, neighbour), context.calendar_of(neighbour))
-    operations: list[Op] = [new(task)]
+    owner = await _directory_entry(context, performer, neighbour)
+    carried = await package.packed(context, tree, {"owner": reference(f"Organization/{owner.id}")}, context.now())
+    task = await _task(context, order, owner, context.calendar_of(neighbour), carried)
+    operations: list[Op] = [new(task), *await incomplete.ask(context, task, carried)]
     if neighbour is None:
         operations.append(_nobody_there(context, task))
     return operations
@@ -145,19 +172,20 @@ async def _directory_entry(context: Context, performer: Stored, neighbour: Neigh
     return performer
 
 
-async def _task(context: Context, order: Stored, performer: Stored, calendar: Any) -> Tree:
+async def _task(context: Context, order: Stored, performer: Stored, calendar: Any, carried: package.Package) -> Tree:
     tree, id, now = order.tree, task_id(order.id), context.now()
+    status = "draft" if carried.missing else "requested"
     to_order = reference(f"ServiceRequest/{order.id}")
     encounter = await context.follow(tree.get("encounter"))
     code = tree.get("code", {})
     told = code.get("text") or next((one["display"] for one in code.get("coding", []) if one.get("display")), None)
-    return {
+    task: Tree = {
         "resourceType": "Task",
         "id": id,
         "meta": profile("referral-task"),
         "identifier": [{"type": {"coding": [_coding(PLACER)]}, "system": REFERRAL, "value": id}],
         "basedOn": [to_order],
-        "status": "requested",
+        "status": status,
         "businessStatus": business().concept("2.0"),
         "intent": "order",
         "priority": tree.get("priority", "routine"),
@@ -171,8 +199,10 @@ async def _task(context: Context, order: Stored, performer: Stored, calendar: An
         "requester": await _requester(context, tree, encounter),
         "owner": await named(context, performer),
         "reasonCode": next(iter(tree.get("reasonCode", [])), None),
-        **_deadline(context, "requested", tree.get("priority", "routine"), now, calendar),
+        "input": carried.inputs,
+        **_deadline(context, status, tree.get("priority", "routine"), now, calendar),
     }
+    return task | correlation.learned(task, tree, ())
 
 
 def _coding(code: tuple[str, str]) -> Tree:
@@ -208,11 +238,16 @@ def _nobody_there(context: Context, task: Tree) -> Op:
 
 async def _move(context: Context, task: Stored, because_of: str) -> list[Op]:
     """One step of a referral, and what a human must look at."""
-    found = await loop.gather(context, task, await linked(context, patient_of(task.tree) or ""))
+    patients = await linked(context, patient_of(task.tree) or "")
+    found = await loop.gather(context, task, patients)
     operations = await referral_questions.questions(context, task, found)
+    operations += await referral_follow_up.follow_up(context, task, found, patients)
     members = evidence.next_step(task.tree, found, because_of, instant(context.now())) or {}
+    told, asked = await incomplete.go_on(context, task, found.order, members)
+    members |= told
     members |= correlation.learned(task.tree, found.order, (*found.replies, *found.visits, *found.reports))
     members |= await _new_deadline(context, task, members.get("status", task.tree["status"]))
+    operations += asked
     return [*operations, edit(task, **members, lastModified=instant(context.now()))] if members else operations
 
 
@@ -240,23 +275,4 @@ def _code_of(context: Context, task: Tree) -> str | None:
 
 def _deadline(context: Context, status: str, priority: str, since: datetime, calendar: Any) -> Tree:
     """What a Task says of its step and of when it is due."""
-    found = _step(context, status, priority)
-    if found is None:
-        return {}
-    pathway, step = found
-    due = pathway.due(step, since, calendar, {"priority": priority})
-    if due is None:
-        return {}
-    return {
-        "instantiatesCanonical": pathway.canonical,
-        "instantiatesUri": f"{pathway.url}#{step.id}",
-        "restriction": {"period": {"start": calendar.written(since), "end": calendar.written(due)}},
-    }
-
-
-def _step(context: Context, status: str, priority: str) -> tuple[Pathway, Step] | None:
-    for pathway in context.pathways_of(EVENT):
-        for step in pathway.applicable({"priority": priority}):
-            if own(step.code) == _STEP.get(status):
-                return pathway, step
-    return None
+    return steps.due(context, _STEP.get(status), priority, since, calendar)

@@ -16,6 +16,7 @@ from fhircm.operations.export import export
 from fhircm.operations.lookup import lookup, subsumes
 from fhircm.operations.match import match
 from fhircm.operations.meta import meta, meta_add, meta_delete
+from fhircm.operations.referral import candidates, loop, package
 from fhircm.operations.translate import translate
 from fhircm.operations.validate import validate
 from fhircm.operations.validate_code import validate_in_code_system, validate_in_value_set
@@ -40,6 +41,9 @@ OPERATIONS: dict[str, Operation] = {
         "patient-everything": everything,
         "patient-export": export,
         "patient-match": match,
+        "service-request-candidates": candidates,
+        "service-request-loop": loop,
+        "service-request-package": package,
         "subsumes": subsumes,
         "translate": translate,
         "validate": validate,

@@ -5,7 +5,7 @@ To add one: its OperationDefinition in `profiles/operation/`, whose description 
 
 from __future__ import annotations
 
-from fhircm.coordination import answering
+from fhircm.coordination import answering, scheduling
 from fhircm.coordination.acting import Verb, act
 from fhircm.operations.call import Answer, Call
 from fhircm.operations.definition import Function
@@ -14,6 +14,10 @@ from fhircm.operations.definition import Function
 VERBS: dict[str, Verb] = {
     "task-accept": answering.accept,
     "task-decline": answering.decline,
+    "task-no-show": scheduling.no_show,
+    "task-reschedule": scheduling.reschedule,
+    "task-schedule": scheduling.schedule,
+    "task-waitlist": scheduling.waitlist,
 }
 
 
