@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fhircm.coordination.build import npi
 from fhircm.coordination.codes import codings
 from fhircm.coordination.context import Record
 from fhircm.store.resources import Stored
@@ -34,9 +35,18 @@ def capacity(service: Tree) -> str | None:
 
 
 async def asked_service(record: Record, order: Tree | None, task: Tree) -> Stored | None:
-    """The HealthcareService that a referral is addressed to, when it is one."""
-    for element in (task.get("owner"), *(order or {}).get("performer", [])):
+    """The HealthcareService to which a referral to its organisation (or to itself) is addressed; None when none is named."""
+    owner = await record.follow(task.get("owner"))
+    if owner is not None and owner.type == "HealthcareService":
+        return owner
+    for element in (order or {}).get("performer", []):
         found = await record.follow(element)
         if found is not None and found.type == "HealthcareService":
-            return found
+            organization = await record.follow(found.tree.get("providedBy"))
+            if organization is not None and owner is not None and _same(organization, owner):
+                return found
     return None
+
+
+def _same(one: Stored, other: Stored) -> bool:
+    return one.id == other.id or (npi(one.tree) is not None and npi(one.tree) == npi(other.tree))

@@ -124,10 +124,8 @@ async def quoted_tasks(record: Record, tree: Tree) -> list[Stored]:
             if await quotes_any(record, tree, numbers_of(task.tree, None)):
                 found[task.id] = task
         if not found and tree["resourceType"] not in ("Task", "ServiceRequest"):
-            together = [one for one in typed if one.get("system")]
-            if together:
-                grouped = await record.find("Task", ("group-identifier", searched(together)))
-                found = {task.id: task for task in grouped} if len(grouped) == 1 else {}
+            orders = await of_requisition(record, typed)
+            found = {task.id: task for task in (await record.find("Task", ("focus", orders)) if orders else [])}
     about = referred(tree, "ServiceRequest", "Task")
     orders = sorted(f"ServiceRequest/{id}" for type, id in about if type == "ServiceRequest")
     if orders:
@@ -135,6 +133,13 @@ async def quoted_tasks(record: Record, tree: Tree) -> list[Stored]:
     for stored in (await record.store.read_many([one for one in about if one[0] == "Task"])).values():
         found[stored.id] = stored
     return [found[id] for id in sorted(found)]
+
+
+async def of_requisition(record: Record, typed: list[Tree]) -> str | None:
+    """The one order that bears one of these as the number of its requisition; of several nobody knows which is meant."""
+    told = [one for one in typed if one.get("system")]
+    orders = await record.find("ServiceRequest", ("requisition", searched(told))) if told else []
+    return f"ServiceRequest/{orders[0].id}" if len(orders) == 1 else None
 
 
 def _bare(value: str) -> str:
@@ -153,9 +158,7 @@ def learned(task: Tree, order: Tree | None, heard: Iterable[Stored]) -> Tree:
         for one in stored.tree.get("identifier", []) if isinstance(stored.tree.get("identifier"), list) else []:
             if stored.type in ("Task", "ServiceRequest") or FILLER in codings(one.get("type")):
                 _add(known, one, FILLER, task.get("owner"))
-    members: Tree = {"identifier": known} if known != task.get("identifier", []) else {}
-    group = (order or {}).get("requisition")
-    return members | ({"groupIdentifier": group} if group and "groupIdentifier" not in task else {})
+    return {"identifier": known} if known != task.get("identifier", []) else {}
 
 
 def _add(known: list[Tree], one: Tree, side: tuple[str, str], assigner: Tree | None) -> None:

@@ -1,6 +1,6 @@
 """The next step of a referral: one legal step towards what its appointments, visits, reports and replies show.
 
-http://hl7.org/fhir/us/bser, http://hl7.org/fhir/us/sdoh-clinicalcare (Task). What was found is in fhircm/coordination/loop.py.
+http://hl7.org/fhir/us/bser, http://hl7.org/fhir/us/sdoh-clinicalcare (Task). What was found is in fhircm/coordination/referral_record.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from fhircm.coordination.build import concept
 from fhircm.coordination.codes import codings, member, value_set
-from fhircm.coordination.loop import EVIDENCE, Evidence
+from fhircm.coordination.referral_record import EVIDENCE, Evidence
 from fhircm.coordination.task_states import business, machine
 from fhircm.fhir.systems import COORDINATION
 from fhircm.store.resources import Stored
@@ -115,7 +115,7 @@ def next_step(task: Tree, found: Evidence, because_of: str, now: str) -> Tree | 
     table, status = machine("Task", "referral"), task["status"]
     if status in table.terminal:
         members = _outputs(task, found) if status == "completed" else {}
-        return (members | _in_line(task, status)) or None
+        return (members | in_line(task, status)) or None
     goal = aim(found)
     if status == "accepted" and found.capacity == "waitlist" and (goal is None or goal.status == "accepted"):
         goal = _WAITS
@@ -125,7 +125,7 @@ def next_step(task: Tree, found: Evidence, because_of: str, now: str) -> Tree | 
             return _towards(task, found, goal, now)
         if status == goal.status and (members := _business(task, status, goal)):
             return {**members, "statusReason": _reason(goal), **_outputs(task, found)}
-    return (_outputs(task, found) | _in_line(task, status)) or None
+    return (_outputs(task, found) | in_line(task, status)) or None
 
 
 def task_code(task: Tree) -> str | None:
@@ -162,7 +162,7 @@ def _fits(task: Tree, status: str, code: str) -> bool:
     return (table.machine.reaches if behind else table.machine.may)(before, code)
 
 
-def _in_line(task: Tree, status: str) -> Tree:
+def in_line(task: Tree, status: str) -> Tree:
     """The business status that goes with a status which somebody set alone, if it can follow the one there."""
     codes = business().of.get(status)
     if codes is None or task_code(task) in codes or not _fits(task, status, codes[0]):
@@ -173,7 +173,7 @@ def _in_line(task: Tree, status: str) -> Tree:
 def _towards(task: Tree, found: Evidence, goal: Aim, now: str) -> Tree:
     """One legal step from where the Task is to where it should be."""
     step = (machine("Task", "referral").path(task["status"], goal.status) or [goal.status])[0]
-    members: Tree = {"status": step, "statusReason": None, **_in_line(task, step)}
+    members: Tree = {"status": step, "statusReason": None, **in_line(task, step)}
     if step == goal.status:
         members |= {**_business(task, step, goal), "statusReason": _reason(goal), **_outputs(task, found)}
     else:

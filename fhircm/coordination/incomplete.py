@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fhircm.coordination import steps
+from fhircm.coordination import referral_times
 from fhircm.coordination.build import concept, edit, for_a_human, instant, stable_id
 from fhircm.coordination.context import Context
 from fhircm.coordination.package import Package, packed
@@ -41,7 +41,7 @@ async def ask(context: Context, task: Tree, carried: Package) -> list[Op]:
             at=context.now(),
             priority=priority,
             input=[about],
-            **steps.due(context, CODE, priority, context.now(), context.calendar),
+            **referral_times.due(context, CODE, priority, context.now(), context.calendar),
         )
     ]
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fhircm.coordination import steps
+from fhircm.coordination import referral_times
 from fhircm.coordination.build import concept, edit, for_a_human, instant, stable_id
 from fhircm.coordination.context import Context
 from fhircm.coordination.evidence import aim, is_waiting, missed
-from fhircm.coordination.loop import Evidence
 from fhircm.coordination.people import in_role
+from fhircm.coordination.referral_record import Evidence
 from fhircm.coordination.task_states import is_open
 from fhircm.store.resources import Op, Stored
 
@@ -62,10 +62,10 @@ def _recheck_id(task: Stored, number: int) -> str:
 
 
 async def _no_capacity(context: Context, task: Stored, found: Evidence, patients: list[str]) -> list[Op]:
-    id = stable_id("no-capacity", task.id)
+    id = stable_id("service-full", task.id)
     if task.tree["status"] in _UNANSWERED and found.capacity == "no-capacity":
         why = "The service that this referral is addressed to says that it has no capacity"
-        return await ask(context, task, id, "no-capacity", why, patients)
+        return await ask(context, task, id, "service-full", why, patients)
     return await take_back(context, id, "The service has capacity again, or has answered")
 
 
@@ -84,7 +84,7 @@ async def ask(
     if await context.get("Task", id) is not None:
         return []
     priority = task.tree.get("priority", "routine")
-    step = steps.step(context, code, priority)
+    step = referral_times.step(context, code, priority)
     if owner is None and step is not None and step.role is not None:
         owner = await in_role(context, step.role, patients, None)
     about = {"type": concept("closed-loop-referral"), "valueReference": {"reference": f"Task/{task.id}"}}
@@ -99,7 +99,7 @@ async def ask(
             at=context.now(),
             priority=priority,
             input=[about],
-            **steps.due(context, code, priority, context.now(), context.calendar),
+            **referral_times.due(context, code, priority, context.now(), context.calendar),
         )
     ]
 

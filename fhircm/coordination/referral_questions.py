@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fhircm.coordination.build import concept, edit, for_a_human, instant, stable_id
 from fhircm.coordination.context import Context
-from fhircm.coordination.loop import Evidence
+from fhircm.coordination.referral_record import Evidence
 from fhircm.coordination.task_states import is_open
 from fhircm.store.resources import Op, Stored
 

@@ -15,8 +15,8 @@ from fhircm.coordination.capacity import asked_service, capacity
 from fhircm.coordination.codes import identifiers, member
 from fhircm.coordination.context import Context, Record, any_of
 from fhircm.coordination.people import organization_of, patient_of
-from fhircm.coordination.task_states import mirrored
-from fhircm.fhir.systems import DELIVERY
+from fhircm.coordination.task_states import is_open, is_referral, mirrored
+from fhircm.fhir.systems import DELIVERY, REFERRAL
 from fhircm.store.resources import Stored
 
 Tree = dict[str, Any]
@@ -89,6 +89,7 @@ async def gather(context: Context, task: Stored, patients: list[str]) -> Evidenc
     found = [one for one in await everything(context, task.tree, order) if not is_own(one.tree, task.tree)]
     told = [one for one in found if tells(one.tree) and not _is_echo(context, one.tree, order)]
     own = {one.id for one in found if patient_of(one.tree) in patients}
+    found = await _of_this_one(context, task, order, found)
     service = await asked_service(context, order.tree if order else None, task.tree)
     told_by_them = [one for one in found if one.type in ("Task", "ServiceRequest") and one.id in own]
     reports = sorted((one for one in told if _is_report(one.tree)), key=_written)
@@ -100,6 +101,19 @@ async def gather(context: Context, task: Stored, patients: list[str]) -> Evidenc
         strangers=tuple(one for one in told if one.id not in own),
         capacity=capacity(service.tree) if service else None,
     )
+
+
+async def _of_this_one(context: Context, task: Stored, order: Stored | None, found: list[Stored]) -> list[Stored]:
+    """Without what only names the order, when others were asked for it too: that is of the one from whose house it comes."""
+    own = [one for one in task.tree.get("identifier", []) if one.get("system") == REFERRAL]
+    plain = {one.id for one in found if await correlation.quotes_any(context, one.tree, own)}
+    if order is None or len(plain) == len(found):
+        return found
+    asked = await context.find("Task", ("focus", f"ServiceRequest/{order.id}"))
+    others = [one for one in asked if one.id != task.id and is_referral(one.tree) and is_open(one.tree)]
+    if not others:
+        return found
+    return [one for one in found if one.id in plain or await _from_owner(context, task.tree, one)]
 
 
 def is_own(tree: Tree, task: Tree) -> bool:
@@ -132,9 +146,9 @@ async def everything(record: Record, task: Tree, order: Stored | None) -> list[S
         if by_reference and order:
             value = any_of(about if by_reference == "related" else about[1:])
             found |= {(type, one.id): one for one in await record.find(type, (by_reference, value))}
-    group = task.get("groupIdentifier")
-    if group and group.get("system"):
-        await _of_requisition(record, group, found)
+    requisition = order.tree.get("requisition") if order else None
+    if requisition and requisition.get("system"):
+        await _of_requisition(record, requisition, found)
     return [found[key] for key in sorted(found)]
 
 
@@ -150,14 +164,15 @@ _SEARCHED: dict[str, tuple[str, str | None]] = {
 }
 
 
-async def _of_requisition(record: Record, group: Tree, found: dict[tuple[str, str], Stored]) -> None:
-    """What bears the number of a requisition belongs to a referral that is alone under it; else nobody knows to which."""
-    value = correlation.searched([group])
-    if len([one for one in await record.find("Task", ("group-identifier", value)) if not mirrored(one.tree)]) == 1:
-        for type in ("Appointment", "DiagnosticReport", "DocumentReference", "Encounter"):
-            for one in await record.find(type, (_SEARCHED[type][0], value)):
-                if await correlation.quotes_any(record, one.tree, [group]):
-                    found[type, one.id] = one
+async def _of_requisition(record: Record, requisition: Tree, found: dict[tuple[str, str], Stored]) -> None:
+    """What bears the number of a requisition belongs to an order that is alone under it; else nobody knows to which."""
+    if await correlation.of_requisition(record, [requisition]) is None:
+        return
+    value = correlation.searched([requisition])
+    for type in ("Appointment", "DiagnosticReport", "DocumentReference", "Encounter"):
+        for one in await record.find(type, (_SEARCHED[type][0], value)):
+            if await correlation.quotes_any(record, one.tree, [requisition]):
+                found[type, one.id] = one
 
 
 async def _from_owner(context: Context, task: Tree, one: Stored) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fhircm.coordination import loop
+from fhircm.coordination import referral_record
 from fhircm.coordination.acting import Act
 from fhircm.coordination.build import edit, new, stable_id
 from fhircm.coordination.codes import identifiers
@@ -97,7 +97,9 @@ async def _appointments(act: Act) -> list[Stored]:
     order = await act.follow(task.get("focus"))
     patients = await linked(act, patient_of(task) or "")
     found = [
-        one for one in await loop.everything(act, task, order) if one.type == "Appointment" and patient_of(one.tree) in patients
+        one
+        for one in await referral_record.everything(act, task, order)
+        if one.type == "Appointment" and patient_of(one.tree) in patients
     ]
     return sorted(
         (one for one in found if one.tree["status"] != "entered-in-error"),

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from fhircm.coordination import candidates as ranking
-from fhircm.coordination import loop as looping
+from fhircm.coordination import referral_record
 from fhircm.coordination.build import instant, stable_id
 from fhircm.coordination.codes import identifiers
 from fhircm.coordination.context import Record
@@ -130,7 +130,7 @@ async def loop(call: Call) -> Answer:
     patients = await linked(seen, patient_of(order.tree) or "")
     found: list[Stored] = []
     for task in tasks:
-        there = await looping.everything(seen, task.tree, order)
+        there = await referral_record.everything(seen, task.tree, order)
         found += [one for one in there if patient_of(one.tree) in patients or one.type in ("Task", "ServiceRequest")]
         about = f"Task/{task.id}"
         found += await seen.find("Task", ("focus", about))
