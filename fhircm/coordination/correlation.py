@@ -29,8 +29,8 @@ _QUOTES = {
     "DiagnosticReport": ("identifier", "basedOn.identifier"),
     "DocumentReference": ("context.related.identifier",),  # not its own: the hub's letters and copies bear the number, too
     "Encounter": ("identifier", "basedOn.identifier"),
-    "ServiceRequest": ("identifier", "basedOn.identifier"),
-    "Task": ("identifier", "focus.identifier", "basedOn.identifier"),
+    "ServiceRequest": ("identifier",),
+    "Task": ("identifier", "focus.identifier"),
 }
 _REFERS = {
     "Appointment": ("basedOn",),

@@ -91,7 +91,7 @@ def _replied(reply: Tree | None) -> Aim | None:
 
 
 def _newest_last(visit: Stored) -> tuple[Any, ...]:
-    return visit.last_updated, visit.tree.get("period", {}).get("start", ""), visit.id
+    return visit.last_updated, visit.tree.get("start") or visit.tree.get("period", {}).get("start", ""), visit.id
 
 
 def missed(visit: Tree) -> bool:

@@ -139,10 +139,7 @@ async def everything(record: Record, task: Tree, order: Stored | None) -> list[S
     about = [f"Task/{task['id']}", *([f"ServiceRequest/{order.id}"] if order else [])]
     found: dict[tuple[str, str], Stored] = {}
     for type, (by_number, by_reference) in _SEARCHED.items():
-        if numbers:
-            for one in await record.find(type, (by_number, correlation.searched(numbers))):
-                if await correlation.quotes_any(record, one.tree, numbers):
-                    found[type, one.id] = one
+        found |= await _quoting(record, type, by_number, numbers)
         if by_reference and order:
             value = any_of(about if by_reference == "related" else about[1:])
             found |= {(type, one.id): one for one in await record.find(type, (by_reference, value))}
@@ -153,14 +150,14 @@ async def everything(record: Record, task: Tree, order: Stored | None) -> list[S
 
 
 # The parameters by which what belongs to a referral is found: by a number, and by a reference to its order (or its Task).
-_SEARCHED: dict[str, tuple[str, str | None]] = {
-    "Appointment": ("identifier", "based-on"),
-    "Composition": ("identifier", None),
-    "DiagnosticReport": ("identifier", "based-on"),
-    "DocumentReference": ("related:identifier", "related"),
-    "Encounter": ("identifier", "based-on"),
-    "ServiceRequest": ("identifier", None),
-    "Task": ("identifier", None),
+_SEARCHED: dict[str, tuple[tuple[str, ...], str | None]] = {
+    "Appointment": (("identifier", "based-on:identifier"), "based-on"),
+    "Composition": (("identifier",), None),
+    "DiagnosticReport": (("identifier", "based-on:identifier"), "based-on"),
+    "DocumentReference": (("related:identifier",), "related"),
+    "Encounter": (("identifier", "based-on:identifier"), "based-on"),
+    "ServiceRequest": (("identifier",), None),
+    "Task": (("identifier", "focus:identifier"), None),
 }
 
 
@@ -168,11 +165,18 @@ async def _of_requisition(record: Record, requisition: Tree, found: dict[tuple[s
     """What bears the number of a requisition belongs to an order that is alone under it; else nobody knows to which."""
     if await correlation.of_requisition(record, [requisition]) is None:
         return
-    value = correlation.searched([requisition])
     for type in ("Appointment", "DiagnosticReport", "DocumentReference", "Encounter"):
-        for one in await record.find(type, (_SEARCHED[type][0], value)):
-            if await correlation.quotes_any(record, one.tree, [requisition]):
+        found |= await _quoting(record, type, _SEARCHED[type][0], [requisition])
+
+
+async def _quoting(record: Record, type: str, parameters: tuple[str, ...], numbers: list[Tree]) -> dict[tuple[str, str], Stored]:
+    """The resources of a type that quote one of these numbers."""
+    found = {}
+    for parameter in parameters if numbers else ():
+        for one in await record.find(type, (parameter, correlation.searched(numbers))):
+            if await correlation.quotes_any(record, one.tree, numbers):
                 found[type, one.id] = one
+    return found
 
 
 async def _from_owner(context: Context, task: Tree, one: Stored) -> bool:

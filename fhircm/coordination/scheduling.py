@@ -47,7 +47,7 @@ async def reschedule(act: Act) -> list[Put]:
     Raises Conflict, Invalid.
     """
     there = await _appointments(act)
-    last = next((one for one in reversed(there) if one.tree["status"] in (*_TO_COME, *_MISSED)), None)
+    last = next((one for states in (_TO_COME, _MISSED) for one in reversed(there) if one.tree["status"] in states), None)
     if last is None:
         raise Conflict("The referral has no appointment that could be moved: make one with $schedule")
     participant = _participants(act, last.tree["participant"])
