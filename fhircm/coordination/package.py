@@ -30,8 +30,6 @@ ADDITIONAL_CONTENT = {
 }
 _RELEASE = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
 _NOT_YET = ("draft", "proposed", "entered-in-error")
-# A change of one of these may complete a package. What an Observation completes is seen when the order or the Task names it.
-WATCHED = frozenset(("Condition", "Consent", "Coverage", "DiagnosticReport", "DocumentReference", "QuestionnaireResponse"))
 
 
 @dataclass(frozen=True, slots=True)

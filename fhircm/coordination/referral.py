@@ -22,7 +22,6 @@ from fhircm.coordination import (
     incomplete,
     intermediary,
     loops,
-    package,
     referral_follow_up,
     referral_questions,
     referral_record,
@@ -39,7 +38,7 @@ from fhircm.fhir.systems import REFERRAL
 from fhircm.store.resources import Change, Op, Put, Stored
 
 Tree = dict[str, Any]
-TYPES = referral_record.EVIDENCE | package.WATCHED | {"HealthcareService", "Person", "ServiceRequest", "Task"}
+TYPES = referral_record.EVIDENCE | {"Consent", "HealthcareService", "Person", "ServiceRequest", "Task"}
 _OPEN = any_of(state for state in machine("Task", "referral").next if state not in machine("Task", "referral").terminal)
 
 
@@ -166,10 +165,10 @@ async def _evident(context: Context, stored: Stored) -> list[Stored]:
     found: list[Stored] = []
     if stored.type == "Person":
         found = await _of_person(context, stored)
+    elif stored.type == "Consent":
+        found = await _incomplete(context, stored.tree)
     elif stored.type not in referral_record.EVIDENCE or referral_record.tells(stored.tree):
         found = await correlation.quoted_tasks(context, stored.tree)
-    if stored.type == "Consent" or (stored.type in package.WATCHED and stored.version == 1):
-        found = [*found, *await _incomplete(context, stored.tree)]
     return [task for task in found if identifiers(task.tree, REFERRAL) and not mirrored(task.tree) and task.id != stored.id]
 
 
