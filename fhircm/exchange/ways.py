@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from fhircm.exchange.attachments import Fetch, held
-from fhircm.exchange.care_plan import care_plan_attachments
+from fhircm.exchange.care_plan import care_plan_attachments, file_attachment
 from fhircm.exchange.case import Case, Unfit, read, sent, source_at
 from fhircm.exchange.disclosure import CONFIDENTIAL, may_tell
 from fhircm.exchange.human import instant
@@ -24,6 +24,7 @@ from fhircm.exchange.map_rules import Notes
 from fhircm.exchange.native import Native, counterpart, native
 from fhircm.exchange.outbound import codes
 from fhircm.exchange.partners import Partner
+from fhircm.exchange.referral_document import document
 from fhircm.exchange.repoint import known_as, repoint
 from fhircm.fhir.systems import DELIVERY, REFERRAL
 
@@ -197,10 +198,17 @@ async def _letter(case: Case, fetch: Fetch | None) -> list[Shipment]:
         related.append({"reference": f"ServiceRequest/{case.order_there}"})
     tree = {
         **await _note(case, key, patient),
-        "content": [{"attachment": attachment(await letter(case), case.title, _when(case))}],
+        "content": [{"attachment": attachment(await letter(case), case.title, _when(case))}, *await _carried(case, key, fetch)],
         "context": {"related": related} if related else None,
     }
     return [Create(key, _clean(tree))]
+
+
+async def _carried(case: Case, key: str, fetch: Fetch | None) -> list[dict[str, Any]]:
+    """What a referral carries, as one more file of the letter that sends it."""
+    if case.occasion.name != "referral-sent" or (body := await document(case, key, _when(case), fetch)) is None:
+        return []
+    return [{"attachment": file_attachment("application/fhir+json", body, f"{case.title} (FHIR document)", _when(case))}]
 
 
 async def _forward_output(case: Case, fetch: Fetch | None) -> list[Shipment]:
