@@ -13,7 +13,7 @@ from fhircm.coordination import correlation
 from fhircm.coordination.build import npi
 from fhircm.coordination.capacity import asked_service, capacity
 from fhircm.coordination.codes import identifiers, member
-from fhircm.coordination.context import Context, Record, any_of
+from fhircm.coordination.context import Context, Record
 from fhircm.coordination.people import organization_of, patient_of
 from fhircm.coordination.task_states import is_open, is_referral, mirrored
 from fhircm.fhir.systems import DELIVERY, REFERRAL
@@ -136,17 +136,21 @@ def _is_echo(context: Context, tree: Tree, order: Stored | None) -> bool:
 async def everything(record: Record, task: Tree, order: Stored | None) -> list[Stored]:
     """Whatever bears one of a referral's numbers, or says that it is based on its order: of any patient, by type and id."""
     numbers = correlation.numbers_of(task, order.tree if order else None)
-    about = [f"Task/{task['id']}", *([f"ServiceRequest/{order.id}"] if order else [])]
-    found: dict[tuple[str, str], Stored] = {}
-    for type, (by_number, by_reference) in _SEARCHED.items():
-        found |= await _quoting(record, type, by_number, numbers)
-        if by_reference and order:
-            value = any_of(about if by_reference == "related" else about[1:])
-            found |= {(type, one.id): one for one in await record.find(type, (by_reference, value))}
     requisition = order.tree.get("requisition") if order else None
-    if requisition and requisition.get("system"):
-        await _of_requisition(record, requisition, found)
-    return [found[key] for key in sorted(found)]
+    if requisition and requisition.get("system") and await correlation.of_requisition(record, [requisition]):
+        numbers = [*numbers, requisition]  # the order is alone under it; else nobody knows which one is meant
+    value, named = correlation.searched(numbers), [f"ServiceRequest/{order.id}"] if order else []
+    searches = [(type, [(parameter, value)]) for type, (by_number, _) in _SEARCHED.items() for parameter in by_number if numbers]
+    searches += [(type, [(parameter, named[0])]) for type, (_, parameter) in _SEARCHED.items() if parameter and named]
+    searches.append(("DocumentReference", [("related", f"Task/{task['id']}")]))
+    about = {("Task", task["id"]), *([("ServiceRequest", order.id)] if order else [])}
+    found = [
+        one
+        for one in await record.find_any(searches)
+        if not about.isdisjoint(correlation.referred(one.tree, "ServiceRequest", "Task"))
+        or await correlation.quotes_any(record, one.tree, numbers)
+    ]
+    return sorted(found, key=lambda one: (one.type, one.id))
 
 
 # The parameters by which what belongs to a referral is found: by a number, and by a reference to its order (or its Task).
@@ -159,24 +163,6 @@ _SEARCHED: dict[str, tuple[tuple[str, ...], str | None]] = {
     "ServiceRequest": (("identifier",), None),
     "Task": (("identifier", "focus:identifier"), None),
 }
-
-
-async def _of_requisition(record: Record, requisition: Tree, found: dict[tuple[str, str], Stored]) -> None:
-    """What bears the number of a requisition belongs to an order that is alone under it; else nobody knows to which."""
-    if await correlation.of_requisition(record, [requisition]) is None:
-        return
-    for type in ("Appointment", "DiagnosticReport", "DocumentReference", "Encounter"):
-        found |= await _quoting(record, type, _SEARCHED[type][0], [requisition])
-
-
-async def _quoting(record: Record, type: str, parameters: tuple[str, ...], numbers: list[Tree]) -> dict[tuple[str, str], Stored]:
-    """The resources of a type that quote one of these numbers."""
-    found = {}
-    for parameter in parameters if numbers else ():
-        for one in await record.find(type, (parameter, correlation.searched(numbers))):
-            if await correlation.quotes_any(record, one.tree, numbers):
-                found[type, one.id] = one
-    return found
 
 
 async def _from_owner(context: Context, task: Tree, one: Stored) -> bool:
