@@ -63,7 +63,8 @@ def aim(found: Evidence) -> Aim | None:
     not_kept = sorted((one for one in found.visits if one.tree["status"] in _NOT_KEPT), key=_newest_last)
     if not_kept:
         return Aim("in-progress", "5.1.2" if missed(not_kept[-1].tree) else "5.1.3", made)
-    return replied
+    taken = replied is not None and replied.status == "accepted"
+    return _WAITS if taken and found.capacity == "waitlist" else replied
 
 
 def _states(found: Evidence) -> set[str]:
@@ -117,8 +118,12 @@ def next_step(task: Tree, found: Evidence, because_of: str, now: str) -> Tree | 
         members = _outputs(task, found) if status == "completed" else {}
         return (members | in_line(task, status)) or None
     goal = aim(found)
-    if status == "accepted" and found.capacity == "waitlist" and (goal is None or goal.status == "accepted"):
+    if status == "accepted" and found.capacity == "waitlist" and goal is None:
         goal = _WAITS
+    if goal is not None and goal.status == "rejected" and table.path(status, "rejected") is None:
+        goal = goal._replace(
+            status="failed", business=""
+        )  # what was accepted is declined no more: it fails, for the reason given
     fresh = because_of in EVIDENCE or because_of == REPLY
     if goal is not None and (fresh or goal.status in table.terminal or status in ("draft", "requested", "accepted")):
         if status != goal.status and table.path(status, goal.status) is not None:

@@ -86,10 +86,10 @@ def _finished(report: Tree) -> bool:
 async def gather(context: Context, task: Stored, patients: list[str]) -> Evidence:
     """What there is now for a referral; `patients` are the records of its patient."""
     order = await context.follow(task.tree.get("focus"))
-    found = [one for one in await everything(context, task.tree, order) if not is_own(one.tree, task.tree)]
+    there = [one for one in await everything(context, task.tree, order) if not is_own(one.tree, task.tree)]
+    found = await _of_this_one(context, task, order, there)
     told = [one for one in found if tells(one.tree) and not _is_echo(context, one.tree, order)]
     own = {one.id for one in found if patient_of(one.tree) in patients}
-    found = await _of_this_one(context, task, order, found)
     service = await asked_service(context, order.tree if order else None, task.tree)
     told_by_them = [one for one in found if one.type in ("Task", "ServiceRequest") and one.id in own]
     reports = sorted((one for one in told if _is_report(one.tree)), key=_written)

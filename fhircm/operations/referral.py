@@ -52,6 +52,9 @@ async def package(call: Call) -> Answer:
     found = _once([order, *tasks, *([patient] if patient else []), *named])
     allowed = await call.store.read_many([(one.type, one.id) for one in carried.content])
     organization = await organization_of(whole, recipient)
+    if organization is None and call.one("recipient"):
+        place = "Parameters.parameter.where(name='recipient')"
+        raise Invalid("'recipient' is a Reference to an Organization of this server, or to a role or service of one", place)
     told = await disclosure_to(call.store.store, organization, patient.tree if patient else None, call.store.now)
     inside = [one for one in _once([*found, *carried.content]) if (one.type, one.id) in allowed or one in found]
     kept = [one for one in inside if one.type in ("Patient", "Consent") or may_tell(told, one.tree)]

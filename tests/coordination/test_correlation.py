@@ -153,6 +153,30 @@ async def test_what_the_addressee_s_own_task_says_counts(referral):
     assert (await referral.history())[-1] == ("rejected", "4.0"), "what has ended stays as it ended"
 
 
+async def test_who_declines_late_in_their_own_system_has_failed(referral):
+    await referral.order()
+    await referral.set(status="accepted")
+    task = {"identifier": [referral.number], "intent": "order", "for": referral.clinic.ref("Patient/q1")}
+    await referral.clinic.put("Task/t1", status="rejected", statusReason={"text": "The cardiologist has left"}, **task)
+    await referral.world.react()
+    closed = await referral.task()
+    assert (closed["status"], closed["statusReason"]) == ("failed", {"text": "The cardiologist has left"})
+
+
+async def test_of_several_who_were_asked_the_one_from_whose_house_it_comes_is_meant(referral):
+    await referral.hospital.put("Organization/other", name="Other", identifier=[{"system": NPI, "value": "1992999991"}])
+    entries = ["Organization/other", "Organization/clinic-entry"]
+    await referral.hospital.put(entries[1], name="Riverbend", identifier=[{"system": NPI, "value": referral.clinic.npi}])
+    to_many = {"url": "https://fhircm.example/StructureDefinition/distribution"}
+    to_many["extension"] = [{"url": "how", "valueCode": "first-accept"}]
+    performer = [referral.hospital.ref(one) for one in entries]
+    await referral.order(performer=performer, identifier=[ORDER_NUMBER], extension=[to_many])
+    await referral.visit("planned", numbers=[ORDER_NUMBER])
+    order = f"ServiceRequest/{referral.hospital.id('ServiceRequest/s1')}"
+    states = {one["owner"]["display"]: one["status"] for one in await referral.world.find("Task", based_on=order)}
+    assert states == {"Other": "cancelled", "Riverbend": "in-progress"}
+
+
 async def test_a_copy_of_the_report_at_the_requester_answers_nothing_twice(referral):
     await referral.order()
     await referral.report()

@@ -92,6 +92,9 @@ async def test_a_package_holds_what_its_recipient_may_see(desk):
     other = {"resourceType": "Parameters", "parameter": [{"name": "recipient", "valueReference": desk.hospital}]}
     told = await desk.http.post(f"/fhir/{desk.order['reference']}/$package", json=other)
     assert "DocumentReference" in kinds(told.json()), "the consent speaks of the clinic"
+    other["parameter"][0]["valueReference"] = {"reference": "Organization/nobody"}
+    unknown = await desk.http.post(f"/fhir/{desk.order['reference']}/$package", json=other)
+    assert (unknown.status_code, "is a Reference to an Organization" in unknown.text) == (422, True)
 
 
 async def test_a_package_is_also_a_document_and_says_what_it_lacks(desk):
