@@ -16,9 +16,10 @@ from fhircm.coordination.context import Context, Neighbour, token
 from fhircm.coordination.distribution import DIRECT, OPEN, Distribution
 from fhircm.coordination.loops import nobody_is_asked, offers_to_choose_from
 from fhircm.coordination.package import Package, packed
-from fhircm.coordination.people import named, organization_of, patient_of
+from fhircm.coordination.people import belonging_to, named, organization_of, patient_of
 from fhircm.coordination.task_states import business, is_open, is_referral, mirrored
 from fhircm.coordination.times import moment
+from fhircm.fhir.references import parse_reference
 from fhircm.fhir.systems import REFERRAL
 from fhircm.store.resources import Op, Stored
 
@@ -44,11 +45,15 @@ async def give_out(context: Context, order: Stored) -> list[Op]:
         withdrawn: list[Op] = [_withdraw(context, one, "filled-by-another") for one in others]
         nobody = await nobody_is_asked(context, order, None, focused)
         return [*withdrawn, *nobody, *await offers_to_choose_from(context, order, [], focused)]
+    if _open(by_hand):  # the requester asks with Tasks of its own
+        return await nobody_is_asked(context, order, None, focused)
     earlier = [one for one in _open(tasks) if one not in here and one not in by_hand]
     operations: list[Op] = [_withdraw(context, one, "not-asked-any-more") for one in earlier]
     asked, why = await _next(context, order, said, here, first=not tasks)
     operations += asked
-    operations += await nobody_is_asked(context, order, None if _open(by_hand) else why, focused)
+    if why and await intermediary.orders_below(context, order):
+        why = None  # somebody was asked in another way
+    operations += await nobody_is_asked(context, order, why, focused)
     operations += await offers_to_choose_from(context, order, [one for one in here if _is_offer(one.tree)], focused)
     return operations
 
@@ -92,7 +97,7 @@ async def _next(
         return [], None
     if how == OPEN:
         return await _openly(context, order, said, here)
-    owners = {one.id: await context.follow(one.tree.get("owner")) for one in here}
+    owners = await _owners(context, here)
     fits = {one.id: next((it for it in performers if same(it, owners[one.id])), None) for one in here}
     gone = [one for one in here if one.tree["status"] == "requested" and fits[one.id] is None and performers]
     operations: list[Op] = [_withdraw(context, one, "not-asked-any-more") for one in gone]
@@ -121,6 +126,11 @@ async def _named_since_it_stopped(context: Context, order: Stored, here: list[St
     return [one for one in fresh if not any(same(one, other) for other in known)]
 
 
+def changes_nothing(task: Tree) -> bool:
+    """Whether what became of a Task changes nothing in whom its order asks: its owner was asked, or others have it."""
+    return (task["status"] in ("draft", "requested") and "owner" in task) or _was_withdrawn(task)
+
+
 def _was_withdrawn(task: Tree) -> bool:
     return any(one.get("code") in _WITHDRAWN for one in task.get("statusReason", {}).get("coding", []))
 
@@ -131,6 +141,13 @@ def _why(here: list[Stored]) -> str:
     if all(one.tree["status"] == "rejected" for one in here):
         return "All who were asked have declined"
     return "Those who were asked have declined, or ended without doing it"
+
+
+async def _owners(context: Context, tasks: Sequence[Stored]) -> dict[str, Stored | None]:
+    """Who owns each of these, read at once: a request may be given to many."""
+    to = {one.id: parse_reference(one.tree.get("owner", {}).get("reference", "")) for one in tasks}
+    there = await context.store.read_many((it.type, it.id) for it in to.values() if it.kind == "local" and it.type and it.id)
+    return {id: there.get((it.type or "", it.id or "")) for id, it in to.items()}
 
 
 def same(one: Stored, other: Stored | None) -> bool:
@@ -146,8 +163,11 @@ async def _performers(context: Context, order: Tree) -> list[Stored]:
     Of an order that a partner keeps only those with an NPI, and none of its own house.
     """
     found: list[Stored] = []
-    for element in order.get("performer", []):
-        organization = await organization_of(context, element)
+    asked = [parse_reference(one.get("reference", "")) for one in order.get("performer", [])]
+    there = await context.store.read_many((it.type, it.id) for it in asked if it.kind == "local" and it.type and it.id)
+    for it in asked:
+        entry = there.get((it.type or "", it.id or ""))
+        organization = await belonging_to(context, entry) if entry else None
         if organization is None or any(same(organization, one) for one in found):
             continue
         if mirrored(order):

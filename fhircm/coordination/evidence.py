@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fhircm.coordination.build import concept
 from fhircm.coordination.codes import codings, member, value_set
 from fhircm.coordination.referral_record import EVIDENCE, Evidence
-from fhircm.coordination.task_states import business, machine
+from fhircm.coordination.task_states import Protocol, business, is_open, machine, protocol_of
 from fhircm.fhir.systems import COORDINATION
 from fhircm.store.resources import Stored
 
@@ -28,6 +28,8 @@ _SAID = {
     "entered-in-error": None,
 }  # of a reply, for a referral
 WAITING = (COORDINATION, "waitlist")
+ASKED = "5.2"  # the business status of a Task that its requester asks to cancel
+_BEFORE = ("draft", "requested", "received", "accepted", "ready")
 
 
 class Aim(NamedTuple):
@@ -113,54 +115,88 @@ def next_step(task: Tree, found: Evidence, because_of: str, now: str) -> Tree | 
     A Task that is on hold, or in progress with a business status that somebody gave it, moves on only when a visit, report or reply
     changes, not because it was edited; a final report and a withdrawal always count.
     """
-    table, status = machine("Task", "referral"), task["status"]
+    protocol, status = protocol_of(task), task["status"]
+    table = protocol.machine
     if status in table.terminal:
         members = _outputs(task, found) if status == "completed" else {}
         return (members | in_line(task, status)) or None
-    goal = aim(found)
-    if status == "accepted" and found.capacity == "waitlist" and goal is None:
-        goal = _WAITS
-    if goal is not None and goal.status == "rejected" and table.path(status, "rejected") is None:
-        goal = goal._replace(
-            status="failed", business=""
-        )  # what was accepted is declined no more: it fails, for the reason given
+    goal = _goal(task, found, protocol)
     fresh = because_of in EVIDENCE or because_of == REPLY
-    if goal is not None and (fresh or goal.status in table.terminal or status in ("draft", "requested", "accepted")):
-        if status != goal.status and table.path(status, goal.status) is not None:
-            return _towards(task, found, goal, now)
-        if status == goal.status and (members := _business(task, status, goal)):
+    if goal is not None and goal.status == "cancelled" and not may_withdraw(protocol, status):
+        return _asked_to_cancel(protocol, task, goal.why) or in_line(task, status) or None
+    if goal is not None and (fresh or goal.status in table.terminal or status in _BEFORE):
+        if status != goal.status and (members := _towards(protocol, task, found, goal, now)):
+            return members
+        if status == goal.status and (members := _business(protocol, task, status, goal)):
             return {**members, "statusReason": _reason(goal), **_outputs(task, found)}
     return (_outputs(task, found) | in_line(task, status)) or None
 
 
+def _goal(task: Tree, found: Evidence, protocol: Protocol) -> Aim | None:
+    """The aim for a Task as it stands: who has accepted and has no place lets wait, and declines no more but fails."""
+    goal, status = aim(found), task["status"]
+    if status == "accepted" and found.capacity == "waitlist" and goal is None:
+        return _WAITS
+    if goal is not None and goal.status == "rejected" and protocol.machine.path(status, "rejected") is None:
+        return goal._replace(status="failed", business="")
+    return goal
+
+
+def may_withdraw(protocol: Protocol, status: str) -> bool:
+    """Whether a requester ends a Task by itself."""
+    return "cancelled" in protocol.machine.next[status] and protocol.machine.who(status, "cancelled") != "performer"
+
+
+def _asked_to_cancel(protocol: Protocol, task: Tree, why: str) -> Tree:
+    """Where the requester may only ask, its withdrawal asks."""
+    if protocol.business is None or task_code(task) == ASKED:
+        return {}
+    return {"status": "in-progress", **_coded(protocol, ASKED), "statusReason": {"text": why}}
+
+
+def stop_is_to_be_asked_for(task: Tree, found: Evidence) -> str | None:
+    """Why a performer is to be asked to stop with a Task of its own: the protocol gives the requester no other way."""
+    protocol, goal = protocol_of(task), aim(found)
+    if goal is None or goal.status != "cancelled" or protocol.business is not None or not is_open(task):
+        return None
+    return None if may_withdraw(protocol, task["status"]) else goal.why
+
+
 def task_code(task: Tree) -> str | None:
     """The business status of a referral."""
-    return business().code(task)
+    table = protocol_of(task).business
+    return table.code(task) if table else None
 
 
-def _business(task: Tree, status: str, goal: Aim) -> Tree:
+def _business(protocol: Protocol, task: Tree, status: str, goal: Aim) -> Tree:
     """The business status of an aim, when it can be written now; one that waits bears the hub's own code besides."""
     before = task_code(task)
-    fits = before != goal.business and _fits(task, status, goal.business)
+    fits = before != goal.business and _fits(protocol, task, status, goal.business)
     if not goal.waits:
-        return {"businessStatus": business().concept(goal.business)} if fits else {}
+        return _coded(protocol, goal.business) if fits else {}
     if WAITING in codings(task.get("businessStatus")):
         return {}
-    code = goal.business if fits else before if before in business().of.get(status, ()) else None
-    told = business().concept(code)["coding"] if code else []
+    there = before if protocol.business and before in protocol.business.of.get(status, ()) else None
+    code = goal.business if fits else there
+    told = _coded(protocol, code)["businessStatus"]["coding"] if code else []
     waiting = concept(WAITING[1])
     return {"businessStatus": {"coding": [*told, *waiting["coding"]], "text": waiting["text"]}}
+
+
+def _coded(protocol: Protocol, code: str) -> Tree:
+    return {"businessStatus": protocol.business.concept(code)} if protocol.business else {}
 
 
 def _reason(goal: Aim) -> Tree | None:
     return concept(WAITING[1]) if goal.waits else None
 
 
-def _fits(task: Tree, status: str, code: str) -> bool:
+def _fits(protocol: Protocol, task: Tree, status: str, code: str) -> bool:
     """Whether a business status may be written now, with this status."""
-    before, table = task_code(task), business()
-    if code not in table.of.get(status, ()):
+    table = protocol.business
+    if table is None or code not in table.of.get(status, ()):
         return False
+    before = table.code(task)
     if before is None:
         return True
     behind = before not in table.of.get(task["status"], (before,))
@@ -169,18 +205,22 @@ def _fits(task: Tree, status: str, code: str) -> bool:
 
 def in_line(task: Tree, status: str) -> Tree:
     """The business status that goes with a status which somebody set alone, if it can follow the one there."""
-    codes = business().of.get(status)
-    if codes is None or task_code(task) in codes or not _fits(task, status, codes[0]):
+    protocol = protocol_of(task)
+    codes = protocol.business.of.get(status) if protocol.business else None
+    if not codes or task_code(task) in codes or not _fits(protocol, task, status, codes[0]):
         return {}
-    return {"businessStatus": business().concept(codes[0])}
+    return _coded(protocol, codes[0])
 
 
-def _towards(task: Tree, found: Evidence, goal: Aim, now: str) -> Tree:
-    """One legal step from where the Task is to where it should be."""
-    step = (machine("Task", "referral").path(task["status"], goal.status) or [goal.status])[0]
+def _towards(protocol: Protocol, task: Tree, found: Evidence, goal: Aim, now: str) -> Tree | None:
+    """One legal step from where the Task is to where it should be; None when no way leads there."""
+    way = protocol.machine.path(task["status"], goal.status)
+    if way is None:
+        return None
+    step = (way or [goal.status])[0]
     members: Tree = {"status": step, "statusReason": None, **in_line(task, step)}
     if step == goal.status:
-        members |= {**_business(task, step, goal), "statusReason": _reason(goal), **_outputs(task, found)}
+        members |= {**_business(protocol, task, step, goal), "statusReason": _reason(goal), **_outputs(task, found)}
     else:
         members["statusReason"] = {"text": f"Taken as {step}: {goal.why}"}
     if step in ("cancelled", "rejected", "failed", "on-hold") and not goal.waits:
@@ -209,10 +249,10 @@ def _as_report(task: Tree, found: Evidence) -> Tree:
     }
     added = sorted((codes & value_set("consult-note")) - set(codings(task.get("code"))))
     code = task.get("code", {})
-    return {"code": {**code, "coding": [*code.get("coding", []), *_coded(added[:1])]}} if added else {}
+    return {"code": {**code, "coding": [*code.get("coding", []), *_as_codings(added[:1])]}} if added else {}
 
 
-def _coded(codes: list[tuple[str, str]]) -> list[Tree]:
+def _as_codings(codes: list[tuple[str, str]]) -> list[Tree]:
     return [{"system": system, "code": code} for system, code in codes]
 
 

@@ -13,7 +13,7 @@ from fhircm.coordination.build import edit, instant, reference
 from fhircm.coordination.codes import own
 from fhircm.coordination.context import Context
 from fhircm.coordination.evidence import in_line
-from fhircm.coordination.task_states import is_open, is_referral, machine, mirrored
+from fhircm.coordination.task_states import is_open, is_referral, mirrored, protocol_of
 from fhircm.store.resources import Op, Stored
 
 Tree = dict[str, Any]
@@ -42,13 +42,12 @@ async def above(context: Context, order: Tree) -> list[Tree]:
     return found
 
 
-async def orders_below(context: Context, task: Stored) -> list[Stored]:
-    """The requests that an intermediary made for the one it was sent."""
-    order = await context.follow(task.tree.get("focus"))
+async def orders_below(context: Context, order: Stored | None) -> list[Stored]:
+    """The requests of the hub that were made for an order, and are good still."""
     if order is None:
         return []
     found = await context.find("ServiceRequest", ("based-on", f"ServiceRequest/{order.id}"), ("intent", "filler-order"))
-    return [one for one in found if not mirrored(one.tree)]
+    return [one for one in found if not mirrored(one.tree) and one.tree["status"] not in _DEAD]
 
 
 async def pass_on(context: Context, task: Stored) -> list[Op]:
@@ -56,7 +55,7 @@ async def pass_on(context: Context, task: Stored) -> list[Op]:
     tree = task.tree
     if not is_referral(tree) or not is_intermediary(context, await context.follow(tree.get("owner"))):
         return []
-    below = [one for one in await orders_below(context, task) if one.tree["status"] not in _DEAD]
+    below = await orders_below(context, await context.follow(tree.get("focus")))
     if not is_open(tree):
         if tree["status"] == "completed":
             return []
@@ -83,7 +82,7 @@ def _members(tree: Tree, children: dict[str, list[Stored]], now: str) -> Tree:
         goal = "completed"
     elif any(distribution.has_it(task) for task in tasks) and tree["status"] in ("requested", "accepted"):
         goal = "in-progress"
-    way = machine("Task", "referral").path(tree["status"], goal) if goal else None
+    way = protocol_of(tree).machine.path(tree["status"], goal) if goal else None
     if way:
         members |= {"status": way[0], "statusReason": None, **in_line(tree, way[0])}
         if way[0] in ("in-progress", "completed"):
@@ -98,4 +97,4 @@ async def nobody_below(context: Context, task: Stored) -> bool:
         return False
     if not is_intermediary(context, await context.follow(task.tree.get("owner"))):
         return False
-    return not [one for one in await orders_below(context, task) if one.tree["status"] not in _DEAD]
+    return not await orders_below(context, await context.follow(task.tree.get("focus")))

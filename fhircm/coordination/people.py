@@ -112,7 +112,12 @@ async def name_of(record: Record, stored: Stored) -> str | None:
 async def organization_of(record: Record, element: Tree | None) -> Stored | None:
     """The Organization behind a Reference: itself, or that of a PractitionerRole or HealthcareService."""
     found = await record.follow(element)
-    if found is None or found.type == "Organization":
+    return await belonging_to(record, found) if found else None
+
+
+async def belonging_to(record: Record, found: Stored) -> Stored | None:
+    """The Organization to which what was found belongs: see organization_of."""
+    if found.type == "Organization":
         return found
     for name in ("organization", "providedBy"):
         organization = await record.follow(found.tree.get(name))

@@ -79,9 +79,11 @@ async def _order(context: Context, order: Stored) -> list[Op]:
             operations += await intermediary.pass_on(context, task)
         operations += await loops.acknowledgement(context, task, order)
     for element in order.tree.get("basedOn", []) if order.tree["intent"] == "filler-order" else []:
-        to = parse_reference(element.get("reference", ""))
-        for task in await distribution.tasks_of(context, to.id or "") if to.type == "ServiceRequest" else []:
-            operations += await _above(context, task)
+        source = await context.follow(element)
+        if source is not None and source.type == "ServiceRequest":
+            operations += await asking.give_out(context, source)
+            for task in await distribution.tasks_of(context, source.id):
+                operations += await _above(context, task)
     return operations
 
 
@@ -93,7 +95,9 @@ async def _task(context: Context, task: Stored) -> list[Op]:
     order = await context.follow(task.tree.get("focus"))
     if not identifiers(task.tree, REFERRAL):
         return _adopted(context, task)
-    operations = await asking.give_out(context, order) if order is not None and order.type == "ServiceRequest" else []
+    operations: list[Op] = []
+    if order is not None and order.type == "ServiceRequest" and not asking.changes_nothing(task.tree):
+        operations += await asking.give_out(context, order)
     operations += await _move(context, task, "Task")
     operations += await _above(context, task)
     for element in task.tree.get("partOf", []):
@@ -218,6 +222,7 @@ async def _move(context: Context, task: Stored, because_of: str) -> list[Op]:
         members |= correlation.learned(task.tree, found.order, (*found.replies, *found.visits, *found.reports))
         members |= await referral_times.moved(context, task, members.get("status", task.tree["status"]))
         operations += asked
+        operations += await loops.asked_to_stop(context, task, evidence.stop_is_to_be_asked_for(task.tree, found))
     return [*operations, edit(task, **members, lastModified=instant(context.now()))] if members else operations
 
 

@@ -52,6 +52,7 @@ class Party:
 class Kind:
     """A kind of relationship. `types`: those of the record that it opens (None: all). `except_`: what has this value says nothing.
 
+    `only`: what has not this code, or this value, says nothing. `shares_named`: it shares what its resource names, and not that one alone.
     `emergency`: it overrides consents and labels.
     """
 
@@ -69,6 +70,7 @@ class Kind:
     period: str
     lasts: int
     shares_record: bool
+    shares_named: bool
     types: frozenset[str] | None
     emergency: bool
 
@@ -96,7 +98,7 @@ def _kind(code: str, tree: dict[str, Any]) -> Kind:
 
     ended = states("ended")
     types = tree.get("types")
-    if tree["resource"] not in definitions().resource_types or tree["shares"] not in ("record", "what it names"):
+    if tree["resource"] not in definitions().resource_types or tree["shares"] not in ("record", "what it names", "itself"):
         raise ValueError(f"care-relationship/{code}.yaml: a resource type or a share that is not known")
     if types and set(types) - definitions().resource_types:
         raise ValueError(f"care-relationship/{code}.yaml: {', '.join(set(types) - definitions().resource_types)} is no type")
@@ -104,7 +106,7 @@ def _kind(code: str, tree: dict[str, Any]) -> Kind:
         code=code,
         title=tree["title"],
         resource=tree["resource"],
-        only=(tree["only"]["path"], tree["only"]["code"]) if "only" in tree else None,
+        only=(tree["only"]["path"], tree["only"].get("code") or tree["only"]["value"]) if "only" in tree else None,
         except_=(tree["except"]["path"], tree["except"]["value"]) if "except" in tree else None,
         active=states("active"),
         ended=ended[1] if ended else frozenset(),
@@ -115,6 +117,7 @@ def _kind(code: str, tree: dict[str, Any]) -> Kind:
         period=tree.get("period", ""),
         lasts=_days(tree["lasts"]) * _DAY if "lasts" in tree else 0,
         shares_record=tree["shares"] == "record",
+        shares_named=tree["shares"] == "what it names",
         types=frozenset(types) if types else None,
         emergency=bool(tree.get("emergency")),
     )
@@ -169,7 +172,7 @@ def _of_kind(kind: Kind, tree: Mapping[str, Any]) -> Iterator[Relationship]:
 
 def _span_of(kind: Kind, tree: Mapping[str, Any]) -> tuple[int, int] | None:
     """When the relationships of a resource hold; None: it makes none."""
-    if kind.only and kind.only[1] not in _codes(_values(tree, kind.only[0])):
+    if kind.only and kind.only[1] not in _said(_values(tree, kind.only[0])):
         return None
     if kind.except_ and kind.except_[1] in _values(tree, kind.except_[0]):
         return None
@@ -204,6 +207,8 @@ def _shared(kind: Kind, tree: Mapping[str, Any], own: str) -> Iterator[tuple[str
                     yield "Patient", patient[8:], always
         return
     yield tree["resourceType"], tree["id"], always
+    if not kind.shares_named:
+        return
     for reference in references(dict(tree)):
         if reference.kind == "local" and reference.type and reference.id:
             yield reference.type, reference.id, always
@@ -222,8 +227,11 @@ def _values(tree: Any, path: str) -> list[Any]:
     return found
 
 
-def _codes(elements: Sequence[Any]) -> set[str]:
-    return {coding.get("code", "") for one in elements for coding in one.get("coding", ()) if isinstance(coding, dict)}
+def _said(elements: Sequence[Any]) -> set[str]:
+    """What elements say: values as they are, and the codes of concepts."""
+    concepts = [one for one in elements if isinstance(one, dict)]
+    codes = {coding.get("code", "") for one in concepts for coding in one.get("coding", ()) if isinstance(coding, dict)}
+    return codes | {one for one in elements if isinstance(one, str)}
 
 
 def _local(tree: Any, path: str, own: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fhircm.coordination.task_states import RULE
+from fhircm.coordination.rules import RULES
 from fhircm.exchange.source_address import Allowed
 from fhircm.exchange.sources import Sources
 from fhircm.fhir.references import references
@@ -104,7 +104,7 @@ class Importer:
 
 @pytest.fixture
 async def importer(store, clock):
-    store.rules = (RULE,)
+    store.rules = (RULES,)
     async with served() as files:
         opened = Importer(store, clock, files)
         yield opened
