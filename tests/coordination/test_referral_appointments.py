@@ -123,6 +123,7 @@ async def test_the_acts_of_a_front_desk_are_plain_appointments(referral):
     assert made.tree["identifier"] == [referral.number]
     with pytest.raises(Conflict, match=r"move it with \$reschedule"):
         await referral.do(scheduling.schedule, **SECOND)
+    referral.world.clock.advance(timedelta(days=4))
     missed = await referral.do(scheduling.no_show, reason=[{"text": "No transport"}])
     assert (missed.id, missed.tree["status"], await referral.state()) == (made.id, "noshow", ("in-progress", "5.1.2"))
     again = await referral.do(scheduling.reschedule, **SECOND)
