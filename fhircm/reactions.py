@@ -62,7 +62,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
         lambda context: partial(longitudinal.mark, context),
     ),
     "provenance": (
-        "Task ServiceRequest CarePlan Goal CareTeam Communication Encounter DocumentReference Person RiskAssessment",
+        "Task ServiceRequest Appointment CarePlan Goal CareTeam Communication Encounter DocumentReference Person RiskAssessment",
         lambda context: partial(provenance.record, context),
     ),
 }

@@ -106,7 +106,7 @@ def missed(visit: Tree) -> bool:
 
 def is_waiting(task: Tree) -> bool:
     """Whether a referral is on hold because its addressee has no place yet."""
-    return task["status"] == "on-hold" and WAITING in codings(task.get("businessStatus"))
+    return task["status"] == "on-hold" and WAITING in codings(task.get("businessStatus"), task.get("statusReason"))
 
 
 def next_step(task: Tree, found: Evidence, because_of: str, now: str) -> Tree | None:

@@ -25,7 +25,18 @@ REACTIONS = [
     ("deadlines", {"Task"}, escalation.watch),
     (
         "provenance",
-        {"Task", "ServiceRequest", "CarePlan", "Goal", "CareTeam", "Communication", "Encounter", "DocumentReference", "Person"},
+        {
+            "Task",
+            "ServiceRequest",
+            "Appointment",
+            "CarePlan",
+            "Goal",
+            "CareTeam",
+            "Communication",
+            "Encounter",
+            "DocumentReference",
+            "Person",
+        },
         provenance.record,
     ),
 ]

@@ -1,13 +1,18 @@
 """One referral under the numbers of both sides, whether the other side speaks FHIR or only takes documents."""
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fhircm.coordination.context import Neighbour
+from fhircm.coordination.correlation import same
 from fhircm.coordination.distribution import task_id
 from fhircm.fhir.outcome import Invalid
+from fhircm.fhir.systems import REFERRAL
 
 from .conftest import NPI, Place
 from .test_referral import NOTE, Referral
@@ -19,6 +24,27 @@ PLAC, FILL = (
 ORDER_NUMBER = {"system": "urn:lakeside:orders", "value": "8471"}
 BOOKED = {"coding": [{"system": LOINC, "code": "56446-8"}]}
 DEMAND = "urn:lakeside:requisitions"
+
+
+numbers = st.fixed_dictionaries(
+    {"value": st.sampled_from("12")},
+    optional={
+        "system": st.sampled_from([REFERRAL, "urn:a", "urn:b"]),
+        "assigner": st.sampled_from("xy").map(lambda name: {"identifier": {"value": name}}),
+    },
+)
+
+
+@given(numbers, numbers)
+def test_two_numbers_are_one_only_when_nothing_they_say_differs(one, other):
+    alike = asyncio.run(same(None, one, other))
+    assert alike == asyncio.run(same(None, other, one))
+    told = [{name: number.get(name) for name in ("value", "system", "assigner")} for number in (one, other)]
+    differ = any(a != b and a and b for a, b in zip(*(said.values() for said in told), strict=True))
+    if REFERRAL not in (one.get("system"), other.get("system")):
+        assert not (alike and differ)
+    if "system" not in one and "system" not in other and "assigner" not in one:
+        assert not alike, "a bare number says nothing"
 
 
 @pytest.fixture

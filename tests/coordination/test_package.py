@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from fhircm.coordination.package import rules
+from fhircm.fhir.definitions import definitions
 from fhircm.fhir.systems import COORDINATION
 from fhircm.fhir.validation import check
 from fhircm.store.operations import Put
@@ -56,6 +58,14 @@ async def referral(world):
     made = Carried(world)
     await made.patients()
     return made
+
+
+def test_the_rules_name_what_there_is():
+    known = definitions()
+    kinds = [kind for rule in rules() for need in rule.needs for kind in need.any]
+    assert {kind["type"] for kind in kinds if "type" in kind} <= known.resource_types
+    assert {kind["element"] for kind in kinds if "element" in kind} <= {"reasonCode", "reasonReference", "note", "bodySite"}
+    assert all(need.says and (need.any or need.consent) for rule in rules() for need in rule.needs)
 
 
 async def test_a_referral_for_a_social_need_waits_for_the_consent_to_its_release(referral):

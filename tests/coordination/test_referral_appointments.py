@@ -133,6 +133,8 @@ async def test_the_acts_of_a_front_desk_are_plain_appointments(referral):
     assert await referral.left("no-show-outreach") == ["cancelled"]
     waiting = await referral.do(scheduling.waitlist, reason=[{"coding": [{"system": SCT, "code": "185335007"}]}])
     assert (waiting.tree["status"], (await referral.task())["status"]) == ("waitlist", "on-hold")
+    told = await referral.world.find("Provenance", target=f"Appointment/{made.id}")
+    assert [one["agent"][0]["who"]["identifier"]["value"] for one in told] == ["desk", "desk"], "who did it is on record"
     place = await referral.do(scheduling.schedule, **SECOND)
     assert (place.id, place.tree["status"], await referral.state()) == (waiting.id, "booked", ("in-progress", "5.1.1"))
     states = sorted(one["status"] for one in await referral.world.find("Appointment"))
