@@ -16,7 +16,7 @@ from fhircm.coordination.context import Context, Neighbour, token
 from fhircm.coordination.distribution import DIRECT, OPEN, Distribution
 from fhircm.coordination.loops import nobody_is_asked, offers_to_choose_from
 from fhircm.coordination.package import Package, packed
-from fhircm.coordination.people import belonging_to, named, organization_of, patient_of
+from fhircm.coordination.people import belonging_to, named, organization_of, patient_of, same_organization
 from fhircm.coordination.task_states import business, is_open, is_referral, mirrored
 from fhircm.coordination.times import moment
 from fhircm.fhir.references import parse_reference
@@ -49,7 +49,7 @@ async def give_out(context: Context, order: Stored) -> list[Op]:
         return await nobody_is_asked(context, order, None, focused)
     earlier = [one for one in _open(tasks) if one not in here and one not in by_hand]
     operations: list[Op] = [_withdraw(context, one, "not-asked-any-more") for one in earlier]
-    asked, why = await _next(context, order, said, here, first=not tasks)
+    asked, why = await _next(context, order, said, [*here, *by_hand] if said.round == 1 else here, first=not tasks)
     operations += asked
     if why and await intermediary.orders_below(context, order):
         why = None  # somebody was asked in another way
@@ -93,12 +93,12 @@ async def _next(
     performers = await _performers(context, order.tree)
     by_need = not mirrored(order.tree) and not order.tree.get("performer") and "performerType" in order.tree
     how = said.how or (OPEN if by_need else DIRECT)
-    if first and not await _is_news(context, order):
+    if first and said.how is None and not await _is_news(context, order):
         return [], None
     if how == OPEN:
         return await _openly(context, order, said, here)
     owners = await _owners(context, here)
-    fits = {one.id: next((it for it in performers if same(it, owners[one.id])), None) for one in here}
+    fits = {one.id: next((it for it in performers if same_organization(it, owners[one.id])), None) for one in here}
     gone = [one for one in here if one.tree["status"] == "requested" and fits[one.id] is None and performers]
     operations: list[Op] = [_withdraw(context, one, "not-asked-any-more") for one in gone]
     waiting = [one for one in _open(here) if one not in gone]
@@ -123,7 +123,7 @@ async def _named_since_it_stopped(context: Context, order: Stored, here: list[St
     versions = await context.store.history("ServiceRequest", order.id)
     then = next((one for one in versions if one.last_updated <= at and not one.deleted), None)
     known = await _performers(context, then.tree) if then else []
-    return [one for one in fresh if not any(same(one, other) for other in known)]
+    return [one for one in fresh if not any(same_organization(one, other) for other in known)]
 
 
 def changes_nothing(task: Tree) -> bool:
@@ -150,13 +150,6 @@ async def _owners(context: Context, tasks: Sequence[Stored]) -> dict[str, Stored
     return {id: there.get((it.type or "", it.id or "")) for id, it in to.items()}
 
 
-def same(one: Stored, other: Stored | None) -> bool:
-    """Whether two entries are of one organisation."""
-    if other is None:
-        return False
-    return one.id == other.id or (npi(one.tree) is not None and npi(one.tree) == npi(other.tree))
-
-
 async def _performers(context: Context, order: Tree) -> list[Stored]:
     """The Organizations that may be asked, each once, in order: the performers, or those to which they belong.
 
@@ -168,7 +161,7 @@ async def _performers(context: Context, order: Tree) -> list[Stored]:
     for it in asked:
         entry = there.get((it.type or "", it.id or ""))
         organization = await belonging_to(context, entry) if entry else None
-        if organization is None or any(same(organization, one) for one in found):
+        if organization is None or any(same_organization(organization, one) for one in found):
             continue
         if mirrored(order):
             neighbour = context.neighbour(npi=npi(organization.tree))
@@ -279,7 +272,7 @@ async def _task(
         "requester": await _requester(context, tree, encounter),
         "owner": await named(context, owner) if owner else None,
         "reasonCode": next(iter(tree.get("reasonCode", [])), None),
-        "input": carried.inputs,
+        "input": carried.inputs if owner else None,  # those who may take an open request read it when they have it
         **referral_times.first_due(context, priority, context.calendar_of(neighbour), said.respond_by, status),
     }
     return task | correlation.learned(task, tree, ())

@@ -16,7 +16,7 @@ from fhircm.coordination.build import edit, instant, stable_id
 from fhircm.coordination.codes import identifiers
 from fhircm.coordination.context import Context
 from fhircm.coordination.task_states import is_referral
-from fhircm.fhir.outcome import IllegalTransition, Invalid
+from fhircm.fhir.outcome import IllegalTransition, Invalid, NotTheirStep
 from fhircm.fhir.systems import REFERRAL
 from fhircm.store.operations import Put, SetState, Write, WriteRule
 from fhircm.store.resources import Stored
@@ -123,6 +123,7 @@ def _check(write: Write) -> None:
     if new is None or write.origin.startswith("partner:"):
         return
     said = of(new)
+    _check_own_name(write, new)
     if said.how is not None and said.how not in WAYS:
         raise Invalid(f"The extension 'distribution' has no '{said.how}'; 'how' may be: {', '.join(WAYS)}", "extension")
     if new["resourceType"] != "Task" or not (is_referral(new) or is_referral(before)):
@@ -145,6 +146,18 @@ def _check(write: Write) -> None:
             "Nobody has this open request: it is accepted together with Task.owner, the organisation that takes it; who does not want it leaves"
             " it to others. Its requester may cancel it",
             "Task.owner",
+        )
+
+
+def _check_own_name(write: Write, new: Tree) -> None:
+    """A patient, or who acts for one, may ask; in nobody else's name."""
+    if new["resourceType"] != "ServiceRequest" or write.previous is not None or write.actor is None or write.actor.everyone:
+        return
+    if any(name.startswith(("Patient/", "RelatedPerson/")) for name in write.actor.known_as) and not write.actor.is_(
+        new.get("requester")
+    ):
+        raise NotTheirStep(
+            "ServiceRequest.requester: patients, and those who act for them, ask in their own name", "ServiceRequest.requester"
         )
 
 

@@ -57,7 +57,7 @@ async def go_on(context: Context, task: Stored, order: Tree | None, members: Tre
     if order is None or not is_open(tree):
         return {}, _closed(asked, "The referral is closed", now)
     carried = await packed(context, order, tree, context.now())
-    added = _added(tree, carried)
+    added = _added(tree, carried) if "owner" in tree else {}
     if tree["status"] != "draft":
         return added, _closed(asked, "The referral was sent", now)
     if asked is None:  # somebody prepares it, and sends it

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from fhircm.coordination.build import reference
+from fhircm.coordination.build import npi, reference
 from fhircm.coordination.codes import codings
 from fhircm.coordination.context import Context, Record, any_of, token
 from fhircm.coordination.times import moment
@@ -124,3 +124,11 @@ async def belonging_to(record: Record, found: Stored) -> Stored | None:
         if organization is not None and organization.type == "Organization":
             return organization
     return None
+
+
+def same_organization(one: Stored, other: Stored | None) -> bool:
+    """Whether two entries are of one organisation."""
+    if other is None:
+        return False
+    number = npi(one.tree)
+    return one.id == other.id or (number is not None and number == npi(other.tree))

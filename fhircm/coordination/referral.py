@@ -38,7 +38,7 @@ from fhircm.fhir.systems import REFERRAL
 from fhircm.store.resources import Change, Op, Put, Stored
 
 Tree = dict[str, Any]
-TYPES = referral_record.EVIDENCE | {"Consent", "HealthcareService", "Person", "ServiceRequest", "Task"}
+TYPES = referral_record.EVIDENCE | {"Consent", "HealthcareService", "Person", "PractitionerRole", "ServiceRequest", "Task"}
 _OPEN = any_of(state for state in machine("Task", "referral").next if state not in machine("Task", "referral").terminal)
 
 
@@ -52,6 +52,8 @@ async def follow(context: Context, change: Change) -> list[Op]:
             return _once(await _order(context, stored))
         case "Task":
             return _once(await _task(context, stored))
+        case "PractitionerRole":
+            return _once(await _service(context))
         case "HealthcareService":
             return _once([*await _service(context), *await _moved(context, await _of_service(context, stored), change.type)])
     return _once(await _moved(context, await _evident(context, stored), change.type))
@@ -121,6 +123,9 @@ async def _left_to_do(context: Context, task: Stored) -> list[Op]:
     if loops.is_question(task.tree):
         return await loops.question(context, task)
     code = own(task.tree.get("code"))
+    if code in (incomplete.CODE, *referral_follow_up.CODES):
+        of = [await context.follow(one.get("valueReference")) for one in task.tree.get("input", [])]
+        return await _moved(context, [one for one in of if one is not None and is_referral(one.tree)], "Task")
     about = await context.follow(task.tree.get("focus")) if code in loops.CODES else None
     if about is None:
         return []

@@ -18,6 +18,7 @@ from fhircm.coordination.task_states import is_open
 from fhircm.store.resources import Op, Stored
 
 Tree = dict[str, Any]
+CODES = ("no-show-outreach", "recheck-waitlist", "service-full")
 _UNANSWERED = ("requested", "accepted")
 
 

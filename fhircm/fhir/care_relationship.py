@@ -59,8 +59,8 @@ class Kind:
     code: str
     title: str
     resource: str
-    only: tuple[str, str] | None
-    except_: tuple[str, str] | None
+    only: tuple[str, frozenset[str]] | None
+    except_: tuple[str, frozenset[str]] | None
     active: tuple[str, frozenset[Any]] | None
     ended: frozenset[Any]
     inactive: tuple[str, frozenset[Any]] | None
@@ -106,8 +106,8 @@ def _kind(code: str, tree: dict[str, Any]) -> Kind:
         code=code,
         title=tree["title"],
         resource=tree["resource"],
-        only=(tree["only"]["path"], tree["only"].get("code") or tree["only"]["value"]) if "only" in tree else None,
-        except_=(tree["except"]["path"], tree["except"]["value"]) if "except" in tree else None,
+        only=_test(tree.get("only")),
+        except_=_test(tree.get("except")),
         active=states("active"),
         ended=ended[1] if ended else frozenset(),
         inactive=states("inactive"),
@@ -121,6 +121,11 @@ def _kind(code: str, tree: dict[str, Any]) -> Kind:
         types=frozenset(types) if types else None,
         emergency=bool(tree.get("emergency")),
     )
+
+
+def _test(tree: dict[str, Any] | None) -> tuple[str, frozenset[str]] | None:
+    """A path, and the codes or values of which one stands there."""
+    return tree and (tree["path"], frozenset(tree.get("values", ())) or frozenset({tree.get("code") or tree.get("value")}))
 
 
 def _days(text: str) -> int:
@@ -172,9 +177,9 @@ def _of_kind(kind: Kind, tree: Mapping[str, Any]) -> Iterator[Relationship]:
 
 def _span_of(kind: Kind, tree: Mapping[str, Any]) -> tuple[int, int] | None:
     """When the relationships of a resource hold; None: it makes none."""
-    if kind.only and kind.only[1] not in _said(_values(tree, kind.only[0])):
+    if kind.only and kind.only[1].isdisjoint(_said(_values(tree, kind.only[0]))):
         return None
-    if kind.except_ and kind.except_[1] in _values(tree, kind.except_[0]):
+    if kind.except_ and not kind.except_[1].isdisjoint(_said(_values(tree, kind.except_[0]))):
         return None
     low, high = _period(tree, kind.period)
     if kind.lasts and high != LATEST:

@@ -1,6 +1,7 @@
 """A request is given out: to one after the other, to several of whom one has it, to whoever is able; nothing stays with nobody."""
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 
@@ -95,6 +96,21 @@ async def test_the_first_who_accepts_has_it(network):
     assert await network.states() == {"a": other, "b": "accepted", "c": ("rejected", "no-capacity")}
     with pytest.raises(IllegalTransition, match="from 'cancelled' to: nothing"):
         await network.act("a", "task-accept", await network.task("a"))
+
+
+async def test_the_others_see_nothing_of_the_patient_when_one_has_it(network):
+    await network.written({"resourceType": "Condition", "id": "c", "subject": ref("Patient/x"), "code": {"text": "Wound"}})
+    await network.order(to="ab", how="first-accept", supportingInfo=[ref("Condition/c")])
+    seen = [("ServiceRequest", "s"), ("Patient", "x"), ("Condition", "c")]
+    for who in "ab":
+        for type, id in seen:
+            assert (await network.seen_by(who).read(type, id)).id == id, "to decide, one must know"
+    await network.act("a", "task-accept", await network.task("a"))
+    network.world.clock.advance(timedelta(days=8))
+    for type, id in seen:
+        assert (await network.seen_by("a").read(type, id)).id == id
+        with pytest.raises(NotFound):
+            await network.seen_by("b").read(type, id)
 
 
 async def test_the_second_is_told_even_before_anything_followed_from_the_first(network):

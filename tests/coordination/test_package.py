@@ -125,7 +125,7 @@ async def test_people_may_complete_it_or_send_it_as_it_is(referral, how):
     if how == "the question is done":
         for status in ("in-progress", "completed"):
             await referral.world.edit("Task", question["id"], status=status)
-        await referral.set(note=[{"text": "they know the patient"}])
+        await referral.world.react()
     elif how == "the referral is sent":
         await referral.set(status="requested")
     else:

@@ -109,7 +109,6 @@ async def test_the_waiting_list_is_asked_again_until_there_is_a_place(referral):
     for status in ("in-progress", "completed"):
         await referral.world.edit("Task", recheck["id"], client="hub", status=status)
     await referral.world.react()
-    await referral.set(note=[{"text": "still no place"}])
     assert await referral.left("recheck-waitlist") == ["completed", "ready"]
     await referral.booking("booked", start="2026-03-25T15:00:00Z")
     assert await referral.state() == ("in-progress", "5.1.1")

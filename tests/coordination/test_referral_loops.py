@@ -1,9 +1,16 @@
 """What the two sides of a referral have to do for each other until the loop is closed, by operation or by update alike."""
 
+from dataclasses import replace
+
 import pytest
 
+from fhircm.access.guarded_store import GuardedStore
+from fhircm.access.principal import Principal, within_roles
+from fhircm.access.scopes import parse_scopes
 from fhircm.coordination.codes import member, own, value_set
 from fhircm.fhir.outcome import Conflict, IllegalTransition, NotTheirStep
+from fhircm.fhir.validation import check_tree
+from fhircm.store.operations import Put
 
 from .network import REASON, SYSTEM, Network, ref
 
@@ -359,7 +366,7 @@ async def test_a_task_that_the_requester_writes_itself_is_followed_and_nobody_is
     assert (task["identifier"][0]["value"], task["groupIdentifier"]["value"]) == ("hand", "hand")
     assert (task["basedOn"], task["restriction"]["period"]["end"]) == ([ref("ServiceRequest/s")], "2026-03-05T23:59:59-06:00")
     await network.act("a", "task-decline", "Task/hand", reason=REASON)
-    assert await network.states() == {"a": "requested"}, "by what the order says"
+    assert await network.left_to_do() == [("choose-performer", "Hospital")]
 
 
 # --- an intermediary ---------------------------------------------------------------------------------------------------------
@@ -458,9 +465,37 @@ async def test_an_order_that_a_partner_keeps_is_passed_on_when_it_was_declined(n
 # --- the patient -------------------------------------------------------------------------------------------------------------
 
 
+def patient_x(network):
+    principal = Principal(
+        "app",
+        parse_scopes("patient/*.cruds"),
+        frozenset({"patient"}),
+        user="Patient/x",
+        patient="x",
+        known_as=frozenset({"Patient/x"}),
+    )
+    return GuardedStore(network.store, replace(principal, scopes=within_roles(principal.scopes, principal.roles)))
+
+
 async def test_a_patient_asks_and_is_followed_like_anybody(network):
-    await network.order(to="a", requester=ref("Patient/x"))
+    own = {
+        "resourceType": "ServiceRequest",
+        "id": "s",
+        "status": "active",
+        "intent": "order",
+        "category": [{"coding": [{"system": "http://snomed.info/sct", "code": "3457005"}]}],
+        "code": {"text": "Home health"},
+        "subject": ref("Patient/x"),
+        "requester": ref("Patient/x"),
+        "performer": [ref("Organization/a")],
+    }
+    store = patient_x(network)
+    with pytest.raises(NotTheirStep, match="in their own name"):
+        await store.transact([Put(check_tree(own | {"requester": ref("Organization/h")}), 0)], [("c", "ServiceRequest")])
+    await store.transact([Put(check_tree(own), 0)], [("c", "ServiceRequest")])
+    await network.react()
     task = (await network.tasks())["a"]
     assert task["requester"]["display"] == "Lakeside care coordination", "who coordinates speaks for the patient"
+    assert (await store.read("Task", task["id"])).tree["status"] == "requested", "the patient follows it in the own record"
     await network.act("a", "task-decline", await network.task("a"), reason=REASON)
     assert await network.left_to_do() == [("choose-performer", "Lakeside care coordination")]
