@@ -63,10 +63,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
     "flags": ("Encounter Patient Person", lambda context: partial(flags.follow, context)),
     "transition-document": ("Bundle Task", lambda context: partial(receiving.follow, context)),
     "notices": ("Encounter", lambda context: partial(notices.follow, context)),
-    "referral": (
-        "ServiceRequest Task Encounter DocumentReference Person HealthcareService PractitionerRole",
-        lambda context: partial(referral.follow, context),
-    ),
+    "referral": (" ".join(sorted(referral.TYPES)), lambda context: partial(referral.follow, context)),
     escalation.REACTION: ("Task", lambda context: partial(escalation.watch, context)),
     "assignment": ("PractitionerRole Task", lambda context: partial(assigning.follow, context)),
     "claims": ("Task", lambda context: partial(changing_hands.follow, context)),
@@ -75,7 +72,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
         lambda context: partial(longitudinal.mark, context),
     ),
     "provenance": (
-        "Task ServiceRequest CarePlan Goal CareTeam Communication Encounter DocumentReference Person RiskAssessment",
+        "Task ServiceRequest Appointment CarePlan Goal CareTeam Communication Encounter DocumentReference Person RiskAssessment",
         lambda context: partial(provenance.record, context),
     ),
 }

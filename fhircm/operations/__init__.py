@@ -17,6 +17,7 @@ from fhircm.operations.export import export
 from fhircm.operations.lookup import lookup, subsumes
 from fhircm.operations.match import match
 from fhircm.operations.meta import meta, meta_add, meta_delete
+from fhircm.operations.referral import candidates, loop, package
 from fhircm.operations.timeline import story
 from fhircm.operations.transition_document import accept_document, transition_document
 from fhircm.operations.translate import translate
@@ -49,6 +50,9 @@ OPERATIONS: dict[str, Operation] = {
         "patient-match": match,
         "patient-timeline": story,
         "practitioner-hand-over-caseload": hand_over_caseload,
+        "service-request-candidates": candidates,
+        "service-request-loop": loop,
+        "service-request-package": package,
         "subsumes": subsumes,
         "task-worklist": work_list,
         "translate": translate,

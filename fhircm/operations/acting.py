@@ -5,7 +5,7 @@ To add one: its OperationDefinition in `profiles/operation/`, whose description 
 
 from __future__ import annotations
 
-from fhircm.coordination import answering, assigning, claiming, pausing, requesting
+from fhircm.coordination import answering, assigning, claiming, pausing, requesting, scheduling
 from fhircm.coordination.acting import Verb, act
 from fhircm.coordination.transition import attempting
 from fhircm.operations.call import Answer, Call
@@ -27,6 +27,7 @@ VERBS: dict[str, Verb] = {
     "task-fail": answering.fail,
     "task-forward": requesting.forward,
     "task-hand-over": claiming.hand_over,
+    "task-no-show": scheduling.no_show,
     "task-offer": answering.offer,
     "task-pause": pausing.pause,
     "task-provide-information": answering.provide_information,
@@ -34,9 +35,12 @@ VERBS: dict[str, Verb] = {
     "task-release": claiming.release,
     "task-reopen": requesting.reopen,
     "task-request-information": answering.request_information,
+    "task-reschedule": scheduling.reschedule,
     "task-resume": pausing.resume,
+    "task-schedule": scheduling.schedule,
     "task-snooze": pausing.snooze,
     "task-start": answering.start,
+    "task-waitlist": scheduling.waitlist,
 }
 
 

@@ -30,15 +30,22 @@ REACTIONS = [
     ("flags", {"Encounter", "Patient", "Person"}, flags.follow),
     ("transition-document", {"Bundle", "Task"}, receiving.follow),
     ("notices", {"Encounter"}, notices.follow),
-    (
-        "referral",
-        {"ServiceRequest", "Task", "Encounter", "DocumentReference", "Person", "HealthcareService", "PractitionerRole"},
-        referral.follow,
-    ),
+    ("referral", set(referral.TYPES), referral.follow),
     ("deadlines", {"Task"}, escalation.watch),
     (
         "provenance",
-        {"Task", "ServiceRequest", "CarePlan", "Goal", "CareTeam", "Communication", "Encounter", "DocumentReference", "Person"},
+        {
+            "Task",
+            "ServiceRequest",
+            "Appointment",
+            "CarePlan",
+            "Goal",
+            "CareTeam",
+            "Communication",
+            "Encounter",
+            "DocumentReference",
+            "Person",
+        },
         provenance.record,
     ),
 ]
