@@ -12,6 +12,8 @@ from functools import partial
 
 from fhircm.coordination import escalation, provenance, referral, transition
 from fhircm.coordination.context import Context
+from fhircm.coordination.discharge import arrange as discharge
+from fhircm.coordination.discharge import follow as discharging
 from fhircm.coordination.longitudinal import follow as longitudinal
 from fhircm.exchange import directory, identity, merge
 from fhircm.jobs import export, exported
@@ -55,6 +57,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
         lambda context: partial(directory.enlist, context.store, owner=f"Organization/{context.organization}"),
     ),
     "transition": ("Encounter Patient Task", lambda context: partial(transition.follow, context)),
+    "discharge": (discharging.TYPES, lambda context: partial(discharging.follow, context)),
     "referral": ("ServiceRequest Task Encounter DocumentReference Person", lambda context: partial(referral.follow, context)),
     "deadlines": ("Task", lambda context: partial(escalation.watch, context)),
     "longitudinal": (
@@ -69,6 +72,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
 
 TIMERS: dict[str, Callable[..., Awaitable[list[Op]]]] = {
     escalation.KIND: escalation.overdue,
+    discharge.KIND: discharging.look_again,
     longitudinal.KIND: longitudinal.remake,
     export.EXPIRY: exported.expire,
     merge.KIND: merge.carry_on,

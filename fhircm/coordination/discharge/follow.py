@@ -1,0 +1,95 @@
+"""What changes the planning of a discharge: the stay, its Tasks, and what shows that something is done.
+
+https://hl7.org/fhir/R4/encounter.html
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fhircm.coordination.build import Tree
+from fhircm.coordination.codes import own
+from fhircm.coordination.context import Context, token
+from fhircm.coordination.discharge import shown
+from fhircm.coordination.discharge.arrange import arrange
+from fhircm.coordination.discharge.plan import BARRIER, ITEM, OPEN_ITEMS, REQUEST, WHOLE, is_stay
+from fhircm.coordination.people import linked, patient_of, patients_value
+from fhircm.coordination.task_states import machine, mirrored
+from fhircm.fhir.references import parse_reference
+from fhircm.fhir.systems import COORDINATION
+from fhircm.store.resources import Change, Op, Stored, Timer
+
+TYPES = " ".join(sorted({"Encounter", "Task", "Patient", "Coverage", "ServiceRequest", "Provenance", *shown.TYPES}))
+_OURS = (WHOLE, ITEM, BARRIER, REQUEST, OPEN_ITEMS, "transition-of-care")
+_OPEN = ",".join(state for state in machine("Task").next if state not in machine("Task").terminal)
+
+
+async def follow(context: Context, change: Change) -> list[Op]:
+    """Reaction to a stay and to what bears on its discharge: arrange what is to be done before the patient leaves."""
+    if change.type == "Provenance" and not change.origin.startswith("client:"):
+        return []  # the hub's own, and a partner's, sign nothing here
+    stored = await context.get(change.type, change.id)
+    if stored is None:
+        return []
+    operations: list[Op] = []
+    for stay in await _stays(context, stored):
+        operations += await arrange(context, stay)
+    return operations
+
+
+async def look_again(context: Context, timer: Timer) -> list[Op]:
+    """Timer handler: the discharge is near, or its expected date has passed."""
+    stay = await context.get("Encounter", timer.payload["encounter"])
+    operations = await arrange(context, stay) if stay is not None else []
+    return [one for one in operations if getattr(one, "key", None) != timer.key]  # it is being finished
+
+
+async def _stays(context: Context, changed: Stored) -> list[Stored]:
+    """The stays on whose planning a resource bears."""
+    tree = changed.tree
+    if changed.type == "Encounter":
+        return [changed] if is_stay(tree) else []
+    if changed.type == "Task" and not mirrored(tree) and own(tree.get("code")) in _OURS:
+        return await _stays_of_task(context, tree)
+    return await _planned(context, await _patient(context, changed))
+
+
+async def _stays_of_task(context: Context, task: Tree) -> list[Stored]:
+    for element in (task.get("encounter"), task.get("focus"), *task.get("partOf", [])):
+        found = await context.follow(element)
+        if found is not None and found.type == "Task":
+            found = await context.follow(found.tree.get("encounter"))
+        if found is not None and found.type == "Encounter":
+            return [found] if is_stay(found.tree) else []
+    return []
+
+
+async def _patient(context: Context, changed: Stored) -> str | None:
+    """Whose a resource is; of an account of who signed, whose the signed one is."""
+    tree: Tree | None = changed.tree
+    if changed.type == "Provenance":
+        signed = [await context.follow(one) for one in changed.tree.get("target", [])] if changed.tree.get("signature") else []
+        tree = next((one.tree for one in signed if one is not None), None)
+    if changed.type == "Patient":
+        return changed.id
+    if changed.type == "Coverage":
+        return _id(changed.tree.get("beneficiary"))
+    if changed.type == "Appointment":
+        actors = (_id(one.get("actor")) for one in changed.tree.get("participant", []))
+        return next((one for one in actors if one), None)
+    return patient_of(tree) if tree else None
+
+
+def _id(element: Any) -> str | None:
+    to = parse_reference((element or {}).get("reference", ""))
+    return to.id if to.type == "Patient" and to.kind == "local" else None
+
+
+async def _planned(context: Context, patient: str | None) -> list[Stored]:
+    """The stays of a human whose planning is open."""
+    if patient is None:
+        return []
+    code = ("code", token(COORDINATION, WHOLE))
+    plans = await context.find("Task", patients_value(await linked(context, patient)), code, ("status", _OPEN))
+    found = [await context.follow(one.tree.get("encounter")) for one in plans if not mirrored(one.tree)]
+    return list({one.id: one for one in found if one is not None}.values())
