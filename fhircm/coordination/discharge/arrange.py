@@ -8,6 +8,7 @@ makes a difference. What is done stays done. What somebody called off for a reas
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -16,9 +17,9 @@ from fhircm.coordination.codes import own
 from fhircm.coordination.context import Context
 from fhircm.coordination.discharge import near, screening
 from fhircm.coordination.discharge.expectation import PLANNED_END, Expectation, end_of, expectations
-from fhircm.coordination.discharge.plan import OPEN_ITEMS, PRESENT, Planning, begun, is_stay, planning, variables
+from fhircm.coordination.discharge.plan import ITEM, OPEN_ITEMS, PRESENT, Planning, begun, is_stay, planning, variables
 from fhircm.coordination.discharge.rules import DIED, UNKNOWN, days_before, rules
-from fhircm.coordination.discharge.shown import showing
+from fhircm.coordination.discharge.shown import Record
 from fhircm.coordination.escalation import reset
 from fhircm.coordination.people import deceased, in_role, named
 from fhircm.coordination.protocol import Pathway, Step
@@ -53,9 +54,23 @@ async def arrange(context: Context, stay: Stored) -> list[Op]:
     if stated is not None:
         return [stated]  # the rest follows from that, when this version is seen
     operations = [*await _items(context, plan, pathway), *_answer(context, plan)]
-    if not operations:  # else that is seen first
-        operations = await near.flag(context, plan, pathway) or _settle(context, plan)
+    then = _after(plan, operations)
+    if not any(one.tree["status"] == "in-progress" for one in then.of(ITEM) if one not in plan.below):  # else they are done next
+        operations += await near.flag(context, then, pathway) or _settle(context, then)
     return [*operations, *_timers(context, plan)]
+
+
+def _after(plan: Planning, operations: Sequence[Op]) -> Planning:
+    """The planning as it is when the items are written."""
+    written = {one.resource.id: one.resource for one in operations if isinstance(one, Put)}
+    below = [replace(one, body=written.pop(one.id).body) if one.id in written else one for one in plan.below]
+    now = plan.stay.last_updated
+    made = [
+        Stored("Task", id, 1, now, False, one.body, "create")
+        for id, one in written.items()
+        if id and any(up.get("reference") == f"Task/{plan.whole and plan.whole.id}" for up in one.tree.get("partOf", []))
+    ]
+    return replace(plan, below=[*below, *made])
 
 
 def _timers(context: Context, plan: Planning) -> list[Op]:
@@ -203,16 +218,16 @@ def stated(task: Tree, found: Sequence[Expectation], calendar: Any) -> Tree:
 async def _items(context: Context, plan: Planning, pathway: Pathway) -> list[Op]:
     need = bool(plan.whole and plan.whole.tree.get("reasonCode")) or bool(plan.requests) or bool(plan.items("evaluation"))
     facts = await variables(context, plan, need=need)
-    wanted = pathway.applicable(facts)
+    wanted, record = pathway.applicable(facts), Record(context, plan, pathway.steps)
     operations: list[Op] = []
     for step in pathway.steps:
         tasks = plan.items(step.id)
         standing = [one for one in tasks if is_open(one.tree)]
         if step in wanted:
-            operations += await _wanted(context, plan, pathway, step, standing, tasks, facts)
+            operations += await _wanted(context, plan, pathway, step, record, standing, tasks, facts)
         elif not (plan.left and plan.where == UNKNOWN):  # where somebody went may be said after they have left
             operations += [_end(context, one, "cancelled", concept(GONE, _why(plan))) for one in standing]
-    return operations or (await near.carry_on(context, plan) if plan.left else [])
+    return operations + (await near.carry_on(context, plan, operations) if plan.left else [])
 
 
 def _why(plan: Planning) -> str:
@@ -225,12 +240,13 @@ async def _wanted(
     plan: Planning,
     pathway: Pathway,
     step: Step,
+    record: Record,
     standing: Sequence[Stored],
     tasks: Sequence[Stored],
     facts: dict[str, str],
 ) -> list[Op]:
     if standing:
-        done = await _done(context, plan, step)
+        done = await _done(context, plan, step, record)
         if done is not None:
             return [_move(context, one, "completed", done) for one in standing]
         if plan.left and not step.mandatory:
@@ -247,7 +263,7 @@ async def _wanted(
             tree
             | {
                 "id": stable_id(plan.whole.id, step.id, str(len(tasks))),
-                "status": "ready",
+                "status": "in-progress" if await _done(context, plan, step, record) is not None else "ready",
                 "partOf": [reference(f"Task/{plan.whole.id}")],
                 "owner": context.coordinator if declined else tree["owner"],
                 "restriction": {"period": {"end": plan.calendar.written(due)}},
@@ -256,11 +272,11 @@ async def _wanted(
     ]
 
 
-async def _done(context: Context, plan: Planning, step: Step) -> list[Stored] | None:
+async def _done(context: Context, plan: Planning, step: Step, record: Record) -> list[Stored] | None:
     """What shows that a step is done; None when nothing does."""
     if step.id == DATED:
         return [] if _dated(context, plan) else None
-    return await showing(context, plan, step) or None
+    return await record.showing(step) or None
 
 
 def _dated(context: Context, plan: Planning) -> bool:

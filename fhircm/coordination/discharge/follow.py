@@ -29,12 +29,22 @@ async def follow(context: Context, change: Change) -> list[Op]:
     if change.type == "Provenance" and not change.origin.startswith("client:"):
         return []  # the hub's own, and a partner's, sign nothing here
     stored = await context.get(change.type, change.id)
-    if stored is None:
+    if stored is None or (change.origin == "hub" and _arranged(stored)):
         return []
     operations: list[Op] = []
     for stay in await _stays(context, stored):
         operations += await arrange(context, stay)
     return operations
+
+
+def _arranged(changed: Stored) -> bool:
+    """Whether it is an item that the hub opened, moved or closed, and with it wrote what follows from that.
+
+    One that is under way is on its way to its end; one of a transition may have been called off with it.
+    """
+    tree = changed.tree
+    item = changed.type == "Task" and own(tree.get("code")) in (ITEM, OPEN_ITEMS)
+    return item and tree["status"] != "in-progress" and len(tree.get("partOf", [])) == 1
 
 
 async def look_again(context: Context, timer: Timer) -> list[Op]:

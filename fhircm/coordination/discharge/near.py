@@ -6,6 +6,7 @@ profiles/discharge/planning.yaml), or that a physician has ordered. The Flag is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fhircm.coordination.build import concept, edit, for_a_human, instant, new, reference, stable_id
@@ -15,7 +16,7 @@ from fhircm.coordination.discharge.plan import BARRIER, ITEM, OPEN_ITEMS, Planni
 from fhircm.coordination.discharge.rules import rules
 from fhircm.coordination.protocol import Pathway, Step
 from fhircm.coordination.task_states import is_open, machine
-from fhircm.store.resources import Op, Stored
+from fhircm.store.resources import Op, Put, Stored
 
 Tree = dict[str, Any]
 _ORDERED = "active,completed"
@@ -152,21 +153,24 @@ async def _taken_back(context: Context, plan: Planning) -> list[Op]:
     return [edit(there, status="cancelled")] if there is not None and there.tree["status"] == "final" else []
 
 
-async def carry_on(context: Context, plan: Planning) -> list[Op]:
+async def carry_on(context: Context, plan: Planning, operations: Sequence[Op]) -> list[Op]:
     """What is open after the patient has left goes on as part of the transition of care; a barrier is none any more."""
-    operations: list[Op] = []
+    written = {one.resource.id for one in operations if isinstance(one, Put)}  # comes next time
+    carried: list[Op] = []
     now = instant(context.now())
     transition = await _transition(context, plan)
     for one in plan.below:
+        if one.id in written:
+            continue
         if is_open(one.tree) and own(one.tree.get("code")) == BARRIER:
             why = {"text": "The patient has left"}
-            operations.append(edit(one, status="cancelled", statusReason=why, lastModified=now))
+            carried.append(edit(one, status="cancelled", statusReason=why, lastModified=now))
         elif is_open(one.tree) and own(one.tree.get("code")) == ITEM and transition is not None:
             above = one.tree.get("partOf", [])
             if all(up.get("reference") != f"Task/{transition.id}" for up in above):
                 under = [*above, reference(f"Task/{transition.id}")]
-                operations.append(edit(one, partOf=under, lastModified=now))
-    return operations
+                carried.append(edit(one, partOf=under, lastModified=now))
+    return carried
 
 
 async def _transition(context: Context, plan: Planning) -> Stored | None:

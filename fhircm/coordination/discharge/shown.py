@@ -7,7 +7,7 @@ the step (profiles/plan-definition/discharge-planning.json).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -34,23 +34,41 @@ TYPES = tuple(_GOOD)
 _DATES = ("date", "authored", "sent", "start", "authoredOn")
 
 
-async def showing(context: Context, plan: Planning, step: Step) -> list[Stored]:
-    """The resources that show that a step is done, by id; none when it is not."""
-    found = {
-        (one.type, one.id): one
-        for shown in step.shown
-        for one in await _candidates(context, plan, shown)
-        if await _counts(context, plan, shown, one)
-    }
-    return [found[key] for key in sorted(found)]
+class Record:
+    """What there is on record that may show something about a stay, searched once for each type."""
 
+    def __init__(self, context: Context, plan: Planning, steps: Sequence[Step]) -> None:
+        self._context, self._plan = context, plan
+        self._asked = [shown for step in steps for shown in step.shown]
+        self._found: dict[str, list[Stored]] = {}
 
-async def _candidates(context: Context, plan: Planning, shown: Shown) -> list[Stored]:
-    filters = [(path, any_of(token(*code) for code in sorted(codes))) for path, codes in shown.codes if "." not in path]
-    if shown.profile:
-        filters.append(("questionnaire", any_of(shown.profile)))
-    status = ("status", any_of(_GOOD[shown.type]))
-    return await context.find(shown.type, patients_value(list(plan.patients)), status, *filters)
+    async def showing(self, step: Step) -> list[Stored]:
+        """The resources that show that a step is done, by id; none when it is not."""
+        found = {
+            (one.type, one.id): one
+            for shown in step.shown
+            for one in await self._of_type(shown.type)
+            if await _counts(self._context, self._plan, shown, one)
+        }
+        return [found[key] for key in sorted(found)]
+
+    async def _of_type(self, type: str) -> list[Stored]:
+        if type not in self._found:
+            patients = patients_value(list(self._plan.patients))
+            status = ("status", any_of(_GOOD[type]))
+            self._found[type] = await self._context.find(type, patients, status, *self._filters(type))
+        return self._found[type]
+
+    def _filters(self, type: str) -> list[tuple[str, str]]:
+        """What all that is asked of a type have in common: the element whose code says what it is, or the questionnaire."""
+        asked = [one for one in self._asked if one.type == type]
+        if all(one.profile for one in asked):
+            return [("questionnaire", any_of(sorted({url for one in asked for url in one.profile})))]
+        paths = {path for one in asked for path, _ in one.codes}
+        if len(paths) != 1 or "." in (path := paths.pop()) or not all(one.codes for one in asked):
+            return []
+        codes = {code for one in asked for _, found in one.codes for code in found}
+        return [(path, any_of(token(*code) for code in sorted(codes)))]
 
 
 async def _counts(context: Context, plan: Planning, shown: Shown, one: Stored) -> bool:
@@ -58,8 +76,10 @@ async def _counts(context: Context, plan: Planning, shown: Shown, one: Stored) -
     if tree.get("docStatus") in ("preliminary", "entered-in-error"):
         return False
     for path, codes in shown.codes:
-        if "." in path and codes.isdisjoint(codings(await _behind(context, tree, path))):
+        if codes.isdisjoint(codings(await _behind(context, tree, path) if "." in path else tree.get(path))):
             return False
+    if shown.profile and tree.get("questionnaire", "").split("|")[0] not in shown.profile:
+        return False
     if not await _of_stay(context, plan, tree) or not _recent(plan, shown, tree):
         return False
     if shown.in_language and not await _read(context, plan, tree):
