@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from fhircm.coordination import escalation, provenance, referral, transition
+from fhircm.coordination import escalation, loops, provenance, referral, transition
 from fhircm.coordination.context import Context
 from fhircm.coordination.discharge import arrange as discharge
 from fhircm.coordination.discharge import follow as discharging
@@ -73,6 +73,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
 TIMERS: dict[str, Callable[..., Awaitable[list[Op]]]] = {
     escalation.KIND: escalation.overdue,
     discharge.KIND: discharging.look_again,
+    loops.KIND: loops.check,
     longitudinal.KIND: longitudinal.remake,
     export.EXPIRY: exported.expire,
     merge.KIND: merge.carry_on,

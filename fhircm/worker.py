@@ -145,7 +145,8 @@ class Worker:
     async def _handle(self, handler: TimerHandler, timer: Timer) -> None:
         try:
             operations = await handler.function(timer)
-            await self.store.transact([*operations, FinishTimer(timer)], origin="hub")
+            # Finished first: a handler may set the same timer anew.
+            await self.store.transact([FinishTimer(timer), *operations], origin="hub")
         except StaleClaim:
             log.info("timer %s was taken over by another worker", timer.key)
         except Exception as error:

@@ -47,7 +47,7 @@ class Principal:
     @property
     def actor(self) -> Actor:
         """Who it is to the rules of what is written. A custodian system speaks for everyone: it brings what others have done."""
-        return Actor(self.known_as, everyone=self.user is None and self.sees_everything)
+        return Actor(self.known_as, everyone=self.user is None and self.sees_everything, roles=self.roles)
 
     @property
     def account(self) -> str:

@@ -13,15 +13,16 @@ from uuid import uuid4
 
 from fhircm.access.guarded_store import GuardedStore
 from fhircm.coordination import build, task_states
-from fhircm.coordination.codes import BASE, own
+from fhircm.coordination.codes import own
 from fhircm.fhir.conditions import InvalidValue
 from fhircm.fhir.outcome import Forbidden, NotFound
 from fhircm.fhir.query import Cursor, parse_query
+from fhircm.fhir.systems import ROLE
 from fhircm.store.resources import Stored
 from fhircm.store.search import Page
 from fhircm.store.stored import instant
 
-PRIVACY_OFFICER = {"coding": [{"system": f"{BASE}/role", "code": "privacy-officer"}], "text": "Privacy officer"}
+PRIVACY_OFFICER = {"coding": [{"system": ROLE, "code": "privacy-officer"}], "text": "Privacy officer"}
 CODE = "break-glass"
 SHORTEST = 10  # characters of a reason, and of what a review found
 OPEN = ("requested", "received", "accepted", "ready", "in-progress", "on-hold")

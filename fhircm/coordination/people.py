@@ -56,7 +56,7 @@ async def in_role(context: Context, role: Tree, patients: list[str], organizatio
     The first record's own team goes before those of the records that are linked to it, and these before the one that the hub makes out of all.
     """
     wanted = set(codings(role))
-    teams = await context.find("CareTeam", patients_value(patients), ("status", "active"))
+    teams = await context.find("CareTeam", patients_value(patients), ("status", "active")) if patients else []
     for team in sorted(teams, key=lambda team: (_is_made(team.tree), patient_of(team.tree) != patients[0], team.id)):
         for participant in team.tree.get("participant", []):
             if wanted & set(codings(participant.get("role", []))) and _current(participant, context.now()):

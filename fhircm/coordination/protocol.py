@@ -5,7 +5,8 @@ event (`admission`, `discharge`, `referral`); the actions in it are its steps. A
 `must`; its `output` says which resources show that it is done; and a `relatedAction` before the end of the pathway's own action
 (with an `offsetDuration`) makes it due so long before the whole is expected to end. Three things are read beyond the plain resource:
 
-- an action may be due in business days: extension `business-days` on `timingDuration`;
+- an action is due in days (UCUM d) or hours (h), and in those of business with the extension `business-days` or `business-hours` on
+  `timingDuration`;
 - the first participant's role owns a step, and extensions `escalation` (`role`, `after`) are those next in line, in order;
 - a condition is FHIRPath of the form `%name = 'value'`, `%name != 'value'` or `%name in ('a' | 'b')`. Any other is refused when
   the file is read.
@@ -16,18 +17,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fhircm.coordination.codes import BASE
-from fhircm.coordination.deadlines import BusinessCalendar
+from fhircm.coordination.deadlines import BusinessCalendar, Span
 from fhircm.fhir.artefacts import folder
 from fhircm.fhir.json import loads
 from fhircm.fhir.validation import check
 
 Tree = dict[str, Any]
-BUSINESS_DAYS = f"{BASE}/StructureDefinition/business-days"
+BUSINESS = {"d": f"{BASE}/StructureDefinition/business-days", "h": f"{BASE}/StructureDefinition/business-hours"}
 ESCALATION = f"{BASE}/StructureDefinition/escalation"
 _EQUAL = re.compile(r"\s*%([a-z]+)\s*(=|!=)\s*'([^'\\]*)'\s*")
 _AMONG = re.compile(r"\s*%([a-z]+)\s+in\s+\(\s*('[^'\\]*'(?:\s*\|\s*'[^'\\]*')*)\s*\)\s*")
@@ -37,19 +38,6 @@ _NO_LATER = frozenset(("before-end", "concurrent-with-end", "before-start", "bef
 
 class ProtocolWrong(ValueError):
     """A PlanDefinition cannot be used as a pathway; the message names it and the place."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A number of days, or of business days; or of hours, from the moment on."""
-
-    days: int
-    business: bool
-    hours: int = 0
-
-    def after(self, start: datetime, calendar: BusinessCalendar) -> datetime:
-        """When it is over (UTC) that begins at `start`."""
-        return start + timedelta(hours=self.hours) if self.hours else calendar.due(start, self.days, self.business)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +112,10 @@ class Pathway:
 
     def due(self, step: Step, start: datetime, calendar: BusinessCalendar, variables: Mapping[str, str]) -> datetime | None:
         """When a step is due (UTC) that begins to run at `start`: by itself, and no later than the steps that it precedes."""
-        ends = [step.within.after(start, calendar)] if step.within else []
+        ends = [calendar.after(start, step.within)] if step.within else []
         for other in self.applicable(variables):
             if other.id in step.no_later_than and other.within:
-                ends.append(other.within.after(start, calendar))
+                ends.append(calendar.after(start, other.within))
         return min(ends, default=None)
 
     def step(self, id: str) -> Step | None:
@@ -187,13 +175,11 @@ def _step(action: Tree, place: str, whole: str) -> Step:
 
 
 def _span(duration: Tree, place: str) -> Span:
-    value = duration.get("value")
-    if duration.get("code") not in ("d", "h") or value is None or value != int(value) or value < 0:
-        raise ProtocolWrong(f"{place} must be a whole number of days or hours (UCUM code d or h)")
-    if duration["code"] == "h":
-        return Span(0, business=False, hours=int(value))
-    business = any(one["url"] == BUSINESS_DAYS and one.get("valueBoolean") for one in duration.get("extension", []))
-    return Span(int(value), business)
+    value, unit = duration.get("value"), duration.get("code")
+    if unit not in ("d", "h") or value is None or value != int(value) or value < 0:
+        raise ProtocolWrong(f"{place} must be a whole number of days (UCUM code d) or hours (h)")
+    business = any(one["url"] == BUSINESS[unit] and one.get("valueBoolean") for one in duration.get("extension", []))
+    return Span(int(value), business, unit)
 
 
 def _shown(requirement: Tree, place: str) -> Shown:

@@ -5,7 +5,7 @@ To add a rule: a function in `coordination/` that takes a Write and raises what 
 
 from __future__ import annotations
 
-from fhircm.coordination import task_states
+from fhircm.coordination import pausing, task_states
 from fhircm.store.operations import WriteRule
 
-RULES: tuple[WriteRule, ...] = (task_states.RULE,)
+RULES: tuple[WriteRule, ...] = (task_states.RULE, pausing.RULE)

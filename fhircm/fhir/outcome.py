@@ -18,6 +18,7 @@ https://hl7.org/fhir/R4/operationoutcome.html and https://hl7.org/fhir/R4/http.h
     ├── MethodNotAllowed     405
     ├── Unauthorized         401
     ├── Forbidden            403
+    │   └── NotTheirStep     403  a step of a workflow that somebody else takes
     ├── TooCostly            403
     └── PartnerUnavailable   503  (exchange/) another system does not answer as it should
 """
@@ -168,6 +169,10 @@ class Forbidden(FhirError):
     """The token is good but does not reach this far."""
 
     status, code = 403, "forbidden"
+
+
+class NotTheirStep(Forbidden):
+    """A step of a workflow that somebody else takes; the text says who, and which steps are open to the caller."""
 
 
 class TooCostly(FhirError):

@@ -7,6 +7,7 @@ HUB = "https://fhircm.example/"
 DELIVERY = f"{HUB}delivery"  # identifies what the hub sent, on everything that it sends
 REFERRAL = f"{HUB}referral"  # the number that a referral keeps on both sides
 COORDINATION = f"{HUB}CodeSystem/coordination"
+ROLE = f"{HUB}role"  # the codes of profiles/role/, in Task.performerType
 LONGITUDINAL = f"{HUB}longitudinal"  # identifies what the hub made out of the records of all partners: never an input of it
 JOB = f"{HUB}CodeSystem/job"  # what a job is, on its Task
 OPERATION = f"{HUB}operation"  # names an operation in an AuditEvent

@@ -5,7 +5,7 @@ To add one: its OperationDefinition in `profiles/operation/`, whose description 
 
 from __future__ import annotations
 
-from fhircm.coordination import answering
+from fhircm.coordination import answering, pausing
 from fhircm.coordination.acting import Verb, act
 from fhircm.operations.call import Answer, Call
 from fhircm.operations.definition import Function
@@ -14,6 +14,9 @@ from fhircm.operations.definition import Function
 VERBS: dict[str, Verb] = {
     "task-accept": answering.accept,
     "task-decline": answering.decline,
+    "task-pause": pausing.pause,
+    "task-resume": pausing.resume,
+    "task-snooze": pausing.snooze,
 }
 
 

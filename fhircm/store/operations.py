@@ -45,10 +45,15 @@ START = Position(0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who writes: the references by which resources name them. `everyone`: a system that acts for whoever is concerned."""
+    """Who writes: the references by which resources name them. `everyone`: a system that acts for whoever is concerned.
+
+    `roles`: their codes of profiles/role/. `unplaced`: references to people of whom no organisation is known, as far as a rule asked.
+    """
 
     known_as: frozenset[str]
     everyone: bool = False
+    roles: frozenset[str] = frozenset()
+    unplaced: frozenset[str] = frozenset()
 
     def is_(self, element: Mapping[str, Any] | None) -> bool:
         """Whether a Reference names them."""

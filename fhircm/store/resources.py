@@ -579,9 +579,9 @@ class Store:
 def _order(operation: Op) -> tuple[str, ...]:
     match operation:
         case SetTimer(key=key) | CancelTimer(key=key):
-            return "1", key
+            return "1", key  # of one timer in the order given: it is finished, then set anew
         case FinishTimer(timer=timer) | RepeatTimer(timer=timer):
-            return "2", timer.key
+            return "1", timer.key
         case SetState(namespace=namespace, key=key, value=value):
             return "3", f"{namespace} {key}", "" if value is None else "set"  # one lets go of a fact before another takes it
         case ClearStates(namespace=namespace):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,14 +18,18 @@ class StaleClaim(Exception):
 
 
 async def set_timer(connection: Connection, timer: SetTimer) -> None:
-    """Set or replace; a claim on the old one becomes stale."""
+    """Set or replace; a claim on the old one becomes stale.
+
+    A new one begins with a token that no timer of this key had: who claimed one that was finished since can finish nothing.
+    """
     await connection.execute(
-        "INSERT INTO timer (key, kind, due, payload) VALUES ($1, $2, $3, $4) ON CONFLICT (key) DO UPDATE SET"
+        "INSERT INTO timer (key, kind, due, payload, token) VALUES ($1, $2, $3, $4, $5) ON CONFLICT (key) DO UPDATE SET"
         " kind = excluded.kind, due = excluded.due, payload = excluded.payload, attempts = 0, leased_until = 0, token = timer.token + 1",
         timer.key,
         timer.kind,
         micros(timer.due),
         json.dumps(timer.payload),
+        secrets.randbits(62),
     )
 
 

@@ -15,11 +15,12 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 
 from fhircm.access.guarded_store import GuardedStore
-from fhircm.coordination.codes import BASE, own
+from fhircm.coordination.codes import own
 from fhircm.coordination.emergency import OPEN
 from fhircm.coordination.task_states import is_open
 from fhircm.fhir.outcome import FhirError, Forbidden, Gone, NotFound
 from fhircm.fhir.query import parse_query
+from fhircm.fhir.systems import ROLE
 from fhircm.smart.clients import Client
 from fhircm.smart.launch import Launches, LaunchWrong, context_of, task_launch
 from fhircm.store.stored import Stored
@@ -114,7 +115,7 @@ async def _open_tasks(visit: Visit, store: GuardedStore) -> tuple[list[Stored], 
     principal = store.principal
     names = sorted(principal.known_as)
     ours = [[("owner", ",".join(names[at : at + _AT_ONCE]))] for at in range(0, len(names), _AT_ONCE)]
-    roles = ",".join(f"{BASE}/role|{code}" for code in sorted(principal.roles))
+    roles = ",".join(f"{ROLE}|{code}" for code in sorted(principal.roles))
     queues = [("performer", roles), ("owner:missing", "true")]
     tasks: dict[str, Stored] = {}
     more = False

@@ -148,7 +148,7 @@ class World:
         claimed = await self.store.claim_timers(set(self.timer_handlers), limit=50, lease=timedelta(seconds=30))
         for timer in claimed:
             operations = await self.timer_handlers[timer.kind](self.context, timer)
-            await self.store.transact([*operations, FinishTimer(timer)], origin="hub")
+            await self.store.transact([FinishTimer(timer), *operations], origin="hub")
         return len(claimed)
 
     async def find(self, type, **parameters):

@@ -19,6 +19,7 @@ CODES = {table.element: sorted(definitions().elements[table.element].codes) for 
 REFERRAL = {
     "code": {"coding": [{"system": "http://hl7.org/fhir/CodeSystem/task-code", "code": "fulfill"}]},
     "focus": {"reference": "ServiceRequest/1"},
+    "statusReason": {"text": "because"},
 }
 
 

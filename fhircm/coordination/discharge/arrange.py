@@ -16,7 +16,7 @@ from fhircm.coordination.build import concept, edit, instant, new, profile, refe
 from fhircm.coordination.codes import own
 from fhircm.coordination.context import Context
 from fhircm.coordination.discharge import near, screening
-from fhircm.coordination.discharge.expectation import PLANNED_END, Expectation, end_of, expectations
+from fhircm.coordination.discharge.expectation import PLANNED_END, Expectation, end_of
 from fhircm.coordination.discharge.plan import ITEM, OPEN_ITEMS, PRESENT, Planning, begun, is_stay, planning, variables
 from fhircm.coordination.discharge.rules import DIED, UNKNOWN, days_before, rules
 from fhircm.coordination.discharge.shown import Record
@@ -37,8 +37,8 @@ def keys(stay: str) -> tuple[str, str]:
     return f"discharge-near:Encounter/{stay}", f"discharge-date:Encounter/{stay}"
 
 
-async def arrange(context: Context, stay: Stored) -> list[Op]:
-    """Everything that is to be written for a stay as things stand now."""
+async def arrange(context: Context, stay: Stored, said: str | None = None) -> list[Op]:
+    """Everything that is to be written for a stay as things stand now; `said`: a date that somebody gave the planning Task by an edit."""
     calendar = context.calendar_of(context.source_of(stay.tree))
     plan = await planning(context, stay, calendar)
     if plan.whole is None or not is_open(plan.whole.tree):
@@ -50,9 +50,9 @@ async def arrange(context: Context, stay: Stored) -> list[Op]:
         return [*_call_off(context, plan, over), *await near.take_back(context, plan, over), *map(CancelTimer, keys(stay.id))]
     if not plan.present and not plan.left:
         return []
-    stated = await _state(context, plan)
-    if stated is not None:
-        return [stated]  # the rest follows from that, when this version is seen
+    found = _state(context, plan, said)
+    if found is not None:
+        return [found]  # the rest follows from that, when this version is seen
     operations = [*await _items(context, plan, pathway), *_answer(context, plan)]
     then = _after(plan, operations)
     if not any(one.tree["status"] == "in-progress" for one in then.of(ITEM) if one not in plan.below):  # else they are done next
@@ -102,6 +102,8 @@ async def _begin(context: Context, plan: Planning) -> list[Op]:
     pathway, start = pathways[0], plan.stay.tree.get("period", {}).get("start")
     whole = await _task(context, plan, pathway, pathway.whole)
     before = [one.tree() for one in plan.expected]
+    dated = pathway.step(DATED) or pathway.whole
+    due = _due(context, plan, pathway, dated, None, context.now(), await variables(context, plan, need=False))
     return [
         new(
             whole
@@ -110,7 +112,7 @@ async def _begin(context: Context, plan: Planning) -> list[Op]:
                 "extension": before,
                 "status": "in-progress",
                 "reasonCode": {"text": f"Likely to do badly without planning: {', '.join(reasons)}"} if reasons else None,
-                "restriction": {"period": {"start": start}} if start else None,
+                "restriction": {"period": ({"start": start} if start else {}) | {"end": plan.calendar.written(due)}},
             }
         )
     ]
@@ -163,36 +165,23 @@ async def _owner(context: Context, plan: Planning, step: Step) -> Tree:
 # --- when and where to -------------------------------------------------------------------------------------------------------
 
 
-async def _state(context: Context, plan: Planning) -> Put | None:
+def _state(context: Context, plan: Planning, said: str | None) -> Put | None:
     """An expectation that was stated elsewhere is put with the others: by the hospital's Encounter, or by an edit of the date."""
-    whole = plan.whole
-    assert whole is not None
+    assert plan.whole is not None
     found, at = plan.expected, instant(context.now())
     stay = reference(f"Encounter/{plan.stay.id}")
     theirs = next(
         (one.get("valueDateTime") for one in plan.stay.tree.get("extension", []) if one.get("url") == PLANNED_END), None
     )
     before = next((one.date for one in reversed(found) if (one.by or {}).get("reference") == stay["reference"]), None)
+    where = found[-1].disposition if found else None
     if theirs and theirs != before:
-        return _expect(context, plan, [*found, Expectation(theirs, _where(found), stay, at)])
-    written, holds = whole.tree.get("restriction", {}).get("period", {}).get("end"), plan.end
-    if end_of(written, plan.calendar) == holds:
-        return None
-    if holds is None or (written and await _same_extensions(context, whole)):
-        return _expect(context, plan, [*found, Expectation(written, _where(found), None, at)])
-    return _expect(context, plan, found)
-
-
-def _where(found: Sequence[Expectation]) -> Tree | None:
-    return found[-1].disposition if found else None
-
-
-async def _same_extensions(context: Context, whole: Stored) -> bool:
-    """Whether the last version changed the date and not the expectations: then the date is what was meant."""
-    if whole.version == 1:
-        return False
-    before = await context.store.vread("Task", whole.id, whole.version - 1)
-    return expectations(before.tree) == expectations(whole.tree)
+        return _expect(context, plan, [*found, Expectation(theirs, where, stay, at)])
+    if said and end_of(said, plan.calendar) != plan.end:
+        return _expect(context, plan, [*found, Expectation(said, where, None, at)])
+    written = plan.whole.tree.get("restriction", {}).get("period", {}).get("end")
+    differs = plan.end is not None and end_of(written, plan.calendar) != plan.end
+    return _expect(context, plan, found) if differs else None
 
 
 def _expect(context: Context, plan: Planning, found: Sequence[Expectation]) -> Put:
@@ -304,8 +293,8 @@ def _due(
     due = pathway.due(step, start, plan.calendar, facts) if start else None
     if step.before_end is not None and end is not None:
         back = step.before_end
-        day = days_before(plan.calendar.day_of(end), back.days, plan.calendar if back.business else None)
-        ahead = plan.calendar.end_of(day) if back.days else end
+        day = days_before(plan.calendar.day_of(end), back.count, plan.calendar if back.business else None)
+        ahead = plan.calendar.end_of(day) if back.count else end
         due = min(due, ahead) if due else ahead
     if due is not None and due > made:
         return due

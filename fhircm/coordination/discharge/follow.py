@@ -12,6 +12,7 @@ from fhircm.coordination.codes import own
 from fhircm.coordination.context import Context, token
 from fhircm.coordination.discharge import shown
 from fhircm.coordination.discharge.arrange import arrange
+from fhircm.coordination.discharge.expectation import expectations
 from fhircm.coordination.discharge.plan import BARRIER, ITEM, OPEN_ITEMS, REQUEST, WHOLE, is_stay
 from fhircm.coordination.people import linked, patient_of, patients_value
 from fhircm.coordination.task_states import machine, mirrored
@@ -31,10 +32,20 @@ async def follow(context: Context, change: Change) -> list[Op]:
     stored = await context.get(change.type, change.id)
     if stored is None or (change.origin == "hub" and _arranged(stored)):
         return []
+    said = await _dated(context, change) if own(stored.tree.get("code")) == WHOLE and change.origin != "hub" else None
     operations: list[Op] = []
     for stay in await _stays(context, stored):
-        operations += await arrange(context, stay)
+        operations += await arrange(context, stay, said)
     return operations
+
+
+async def _dated(context: Context, change: Change) -> str | None:
+    """The date that an edit of the planning Task gave it, when it stated no expectation with it."""
+    if change.version == 1 or change.method == "delete":
+        return None
+    after, before = [(await context.store.vread(change.type, change.id, change.version - n)).tree for n in (0, 1)]
+    end, earlier = (one.get("restriction", {}).get("period", {}).get("end") for one in (after, before))
+    return end if end != earlier and expectations(after) == expectations(before) else None
 
 
 def _arranged(changed: Stored) -> bool:
@@ -50,8 +61,7 @@ def _arranged(changed: Stored) -> bool:
 async def look_again(context: Context, timer: Timer) -> list[Op]:
     """Timer handler: the discharge is near, or its expected date has passed."""
     stay = await context.get("Encounter", timer.payload["encounter"])
-    operations = await arrange(context, stay) if stay is not None else []
-    return [one for one in operations if getattr(one, "key", None) != timer.key]  # it is being finished
+    return await arrange(context, stay) if stay is not None else []
 
 
 async def _stays(context: Context, changed: Stored) -> list[Stored]:
