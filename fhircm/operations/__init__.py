@@ -10,6 +10,7 @@ from fhircm.operations.acting import VERBS, acting
 from fhircm.operations.break_glass import break_glass
 from fhircm.operations.bulk_import import bulk_import
 from fhircm.operations.definition import Operation, load
+from fhircm.operations.discharge import compare_offers, discharge_plan, handover_package
 from fhircm.operations.everything import everything
 from fhircm.operations.expand import expand
 from fhircm.operations.export import export
@@ -25,7 +26,9 @@ OPERATIONS: dict[str, Operation] = {
     name: load(name, function)
     for name, function in {
         "code-system-validate-code": validate_in_code_system,
+        "encounter-discharge-plan": discharge_plan,
         "encounter-everything": everything,
+        "encounter-handover-package": handover_package,
         "episode-of-care-everything": everything,
         "expand": expand,
         "export": export,
@@ -40,6 +43,7 @@ OPERATIONS: dict[str, Operation] = {
         "patient-everything": everything,
         "patient-export": export,
         "patient-match": match,
+        "service-request-compare-offers": compare_offers,
         "subsumes": subsumes,
         "translate": translate,
         "validate": validate,

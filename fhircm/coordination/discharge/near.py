@@ -14,7 +14,6 @@ from fhircm.coordination.codes import member, own
 from fhircm.coordination.context import Context
 from fhircm.coordination.discharge.plan import BARRIER, ITEM, OPEN_ITEMS, Planning
 from fhircm.coordination.discharge.rules import rules
-from fhircm.coordination.protocol import Pathway, Step
 from fhircm.coordination.task_states import is_open, machine
 from fhircm.store.resources import Op, Put, Stored
 
@@ -22,9 +21,9 @@ Tree = dict[str, Any]
 _ORDERED = "active,completed"
 
 
-async def flag(context: Context, plan: Planning, pathway: Pathway) -> list[Op]:
+async def flag(context: Context, plan: Planning) -> list[Op]:
     """The Flag, the Task and the exception as they should be now."""
-    left_open = plan.open_mandatory(pathway)
+    left_open = plan.open_mandatory()
     if plan.left:
         return [*await take_back(context, plan, "The patient has left"), *await _exception(context, plan, left_open)]
     operations = await _taken_back(context, plan)
@@ -43,7 +42,7 @@ async def _near(context: Context, plan: Planning) -> str | None:
     return None
 
 
-async def _raise(context: Context, plan: Planning, left_open: list[tuple[Step, Stored]], why: str) -> list[Op]:
+async def _raise(context: Context, plan: Planning, left_open: list[Stored], why: str) -> list[Op]:
     operations: list[Op] = []
     now, patient = instant(context.now()), reference(f"Patient/{plan.patients[0]}")
     flags = await context.get("Flag", _flag_id(plan))
@@ -65,7 +64,7 @@ async def _raise(context: Context, plan: Planning, left_open: list[tuple[Step, S
     elif flags.tree["status"] != "active":
         operations.append(edit(flags, status="active", period={"start": now}))
     inputs = [
-        {"type": concept(ITEM, step.title), "valueReference": reference(f"Task/{one.id}", step.title)} for step, one in left_open
+        {"type": concept(ITEM), "valueReference": reference(f"Task/{one.id}", one.tree["description"])} for one in left_open
     ]
     told = plan.of(OPEN_ITEMS)
     standing = next((one for one in told if is_open(one.tree)), None)
@@ -77,7 +76,7 @@ async def _raise(context: Context, plan: Planning, left_open: list[tuple[Step, S
             for_a_human(
                 stable_id("discharge-open-items", whole.id, str(len(told))),
                 OPEN_ITEMS,
-                f"{why}, and this is open: {'; '.join(step.title for step, _ in left_open)}",
+                f"{why}, and this is open: {_titles(left_open)}",
                 owner=whole.tree.get("owner") or context.coordinator,
                 focus=f"Encounter/{plan.stay.id}",
                 patient=patient,
@@ -92,6 +91,10 @@ async def _raise(context: Context, plan: Planning, left_open: list[tuple[Step, S
     elif standing.tree.get("input") != inputs:
         operations.append(edit(standing, input=inputs, lastModified=now))
     return operations
+
+
+def _titles(items: list[Stored]) -> str:
+    return "; ".join(one.tree["description"] for one in items)
 
 
 def _flag_id(plan: Planning) -> str:
@@ -120,7 +123,7 @@ def _issue_id(plan: Planning) -> str:
     return stable_id("discharged-with-open-items", plan.whole.id if plan.whole else plan.stay.id)
 
 
-async def _exception(context: Context, plan: Planning, left_open: list[tuple[Step, Stored]]) -> list[Op]:
+async def _exception(context: Context, plan: Planning, left_open: list[Stored]) -> list[Op]:
     """What was open when the patient left, once; what is done of it later does not change that."""
     there = await context.get("DetectedIssue", _issue_id(plan))
     if not left_open or (there is not None and there.tree["status"] == "final"):
@@ -128,8 +131,8 @@ async def _exception(context: Context, plan: Planning, left_open: list[tuple[Ste
     issue = {
         "status": "final",
         "identifiedDateTime": instant(context.now()),
-        "implicated": [reference(f"Task/{one.id}", step.title) for step, one in left_open],
-        "detail": f"Discharged while this was open: {'; '.join(step.title for step, _ in left_open)}",
+        "implicated": [reference(f"Task/{one.id}", one.tree["description"]) for one in left_open],
+        "detail": f"Discharged while this was open: {_titles(left_open)}",
     }
     if there is not None:
         return [edit(there, **issue)]

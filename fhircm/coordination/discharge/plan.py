@@ -11,13 +11,13 @@ from datetime import datetime
 from typing import Any
 
 from fhircm.coordination.build import stable_id
-from fhircm.coordination.codes import codings, member, own
+from fhircm.coordination.codes import BASE, codings, member, own
 from fhircm.coordination.context import Context, Record, token
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.discharge.expectation import Expectation, end_of, expectations
 from fhircm.coordination.discharge.rules import rules
 from fhircm.coordination.people import linked, patient_of, patients_value
-from fhircm.coordination.protocol import Pathway, Step
+from fhircm.coordination.protocol import Pathway
 from fhircm.coordination.task_states import is_open, mirrored
 from fhircm.coordination.times import moment
 from fhircm.fhir.systems import COORDINATION
@@ -32,6 +32,7 @@ WHOLE, ITEM, BARRIER, REQUEST, OPEN_ITEMS = (
     "discharge-evaluation-request",
     "discharge-open-items",
 )
+MANDATORY = f"{BASE}/StructureDefinition/mandatory"  # on an item: the patient should not leave while it is open
 PRESENT = frozenset(("arrived", "triaged", "in-progress", "onleave"))
 
 
@@ -108,9 +109,14 @@ class Planning:
             return context.pathway_of(self.whole.tree)
         return next(iter(context.pathways_of(EVENT)), None)
 
-    def open_mandatory(self, pathway: Pathway) -> list[tuple[Step, Stored]]:
+    def open_mandatory(self) -> list[Stored]:
         """The mandatory items that are not done."""
-        return [(step, one) for step in pathway.steps if step.mandatory for one in self.items(step.id) if is_open(one.tree)]
+        return [one for one in self.of(ITEM) if is_mandatory(one.tree) and is_open(one.tree)]
+
+
+def is_mandatory(item: Tree) -> bool:
+    """Whether a patient should not leave while an item is open."""
+    return any(one.get("url") == MANDATORY and one.get("valueBoolean") for one in item.get("extension", []))
 
 
 async def planning(record: Record, stay: Stored, calendar: BusinessCalendar) -> Planning:

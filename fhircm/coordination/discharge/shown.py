@@ -8,11 +8,13 @@ the step (profiles/plan-definition/discharge-planning.json).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from fhircm.coordination.codes import codings
-from fhircm.coordination.context import Context, any_of, token
+from fhircm.coordination.context import Context, Record, any_of, token
+from fhircm.coordination.deadlines import BusinessCalendar
+from fhircm.coordination.discharge.offers import is_chosen
 from fhircm.coordination.discharge.plan import Planning, begun
 from fhircm.coordination.people import patients_value
 from fhircm.coordination.protocol import Shown, Step
@@ -34,7 +36,7 @@ TYPES = tuple(_GOOD)
 _DATES = ("date", "authored", "sent", "start", "authoredOn")
 
 
-class Record:
+class Search:
     """What there is on record that may show something about a stay, searched once for each type."""
 
     def __init__(self, context: Context, plan: Planning, steps: Sequence[Step]) -> None:
@@ -80,6 +82,8 @@ async def _counts(context: Context, plan: Planning, shown: Shown, one: Stored) -
             return False
     if shown.profile and tree.get("questionnaire", "").split("|")[0] not in shown.profile:
         return False
+    if one.type == "Task" and not is_chosen(tree):
+        return False
     if not await _of_stay(context, plan, tree) or not _recent(plan, shown, tree):
         return False
     if shown.in_language and not await _read(context, plan, tree):
@@ -104,19 +108,20 @@ async def _of_stay(context: Context, plan: Planning, tree: Tree) -> bool:
     ids = {to.id for one in named if (to := parse_reference(one.get("reference", ""))).type == "Encounter"}
     if ids:
         return plan.stay.id in ids
-    start, at = begun(plan.stay.tree, plan.calendar), _date(plan, tree)
+    start, at = begun(plan.stay.tree, plan.calendar), date_of(tree, plan.calendar)
     return start is not None and at is not None and at >= start
 
 
-def _date(plan: Planning, tree: Tree) -> Any:
-    return next((moment(tree[name], plan.calendar) for name in _DATES if name in tree), None)
+def date_of(tree: Tree, calendar: BusinessCalendar) -> datetime | None:
+    """When something was made, sent or is to be (UTC), whatever its type calls that."""
+    return next((moment(tree[name], calendar) for name in _DATES if name in tree), None)
 
 
 def _recent(plan: Planning, shown: Shown, tree: Tree) -> bool:
     if shown.no_older is None:
         return True
     left = moment(plan.stay.tree.get("period", {}).get("end"), plan.calendar) if plan.left else plan.end
-    at = _date(plan, tree)
+    at = date_of(tree, plan.calendar)
     if left is None or at is None:
         return False
     return at >= plan.calendar.start_of(plan.calendar.day_of(left) - timedelta(days=shown.no_older))
@@ -140,15 +145,15 @@ def _primary(spoken: Tree) -> str:
     return next((code.split("-")[0].lower() for _, code in codings(spoken.get("language"))), "en")
 
 
-async def signed(context: Context, one: Stored) -> bool:
+async def signed(record: Record, one: Stored) -> bool:
     """Whether a patient, or who speaks for them, signed it: in a Provenance, in the answers, or in a document that signs it."""
     if one.type == "QuestionnaireResponse":
         return any(_theirs(signature) for signature in _signatures(one.tree))
     target = f"{one.type}/{one.id}"
-    for provenance in await context.find("Provenance", ("target", target)):
+    for provenance in await record.find("Provenance", ("target", target)):
         if any(_theirs(signature) for signature in provenance.tree.get("signature", [])):
             return True
-    signing = await context.find("DocumentReference", ("relatesto", target), ("relation", "signs"), ("status", "current"))
+    signing = await record.find("DocumentReference", ("relatesto", target), ("relation", "signs"), ("status", "current"))
     return bool(signing)
 
 
