@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from fhircm.coordination import escalation, provenance, referral, transition
+from fhircm.coordination.discharge import follow as discharging
 from fhircm.coordination.longitudinal import follow as longitudinal
 from fhircm.exchange import directory, identity, merge
 from fhircm.fhir.definitions import definitions
@@ -31,6 +32,8 @@ def test_every_reaction_is_of_types_that_there_are_and_every_workflow_is_listed(
     assert listed == {
         transition.follow,
         referral.follow,
+        discharging.follow,
+        discharging.look_again,
         escalation.watch,
         escalation.overdue,
         longitudinal.mark,
