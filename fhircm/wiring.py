@@ -25,7 +25,7 @@ from fhircm.access.roles import unknown
 from fhircm.access.sealing import Seal
 from fhircm.access.sessions import Sessions
 from fhircm.attendance import Turn
-from fhircm.coordination import build, rules, task_states
+from fhircm.coordination import build, loops, rules, task_states
 from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.longitudinal import follow, words
@@ -286,6 +286,7 @@ async def worker(settings: Settings) -> AsyncIterator[Worker]:
         stack.push_async_callback(sources.close)
         jobs = partial(run_jobs, means(settings, store, sources), JOBS, settings.lease)
         reader = News(store, chosen)
+        await loops.begin(store)
         listening = [*reactions(around), Reaction(CURSOR, reader.types, reader.tell)]
         yield Worker(store, listening, timer_handlers(around), park, unpark, rounds, settings.lease, jobs)
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-from fhircm.coordination import escalation, provenance, referral, transition
+from fhircm.coordination import escalation, loops, provenance, referral, transition
 from fhircm.coordination.discharge import follow as discharging
 from fhircm.coordination.longitudinal import follow as longitudinal
 from fhircm.exchange import directory, identity, merge
@@ -36,6 +36,7 @@ def test_every_reaction_is_of_types_that_there_are_and_every_workflow_is_listed(
         discharging.look_again,
         escalation.watch,
         escalation.overdue,
+        loops.check,
         longitudinal.mark,
         longitudinal.remake,
         provenance.record,

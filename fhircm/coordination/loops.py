@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -92,7 +92,7 @@ async def check(context: Context, timer: Timer) -> list[Op]:
     for loop in found:
         loops += 1
         wrong.update(loop.wrong)
-        if loop.wrong and loop.stored.last_updated <= context.now() - GRACE:
+        if loop.wrong:
             operations += await _mended(context, loop)
     if following is None:
         at += 1
@@ -142,10 +142,12 @@ async def everything(context: Context) -> list[Loop]:
 
 
 async def page(context: Context, stretch: tuple[str, str], place: int) -> tuple[list[Loop], int | None]:
-    """The loops on a page of a stretch, and where the next one begins; None at the end."""
+    """The loops on a page of a stretch, and where the next one begins; None at the end. What is new has a moment to be set right."""
     type, status = stretch
     found, following = await along(context.store.database, type, "status", status, place, PAGE)
-    return await (_tasks if type == "Task" else _orders)(context, found), following
+    loops = await (_tasks if type == "Task" else _orders)(context, found)
+    settled = context.now() - GRACE
+    return [loop if loop.stored.last_updated <= settled else replace(loop, wrong=()) for loop in loops], following
 
 
 async def _tasks(context: Context, stored: Sequence[Stored]) -> list[Loop]:
