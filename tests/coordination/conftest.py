@@ -72,10 +72,9 @@ class Place:
             f"Encounter/{id}",
             status=status or ("finished" if end else "in-progress"),
             **{"class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": cls}},
-            subject=self.ref("Patient/p1"),
             serviceProvider=self.ref(f"Organization/{self.name}"),
             period={"start": start, **({"end": end} if end else {})},
-            **{**hospitalization, **members},
+            **{"subject": self.ref("Patient/p1"), **hospitalization, **members},
         )
 
 
@@ -126,6 +125,8 @@ class World:
                 for _ in range(5):
                     try:
                         operations = await function(self.context, change)
+                        if not operations and change is not batch.changes[-1]:
+                            break  # the cursor moves with the next
                         await self.store.transact([*operations, MoveCursor(name, before, change.position)], origin="hub")
                     except VersionConflict:
                         continue

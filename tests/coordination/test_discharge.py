@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fhircm.coordination import escalation
 from fhircm.coordination.discharge import arrange, follow
+from fhircm.coordination.discharge.rules import rules
 from fhircm.coordination.task_states import RULE
 from fhircm.fhir.validation import check
 from fhircm.store.database import open_database
@@ -19,7 +22,8 @@ NUBC = "http://www.nubc.org/patient-discharge"
 EXPECTED = "https://fhircm.example/StructureDefinition/expected-discharge"
 
 
-ALL = (("discharge", set(follow.TYPES.split()), follow.follow), *REACTIONS[:-1])
+NEEDED = ("transition", "deadlines")
+ALL = (("discharge", set(follow.TYPES.split()), follow.follow), *(one for one in REACTIONS if one[0] in NEEDED))
 TIMERS = {escalation.KIND: escalation.overdue, arrange.KIND: follow.look_again}
 
 
@@ -47,13 +51,15 @@ class Hospital(World):
     async def open(self):
         return set(await self.items("ready", "in-progress"))
 
-    async def expect(self, date=None, code=None):
-        plan = await self.plan()
+    async def expect(self, date=None, code=None, stay=None):
+        plans = await self.find("Task", code=f"{CODES}|discharge-planning", encounter=f"Encounter/{stay}") if stay else []
+        plan = plans[0] if plans else await self.plan()
         parts = [{"url": "date", "valueDateTime": date}] if date else []
         parts += [{"url": "disposition", "valueCodeableConcept": {"coding": [{"system": NUBC, "code": code}]}}] if code else []
         extension = [*plan.get("extension", []), {"url": EXPECTED, "extension": parts}]
         await self.edit("Task", plan["id"], extension=extension)
         await self.react()
+        return code
 
     async def do(self, *steps, status="completed", **members):
         for step, task in (await self.items()).items():
@@ -271,3 +277,79 @@ async def test_who_dies_or_was_never_there_is_planned_no_further(hospital):
     assert (await hospital.find("Flag"))[0]["status"] == "inactive"
     whole = (await hospital.find("Task", code=f"{CODES}|discharge-planning"))[0]
     assert whole["statusReason"]["text"] == "The patient has died"
+
+
+ITEM = st.integers(0, 30)
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("expect"), st.sampled_from(["01", "06", "03", "62", "63", "50", "07", "02", "99"])),
+        st.tuples(st.sampled_from(["done", "waived", "dropped", "declined"]), ITEM),
+    ),
+    min_size=2,
+    max_size=6,
+)
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(events=EVENTS, last=st.sampled_from(["01", "06", "03", "62", "50", "07", None]))
+async def test_no_mandatory_item_of_where_the_patient_goes_is_lost_and_none_of_elsewhere_stays(hospital, events, last):
+    hospital.number = number = getattr(hospital, "number", 0) + 1
+    await hospital.lakeside.put(f"Patient/x{number}", birthDate="1990-05-01")
+    subject, start = {"subject": hospital.lakeside.ref(f"Patient/x{number}")}, "2026-03-02T09:00:00-06:00"
+    stay = await hospital.lakeside.stay(f"x{number}", start=start, **subject)
+    await hospital.react()
+    done, where = set(), None
+    for kind, value in events:
+        if kind == "expect":
+            where = await hospital.expect("2026-03-06", value, stay)
+        else:
+            await change(hospital, stay, kind, value)
+        await hospital.react()
+        done = await hold(hospital, stay, where, done)
+    if last is not None:
+        code = {"hospitalization": {"dischargeDisposition": {"coding": [{"system": NUBC, "code": last}]}}}
+        await hospital.lakeside.stay(f"x{number}", start=start, end="2026-03-02T09:59:00-06:00", home=None, **code, **subject)
+        await hospital.react()
+        await hold(hospital, stay, last, done, left=True)
+
+
+async def of_stay(hospital, stay):
+    return await hospital.find("Task", code=f"{CODES}|discharge-item", encounter=f"Encounter/{stay}")
+
+
+async def change(hospital, stay, kind, number):
+    """Somebody ends one of the open items."""
+    standing = [task for task in await of_stay(hospital, stay) if task["status"] == "ready"]
+    if not standing:
+        return
+    task = standing[number % len(standing)]
+    steps = {"done": ["in-progress", "completed"], "waived": ["cancelled"], "dropped": ["cancelled"], "declined": ["cancelled"]}[
+        kind
+    ]
+    for status in steps:
+        reason = {"statusReason": {"text": "The patient does not want it"}} if kind == "waived" else {}
+        await hospital.edit("Task", task["id"], status=status, **reason)
+
+
+async def hold(hospital, stay, code, done, left=False):
+    """Hold the rule; returns the items that are done."""
+    (pathway,) = hospital.context.pathways_of("admission")
+    where = rules().disposition({"coding": [{"system": NUBC, "code": code}]} if code else None)
+    facts = {"disposition": where, "class": "inpatient", "payer": "unknown", "need": "no"}
+    facts["expected"] = "yes" if left or code else "no"
+    wanted = {step.id for step in pathway.applicable(facts)}
+    mandatory = {step.id for step in pathway.applicable(facts) if step.mandatory}
+    standing, closed = [], set()
+    for task in await of_stay(hospital, stay):
+        step = task["instantiatesUri"].rpartition("#")[2]
+        reason = task.get("statusReason", {})
+        if task["status"] in ("ready", "in-progress"):
+            standing.append(step)
+        elif task["status"] == "completed" or ("coding" not in reason and reason):
+            closed.add(step)
+    assert len(standing) == len(set(standing)), "one item of a step is open at a time"
+    assert set(standing) <= wanted, "nothing of elsewhere stays"
+    assert mandatory <= {*standing, *closed}, "nothing mandatory is lost"
+    completed = {task["id"] for task in await of_stay(hospital, stay) if task["status"] == "completed"}
+    assert done <= completed, "what is done stays done"
+    return completed
