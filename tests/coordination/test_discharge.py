@@ -119,6 +119,7 @@ async def test_a_patient_may_ask_for_an_evaluation_and_is_answered(hospital):
 async def test_years_of_history_open_nothing(hospital):
     await hospital.admit(start="2019-05-01T09:00:00-05:00")
     await hospital.lakeside.stay("e2", start="2019-06-01", end="2019-06-09")
+    await hospital.lakeside.stay("e4", start="2026-02-26T09:00:00-06:00")  # planned elsewhere for four days
     await hospital.lakeside.stay("e3", start="2026-03-02", cls="AMB", status="in-progress")
     await hospital.react()
     assert await hospital.find("Task") == []

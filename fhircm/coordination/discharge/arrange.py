@@ -118,11 +118,11 @@ def _next_whole(plan: Planning) -> str:
 
 
 async def _young(context: Context, plan: Planning) -> bool:
-    """Whether the stay began not long before the hub first saw it under way: years of history are no admissions."""
+    """Whether the stay began not long before the hub first saw it under way: neither history nor what is planned elsewhere is an admission."""
     start = begun(plan.stay.tree, plan.calendar)
     versions = [one for one in await context.store.history("Encounter", plan.stay.id) if not one.deleted]
     seen = min((one.last_updated for one in versions if one.tree["status"] in PRESENT), default=None)
-    return start is not None and seen is not None and start >= seen - context.window
+    return start is not None and seen is not None and start >= seen - rules().opens_within
 
 
 # --- when and where to -------------------------------------------------------------------------------------------------------

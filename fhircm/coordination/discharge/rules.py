@@ -36,6 +36,7 @@ class Screening:
 class Rules:
     """The file, read."""
 
+    opens_within: timedelta  # of the beginning of a stay
     near_hours: int
     near_days: int  # business days
     without_date: int  # business days
@@ -86,6 +87,7 @@ def rules() -> Rules:
     tree = yaml.safe_load((folder("profiles") / "discharge" / "planning.yaml").read_bytes())
     screening, medicare = tree["screening"], tree["medicare"]
     return Rules(
+        timedelta(days=tree["opens-within"]),
         tree["near"]["hours"],
         tree["near"]["business-days"],
         tree["without-date"],
