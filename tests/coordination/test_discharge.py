@@ -1,6 +1,7 @@
 """Discharge planning, over weeks: opened at the admission, changed with where the patient goes, flagged before, carried on after."""
 
 import json
+from datetime import timedelta
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -108,12 +109,16 @@ async def test_a_patient_may_ask_for_an_evaluation_and_is_answered(hospital):
     assert "evaluation" not in await hospital.open()
     code = {"coding": [{"system": CODES, "code": "discharge-evaluation-request"}]}
     request = {"status": "requested", "intent": "proposal", "code": code, "focus": {"reference": f"Encounter/{hospital.stay}"}}
-    asked = {"resourceType": "Task", "id": "asked", **request, "for": hospital.lakeside.ref("Patient/p1")}
-    await hospital.store.transact([Put(check(json.dumps(asked).encode()))], origin="client:portal")
-    await hospital.react()
-    assert "evaluation" in await hospital.open()
-    await hospital.do("evaluation")
-    assert (await hospital.context.get("Task", "asked")).tree["status"] == "completed"
+    for id, status, reason in (("asked", "completed", {}), ("once-more", "cancelled", {"statusReason": {"text": "Done before"}})):
+        asked = {"resourceType": "Task", "id": id, **request, "for": hospital.lakeside.ref("Patient/p1")}
+        asked["authoredOn"] = hospital.clock.now.isoformat()
+        await hospital.store.transact([Put(check(json.dumps(asked).encode()))], origin="client:portal")
+        await hospital.react()
+        assert "evaluation" in await hospital.open()
+        hospital.clock.now += timedelta(hours=1)
+        await hospital.do("evaluation", status=status, lastModified=hospital.clock.now.isoformat(), **reason)
+        assert (await hospital.context.get("Task", id)).tree["status"] == status
+        hospital.clock.now += timedelta(hours=1)
 
 
 async def test_years_of_history_open_nothing(hospital):
@@ -266,6 +271,17 @@ async def test_a_discharge_that_is_taken_back_is_planned_further(hospital):
     assert (await hospital.find("DetectedIssue"))[0]["status"] == "cancelled"
     assert "summary" in await hospital.open()
     assert (await hospital.find("Flag"))[0]["status"] == "active", "and it is as near as before"
+
+
+async def test_an_admission_that_is_taken_back_and_comes_again_is_planned_again(hospital):
+    await hospital.admit()
+    await hospital.lakeside.stay(start="2026-03-02T09:00:00-06:00", status="cancelled")
+    await hospital.react()
+    assert {task["status"] for task in await hospital.find("Task")} == {"cancelled"}
+    await hospital.lakeside.stay(start="2026-03-02T09:00:00-06:00")
+    await hospital.react()
+    assert (await hospital.plan())["status"] == "in-progress"
+    assert len(await hospital.find("Task", code=f"{CODES}|discharge-item", status="ready")) == 2
 
 
 async def test_who_dies_or_was_never_there_is_planned_no_further(hospital):

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from fhircm.coordination.build import edit, instant, new, reference, stable_id
+from fhircm.coordination.build import concept, edit, instant, new, reference
 from fhircm.coordination.codes import own
 from fhircm.coordination.context import Context
 from fhircm.coordination.discharge import near, screening
-from fhircm.coordination.discharge.checklist import DATED, close, due_of, items, move, task_of
+from fhircm.coordination.discharge.checklist import DATED, EVALUATION, GONE, answers, close, due_of, items, move, task_of
 from fhircm.coordination.discharge.expectation import PLANNED_END, Expectation, end_of
-from fhircm.coordination.discharge.plan import ITEM, OPEN_ITEMS, PRESENT, Planning, begun, is_stay, planning, variables
+from fhircm.coordination.discharge.plan import ITEM, OPEN_ITEMS, PRESENT, Planning, begun, is_stay, planning, variables, whole_id
 from fhircm.coordination.discharge.rules import DIED, rules
 from fhircm.coordination.people import deceased
 from fhircm.coordination.task_states import is_open
@@ -89,7 +89,7 @@ async def _begin(context: Context, plan: Planning) -> list[Op]:
         return []
     if not asked and not await _young(context, plan):
         return []
-    if plan.whole is not None and plan.whole.tree["status"] != "completed":
+    if plan.whole is not None and plan.whole.tree["status"] != "completed" and own(plan.whole.tree.get("statusReason")) != GONE:
         return []  # somebody called the planning off
     if await deceased(context, list(plan.patients)):
         return []
@@ -103,7 +103,7 @@ async def _begin(context: Context, plan: Planning) -> list[Op]:
         new(
             whole
             | {
-                "id": _next_whole(plan),
+                "id": whole_id(plan.stay.id, plan.number),
                 "extension": before,
                 "status": "in-progress",
                 "reasonCode": {"text": f"Likely to do badly without planning: {', '.join(reasons)}"} if reasons else None,
@@ -111,10 +111,6 @@ async def _begin(context: Context, plan: Planning) -> list[Op]:
             }
         )
     ]
-
-
-def _next_whole(plan: Planning) -> str:
-    return stable_id("discharge-planning", plan.stay.id, str(plan.number))
 
 
 async def _young(context: Context, plan: Planning) -> bool:
@@ -168,9 +164,12 @@ def stated(task: Tree, found: Sequence[Expectation], calendar: Any) -> Tree:
 
 
 def _answer(context: Context, plan: Planning) -> list[Op]:
-    """Who asked for an evaluation has it when it is done."""
-    done = [one for one in plan.items("evaluation") if one.tree["status"] == "completed"]
-    return [move(context, one, "completed", done) for one in plan.requests if done and is_open(one.tree)]
+    """Who asked for an evaluation has it when it is over: done, or not done for a reason."""
+    evaluation = (plan.items(EVALUATION) or [None])[-1]
+    answered = [one for one in plan.requests if evaluation and is_open(one.tree) and answers(one, evaluation)]
+    if evaluation is not None and evaluation.tree["status"] != "completed":
+        return [close(context, one, "cancelled", evaluation.tree.get("statusReason")) for one in answered]
+    return [move(context, one, "completed", [evaluation]) for one in answered if evaluation]
 
 
 async def _over(context: Context, plan: Planning) -> str | None:
@@ -184,7 +183,7 @@ async def _over(context: Context, plan: Planning) -> str | None:
 def _call_off(context: Context, plan: Planning, why: str) -> list[Op]:
     below = [one for one in plan.below if own(one.tree.get("code")) != OPEN_ITEMS]
     tasks = [one for one in (*below, *plan.requests, plan.whole) if one is not None and is_open(one.tree)]
-    return [close(context, one, "cancelled", {"text": why}) for one in tasks]
+    return [close(context, one, "cancelled", concept(GONE, why)) for one in tasks]
 
 
 def _settle(context: Context, plan: Planning) -> list[Op]:

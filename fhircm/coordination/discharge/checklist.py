@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from fhircm.coordination.build import concept, edit, instant, new, profile, reference, stable_id
+from fhircm.coordination.build import concept, edit, instant, new, profile, reference
 from fhircm.coordination.codes import own
 from fhircm.coordination.context import Context
 from fhircm.coordination.discharge import near
@@ -22,15 +22,18 @@ from fhircm.coordination.escalation import reset
 from fhircm.coordination.people import in_role, named
 from fhircm.coordination.protocol import Pathway, Step
 from fhircm.coordination.task_states import is_open, machine
+from fhircm.coordination.times import moment
 from fhircm.store.resources import Op, Put, Stored
 
 Tree = dict[str, Any]
 GONE = "no-longer-applicable"
+EVALUATION = "evaluation"  # the step that is asked for by a request
 DATED = "expected-date"  # the step that is done when somebody said when and where to
 
 
 async def items(context: Context, plan: Planning, pathway: Pathway) -> list[Op]:
-    need = bool(plan.whole and plan.whole.tree.get("reasonCode")) or bool(plan.requests) or bool(plan.items("evaluation"))
+    """What is to be written so that the items are those that are asked for now."""
+    need = bool(plan.whole and plan.whole.tree.get("reasonCode")) or bool(plan.requests) or bool(plan.items(EVALUATION))
     facts = await variables(context, plan, need=need)
     wanted, search = pathway.applicable(facts), Search(context, plan, pathway.steps)
     operations: list[Op] = []
@@ -66,9 +69,8 @@ async def _wanted(
         if plan.left and not step.mandatory:
             return [close(context, one, "cancelled", concept(GONE, "The patient has left")) for one in standing]
         return [moved for one in standing if (moved := _redated(context, plan, pathway, step, one, facts)) is not None]
-    if (plan.left and not step.mandatory) or (tasks and not _again(context, plan, step, tasks[-1].tree)):
+    if plan.whole is None or (plan.left and not step.mandatory) or (tasks and not _again(context, plan, step, tasks[-1])):
         return []
-    assert plan.whole is not None
     due = due_of(plan, pathway, step, plan.end, context.now(), facts)
     tree = await task_of(context, plan, pathway, step)
     declined = bool(tasks) and tasks[-1].tree["status"] == "rejected"
@@ -76,7 +78,7 @@ async def _wanted(
         new(
             tree
             | {
-                "id": stable_id(plan.whole.id, step.id, str(len(tasks))),
+                "id": plan.item_id(step.id, len(tasks)),
                 "extension": [{"url": MANDATORY, "valueBoolean": True}] if step.mandatory else None,
                 "status": "in-progress" if await _done(context, plan, step, search) is not None else "ready",
                 "partOf": [reference(f"Task/{plan.whole.id}")],
@@ -99,8 +101,11 @@ def _dated(context: Context, plan: Planning) -> bool:
     return plan.where != UNKNOWN and (plan.left or (plan.end is not None and plan.end > context.now()))
 
 
-def _again(context: Context, plan: Planning, step: Step, last: Tree) -> bool:
+def _again(context: Context, plan: Planning, step: Step, closed: Stored) -> bool:
     """Whether an item that was closed comes back: it was not asked for then, or nobody said why a mandatory one is not done."""
+    if step.id == EVALUATION and any(not answers(one, closed) for one in plan.requests if is_open(one.tree)):
+        return True
+    last = closed.tree
     if last["status"] == "completed":
         return step.id == DATED and not _dated(context, plan)
     reason = last.get("statusReason")
@@ -109,6 +114,13 @@ def _again(context: Context, plan: Planning, step: Step, last: Tree) -> bool:
     if plan.present and len(last.get("partOf", [])) > 1:
         return True  # it was called off with the transition of a discharge that was taken back
     return step.mandatory and not reason
+
+
+def answers(request: Stored, evaluation: Stored) -> bool:
+    """Whether an evaluation that is over is the answer to a request: it ended after somebody asked."""
+    asked = moment(request.tree.get("authoredOn")) or request.last_updated
+    over = moment(evaluation.tree.get("executionPeriod", {}).get("end") or evaluation.tree.get("lastModified"))
+    return not is_open(evaluation.tree) and (over or evaluation.last_updated) >= asked
 
 
 def due_of(plan: Planning, pathway: Pathway, step: Step, end: datetime | None, made: datetime, facts: dict[str, str]) -> datetime:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from fhircm.coordination.build import Tree
-from fhircm.coordination.codes import own
+from fhircm.coordination.codes import member, own
 from fhircm.coordination.context import Context, token
 from fhircm.coordination.discharge import shown
 from fhircm.coordination.discharge.arrange import arrange
 from fhircm.coordination.discharge.expectation import expectations
-from fhircm.coordination.discharge.plan import BARRIER, ITEM, OPEN_ITEMS, REQUEST, WHOLE, is_stay
+from fhircm.coordination.discharge.offers import is_asking
+from fhircm.coordination.discharge.plan import BARRIER, EVENT, ITEM, OPEN_ITEMS, REQUEST, WHOLE, is_stay
 from fhircm.coordination.people import linked, patient_of, patients_value
 from fhircm.coordination.task_states import machine, mirrored
 from fhircm.fhir.references import parse_reference
@@ -71,7 +72,24 @@ async def _stays(context: Context, changed: Stored) -> list[Stored]:
         return [changed] if is_stay(tree) else []
     if changed.type == "Task" and not mirrored(tree) and own(tree.get("code")) in _OURS:
         return await _stays_of_task(context, tree)
-    return await _planned(context, await _patient(context, changed))
+    return await _planned(context, await _patient(context, changed)) if _bears(context, tree) else []
+
+
+def _bears(context: Context, tree: Tree) -> bool:
+    """Whether a resource may show that something is done, or change what is asked for: most of what comes in does neither."""
+    match tree["resourceType"]:
+        case "Patient":
+            return tree.get("deceasedBoolean") is True or "deceasedDateTime" in tree
+        case "ServiceRequest":
+            return member("discharge-order", tree.get("code"))
+        case "Task":
+            return is_asking(tree)
+        case "Coverage" | "Provenance":
+            return True
+        case "DocumentReference" if any(one.get("code") == "signs" for one in tree.get("relatesTo", [])):
+            return True
+    steps = [step for pathway in context.pathways_of(EVENT) for step in pathway.steps]
+    return any(shown.may_show(one, tree) for step in steps for one in step.shown)
 
 
 async def _stays_of_task(context: Context, task: Tree) -> list[Stored]:

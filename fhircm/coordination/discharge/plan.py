@@ -100,8 +100,14 @@ class Planning:
         return [one for one in self.below if own(one.tree.get("code")) == code]
 
     def items(self, step: str) -> list[Stored]:
-        """The Tasks that were made for a step, the oldest first."""
-        return [one for one in self.of(ITEM) if step_of(one.tree) == step]
+        """The Tasks that were made for a step, in that order."""
+        found = [one for one in self.of(ITEM) if step_of(one.tree) == step]
+        order = {self.item_id(step, number): number for number in range(len(found))}
+        return sorted(found, key=lambda one: order.get(one.id, -1))
+
+    def item_id(self, step: str, number: int) -> str:
+        """The id of the Task that a step gets, counted from 0."""
+        return stable_id(self.whole.id if self.whole else self.stay.id, step, str(number))
 
     def pathway(self, context: Context) -> Pathway | None:
         """The pathway of the whole; for one that has not begun, the first for an admission."""

@@ -73,15 +73,22 @@ class Search:
         return [(path, any_of(token(*code) for code in sorted(codes)))]
 
 
-async def _counts(context: Context, plan: Planning, shown: Shown, one: Stored) -> bool:
-    tree = one.tree
-    if tree.get("docStatus") in ("preliminary", "entered-in-error"):
+def may_show(shown: Shown, tree: Tree) -> bool:
+    """Whether a resource is of the kind that is asked for, as far as it tells by itself."""
+    if shown.type != tree["resourceType"] or tree.get("docStatus") in ("preliminary", "entered-in-error"):
         return False
-    for path, codes in shown.codes:
-        if codes.isdisjoint(codings(await _behind(context, tree, path) if "." in path else tree.get(path))):
-            return False
     if shown.profile and tree.get("questionnaire", "").split("|")[0] not in shown.profile:
         return False
+    return all("." in path or not codes.isdisjoint(codings(tree.get(path))) for path, codes in shown.codes)
+
+
+async def _counts(context: Context, plan: Planning, shown: Shown, one: Stored) -> bool:
+    tree = one.tree
+    if not may_show(shown, tree):
+        return False
+    for path, codes in shown.codes:
+        if "." in path and codes.isdisjoint(codings(await _behind(context, tree, path))):
+            return False
     if one.type == "Task" and not is_chosen(tree):
         return False
     if not await _of_stay(context, plan, tree) or not _recent(plan, shown, tree):
