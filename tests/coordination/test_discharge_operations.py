@@ -1,6 +1,7 @@
 """The operations of discharge planning over HTTP, with the reactions of the hub between them: choices, offers, notices, hand-over."""
 
 import json
+from base64 import b64decode
 from datetime import timedelta
 
 import pytest
@@ -339,6 +340,6 @@ async def test_the_hand_over_package_says_what_is_missing_and_is_sent(called):
     )
     assert "Missing: Summary of the stay: nothing is on record" in sent["payload"][0]["contentString"]
     document = (await called.http.get(f"/fhir/{sent['payload'][1]['contentReference']['reference']}")).json()
-    kept = (await called.http.get(f"/fhir/{document['content'][0]['attachment']['url']}")).json()
+    kept = json.loads(b64decode(document["content"][0]["attachment"]["data"]))
     assert [one["resource"]["resourceType"] for one in kept["entry"]][:3] == ["Composition", "Patient", "Encounter"]
     assert (await called.items())["summary"]["status"] == "completed"

@@ -5,6 +5,7 @@ https://hl7.org/fhir/R4/bundle.html, https://hl7.org/fhir/R4/composition.html. W
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,6 +26,7 @@ from fhircm.coordination.people import patients_value
 from fhircm.coordination.task_states import is_open
 from fhircm.coordination.wording import text_of
 from fhircm.fhir.artefacts import folder
+from fhircm.fhir.json import dumps
 from fhircm.fhir.outcome import Conflict, Forbidden
 from fhircm.store.operations import Put
 from fhircm.store.resources import Stored
@@ -115,22 +117,21 @@ def _title(one: Stored) -> str:
 # --- the Bundle --------------------------------------------------------------------------------------------------------------
 
 
-def bundle(package: Package, at: datetime, id: str | None = None, base: str | None = None) -> Tree:
+def bundle(package: Package, at: datetime, base: str | None = None) -> Tree:
     """The package as a Bundle of the type collection, the Composition that lists it first."""
     resources = {(one.type, one.id): one for _, found in package.sections for one in found}
     resources |= {(one.type, one.id): one for one in package.open}
     about = [one for one in (package.patient, package.stay) if one is not None]
     entries = [_composition(package, at), *(one.tree for one in about), *(resources[key].tree for key in sorted(resources))]
-    tree: Tree = {
+    return {
         "resourceType": "Bundle",
         "type": "collection",
-        "identifier": {"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{id or uuid4()}"},
+        "identifier": {"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{uuid4()}"},
         "timestamp": instant(at),
         "entry": [
             ({"fullUrl": f"{base}/{one['resourceType']}/{one['id']}"} if base else {}) | {"resource": one} for one in entries
         ],
     }
-    return tree | ({"id": id} if id else {})
 
 
 def _composition(package: Package, at: datetime) -> Tree:
@@ -178,11 +179,18 @@ async def send_handover(act: Act) -> list[Put]:
     package = await gathered(act, act.about)
     if package.patient is None:
         raise Conflict("The patient of this stay cannot be read, so there is nothing to hand over")
-    at, id, document = act.store.now, str(uuid4()), str(uuid4())
+    at, document = act.store.now, str(uuid4())
     stay, patient = reference(f"Encounter/{act.about.id}"), reference(f"Patient/{plan.patients[0]}")
     missing = "; ".join(package.missing)
     words = act.one("message") or "The hand-over package of this stay"
-    content = {"attachment": {"contentType": "application/fhir+json", "url": f"Bundle/{id}", "title": "Hand-over package"}}
+    # The package itself is in the document, and so of the patient: a Bundle on its own would be of nobody.
+    body = dumps(bundle(package, at))
+    attachment = {
+        "contentType": "application/fhir+json",
+        "data": b64encode(body).decode(),
+        "size": len(body),
+        "creation": instant(at),
+    }
     return [
         new(
             {
@@ -213,9 +221,8 @@ async def send_handover(act: Act) -> list[Put]:
                 "subject": patient,
                 "date": instant(at),
                 "description": f"Hand-over package. Missing: {missing}" if missing else "Hand-over package",
-                "content": [content],
+                "content": [{"attachment": attachment | {"title": "Hand-over package"}}],
                 "context": {"encounter": [stay]},
             }
         ),
-        new(bundle(package, at, id)),
     ]
