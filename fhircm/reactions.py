@@ -59,7 +59,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
     "transition": ("Encounter Patient Task", lambda context: partial(transition.follow, context)),
     "discharge": (discharging.TYPES, lambda context: partial(discharging.follow, context)),
     "referral": ("ServiceRequest Task Encounter DocumentReference Person", lambda context: partial(referral.follow, context)),
-    "deadlines": ("Task", lambda context: partial(escalation.watch, context)),
+    escalation.REACTION: ("Task", lambda context: partial(escalation.watch, context)),
     "longitudinal": (
         "CarePlan CareTeam Condition Goal Patient Person Practitioner PractitionerRole ServiceRequest Task",
         lambda context: partial(longitudinal.mark, context),

@@ -58,15 +58,15 @@ def is_whole(context: Context, task: Tree) -> bool:
     return pathway is not None and step_of(context, task) is pathway.whole
 
 
-async def agenda(context: Context, stored: Stored) -> Agenda:
-    """What is ahead of a Task; nothing of one that is closed, a partner's, or a whole pathway."""
+async def agenda(context: Context, stored: Stored, calendar: BusinessCalendar | None = None) -> Agenda:
+    """What is ahead of a Task; nothing of one that is closed, a partner's, or a whole pathway. `calendar`: that of who has it, if it is known."""
     tree = stored.tree
     if not is_loop(tree) or is_whole(context, tree):
         return Agenda()
     if is_paused(tree):
         until = moment(parts(tree, PAUSED).get("until"))
         return Agenda((Event(until, "resume"),) if until else ())
-    timing, calendar = timing_of(tree), await calendar_of(context, tree)
+    timing, calendar = timing_of(tree), calendar or await calendar_of(context, tree)
     due, late_in = await _due(context, stored, timing, calendar)
     if due is None:
         return Agenda()

@@ -28,16 +28,14 @@ _LONGEST = 400  # days of an absence that are kept
 async def calendar_of(context: Context, task: Tree) -> BusinessCalendar:
     """The calendar of who has a Task; where nothing is said of it, of where the Task came about; else the hub's own."""
     owner = await context.follow(task.get("owner"))
-    organization = await organization_of(context, task.get("owner"))
+    organization = owner if owner is None or owner.type == "Organization" else await organization_of(context, task.get("owner"))
     neighbour = context.neighbour(npi=npi(organization.tree)) if organization else None
-    if neighbour is None and owner is not None and (organization is None or owner.id != context.organization):
-        neighbour = context.source_of(owner.tree)
-    if neighbour is None and organization is None:
-        encounter = await context.follow(task.get("encounter"))
-        neighbour = context.source_of(encounter.tree) if encounter else None
+    if organization is None:
+        about = owner or await context.follow(task.get("encounter"))
+        neighbour = context.source_of(about.tree) if about else None
     calendar = context.calendar_of(neighbour)
-    if neighbour is None and organization is not None and organization.id != context.organization:
-        calendar = await _of_organization(context, organization, calendar)
+    if organization is not None and neighbour is None and organization.id != context.organization:
+        calendar = await _of_organization(context, organization, context.calendar_of(context.source_of(organization.tree)))
     if owner is not None and owner.type in ("HealthcareService", "PractitionerRole"):
         calendar = own_hours(owner.tree, calendar)
     return calendar

@@ -13,12 +13,14 @@ from typing import Any
 from fhircm.coordination.agenda import Agenda, agenda, is_whole, step_of
 from fhircm.coordination.build import concept, edit, for_a_human, instant, new, reference, stable_id
 from fhircm.coordination.calendars import calendar_of
+from fhircm.coordination.codes import NPI
 from fhircm.coordination.context import Context, token
 from fhircm.coordination.deadlines import BusinessCalendar, Span
 from fhircm.coordination.pausing import paused, resumed, status_after
 from fhircm.coordination.people import in_role, linked, organization_of, patient_of
 from fhircm.coordination.task_states import is_open, is_referral
 from fhircm.coordination.task_times import ESCALATED, PAUSED, due_of, is_loop, level_of, marked, parts, reset
+from fhircm.coordination.times import moment
 from fhircm.coordination.timing import Timing, timing_of
 from fhircm.fhir.systems import COORDINATION
 from fhircm.store.resources import CancelTimer, Change, Op, SetTimer, Stored, Timer
@@ -27,6 +29,7 @@ __all__ = ["KIND", "key", "level_of", "overdue", "reset", "settle", "watch"]
 
 Tree = dict[str, Any]
 KIND = "deadline"
+REACTION = "deadlines"  # the name of the reaction below
 _RAISED = {"routine": "urgent", "urgent": "asap"}  # what is higher stays
 
 
@@ -49,32 +52,31 @@ async def watch(context: Context, change: Change) -> list[Op]:
         return [CancelTimer(key(change.id))]
     if not is_loop(stored.tree):
         return []
-    if members := await _missing(context, stored):
-        return [edit(stored, **members, lastModified=instant(context.now()))]  # which is a change again: then the timer is set
-    at = (await agenda(context, stored)).next
-    return [_timer(stored.id, at) if at else CancelTimer(key(stored.id))]
+    return await settle(context, stored) or [CancelTimer(key(stored.id))]
 
 
 async def settle(context: Context, stored: Stored) -> list[Op]:
-    """What brings a loop back under watch whose reaction or timer was lost."""
-    if members := await _missing(context, stored):
-        return [edit(stored, **members, lastModified=instant(context.now()))]
-    at = (await agenda(context, stored)).next
+    """What an open Task needs to be under watch; nothing for a whole pathway, which is watched by its steps."""
+    calendar = await calendar_of(context, stored.tree)
+    if members := await _missing(context, stored, calendar):
+        return [edit(stored, **members, lastModified=instant(context.now()))]  # which is a change again: then the timer is set
+    at = (await agenda(context, stored, calendar)).next
     return [_timer(stored.id, at)] if at else []
 
 
-async def _missing(context: Context, stored: Stored) -> Tree:
+async def _missing(context: Context, stored: Stored, calendar: BusinessCalendar) -> Tree:
     """What an open Task must say and does not."""
     tree, members = stored.tree, dict[str, Any]()
     if not tree.get("owner") and not tree.get("performerType") and not is_referral(tree):
         members["owner"] = context.coordinator
-    calendar = await calendar_of(context, {**tree, **members})
     if due_of(tree, calendar) is None and not level_of(tree):
         within = timing_of(tree).within
         assert within is not None  # one rule is for all Tasks
-        restriction, start = tree.get("restriction", {}), calendar.written(stored.last_updated)
-        end = calendar.written(calendar.after(stored.last_updated, within))
-        members["restriction"] = {**restriction, "period": {"start": start, **restriction.get("period", {}), "end": end}}
+        restriction = tree.get("restriction", {})
+        period = {"start": calendar.written(stored.last_updated), **restriction.get("period", {})}
+        begin = max(stored.last_updated, moment(period["start"], calendar) or stored.last_updated)
+        end = calendar.written(calendar.after(begin, within))
+        members["restriction"] = {**restriction, "period": {**period, "end": end}}
     if is_whole(context, tree):
         return members
     tree = {**tree, **members}
@@ -143,13 +145,28 @@ async def _organization(context: Context, tree: Tree) -> Stored | None:
     """Whose people are next in line: those of where the Task came about, by its Encounter; else those of its owner, or of who coordinates."""
     encounter = await context.follow(tree.get("encounter"))
     found = await context.follow(encounter.tree.get("serviceProvider")) if encounter else None
-    return found or await organization_of(context, tree.get("owner")) or await context.get("Organization", context.organization)
+    return found or await _of_owner(context, tree) or await context.get("Organization", context.organization)
+
+
+async def _of_owner(context: Context, tree: Tree) -> Stored | None:
+    """The organisation of a Task's owner: as the record says, by a role that a person has, or the partner that the record is from."""
+    found = await organization_of(context, tree.get("owner"))
+    owner = await context.follow(tree.get("owner")) if found is None else None
+    if owner is None:
+        return found
+    for role in await context.find("PractitionerRole", ("practitioner", f"{owner.type}/{owner.id}")):
+        if (found := await context.follow(role.tree.get("organization"))) is not None:
+            return found
+    source = context.source_of(owner.tree)
+    entries = await context.find("Organization", ("identifier", token(NPI, source.npi))) if source else []
+    return next((one for one in entries if context.source_of(one.tree) == source), None)
 
 
 def _raised(
     context: Context, tree: Tree, level: int, calendar: BusinessCalendar, after: Span | None, late_in: str | None
 ) -> list[Tree] | None:
     until = calendar.written(calendar.after(context.now(), after)) if after else None
+    late_in = late_in or parts(tree, ESCALATED).get("state")
     return marked(
         tree,
         ESCALATED,

@@ -18,7 +18,7 @@ from fhircm.coordination.agenda import is_whole
 from fhircm.coordination.build import for_a_human, stable_id
 from fhircm.coordination.codes import member
 from fhircm.coordination.context import Context, any_of
-from fhircm.coordination.escalation import key, settle
+from fhircm.coordination.escalation import REACTION, key, settle
 from fhircm.coordination.people import patient_of
 from fhircm.coordination.task_states import is_open, is_referral, machine, mirrored
 from fhircm.coordination.task_times import due_of, is_loop
@@ -36,7 +36,10 @@ GRACE = timedelta(minutes=5)  # for the reactions to what was written just now
 BETWEEN = timedelta(seconds=1)  # pages
 PAUSE = timedelta(minutes=5)  # rounds
 LATE = timedelta(minutes=5)  # that a timer may be behind its time
+_ASKED = 24  # references in one question: a value of a search has its longest
 _TERMINAL = machine("Task").terminal
+
+_NEW: Tree = {"stretch": 0, "place": 0, "wrong": {}, "loops": 0, "away": False}  # where a round begins
 
 WRONG = {
     "no-owner": "nobody has it: it has neither an owner nor a role that may take it",
@@ -76,31 +79,27 @@ class Loop:
 async def begin(store: Store) -> None:
     """Set the timer of the check, unless it is set: a worker does it when it starts."""
     if await store.timer(KIND) is None:
-        await store.transact([_next(store.clock(), 0, 0, {}, 0)], origin="hub")
-
-
-def _next(at: datetime, stretch: int, place: int, wrong: Counter[str] | dict[str, int], loops: int) -> SetTimer:
-    return SetTimer(KIND, KIND, at, {"stretch": stretch, "place": place, "wrong": dict(wrong), "loops": loops})
+        await store.transact([SetTimer(KIND, KIND, store.clock(), _NEW)], origin="hub")
 
 
 async def check(context: Context, timer: Timer) -> list[Op]:
     """Timer handler: look at the next page of what is open; mend and tell what has no owner, no next due time or no way on."""
-    at, place = int(timer.payload["stretch"]), int(timer.payload["place"])
-    wrong, loops = Counter(timer.payload["wrong"]), int(timer.payload["loops"])
-    found, following = await page(context, _STRETCHES[at], place)
+    said, now = timer.payload, context.now()
+    wrong, loops = Counter(said["wrong"]), int(said["loops"])
+    away = bool(said["away"]) or timer.due < now - LATE  # nobody worked for a while: that timers are late tells nothing of them
+    found, place = await page(context, _STRETCHES[said["stretch"]], said["place"])
     operations: list[Op] = []
     for loop in found:
-        loops += 1
-        wrong.update(loop.wrong)
-        if loop.wrong:
-            operations += await _mended(context, loop)
-    if following is None:
-        at += 1
-    if at < len(_STRETCHES):
+        codes = tuple(code for code in loop.wrong if not (away and code == "timer-late"))
+        wrong.update(codes)
+        operations += await _mended(context, replace(loop, wrong=codes)) if codes else []
+    stretch = said["stretch"] + (place is None)
+    if stretch < len(_STRETCHES):
         between = BETWEEN if found else timedelta()
-        return [*operations, _next(context.now() + between, at, following or 0, wrong, loops)]
-    figures = {"at": context.now().isoformat(), "loops": loops, "wrong": dict(wrong)}
-    return [*operations, SetState(NAMESPACE, ROUND, figures), _next(context.now() + PAUSE, 0, 0, {}, 0)]
+        goes_on = {"stretch": stretch, "place": place or 0, "wrong": dict(wrong), "loops": loops + len(found), "away": away}
+        return [*operations, SetTimer(KIND, KIND, now + between, goes_on)]
+    figures = {"at": now.isoformat(), "loops": loops + len(found), "wrong": dict(wrong)}
+    return [*operations, SetState(NAMESPACE, ROUND, figures), SetTimer(KIND, KIND, now + PAUSE, _NEW)]
 
 
 async def _mended(context: Context, loop: Loop) -> list[Op]:
@@ -146,8 +145,15 @@ async def page(context: Context, stretch: tuple[str, str], place: int) -> tuple[
     type, status = stretch
     found, following = await along(context.store.database, type, "status", status, place, PAGE)
     loops = await (_tasks if type == "Task" else _orders)(context, found)
-    settled = context.now() - GRACE
+    settled = await _settled(context)
     return [loop if loop.stored.last_updated <= settled else replace(loop, wrong=()) for loop in loops], following
+
+
+async def _settled(context: Context) -> datetime:
+    """What was written before has been seen by the reaction that makes it right."""
+    seen = await context.store.cursor(REACTION)
+    waiting = (await context.store.changes(seen, types=frozenset({"Task"}), limit=1)).changes
+    return min([context.now() - GRACE, *(change.at - timedelta(microseconds=1) for change in waiting)])
 
 
 async def _tasks(context: Context, stored: Sequence[Stored]) -> list[Loop]:
@@ -194,10 +200,18 @@ def _owner(tree: Tree) -> str:
 
 
 async def _with_open_steps(context: Context, wholes: Sequence[Stored]) -> set[str]:
-    if not wholes:
-        return set()
-    steps = await context.find("Task", ("part-of", any_of(f"Task/{one.id}" for one in wholes)))
+    steps = await _referring(context, ("part-of",), [f"Task/{one.id}" for one in wholes])
     return {id for step in steps if is_open(step.tree) for id in _ids(step.tree.get("partOf", []), "Task")}
+
+
+async def _referring(context: Context, parameters: Sequence[str], to: Sequence[str]) -> list[Stored]:
+    """The Tasks that refer to any of these by any of the parameters."""
+    found: dict[str, Stored] = {}
+    for parameter in parameters:
+        for start in range(0, len(to), _ASKED):
+            for one in await context.find("Task", (parameter, any_of(to[start : start + _ASKED]))):
+                found[one.id] = one
+    return list(found.values())
 
 
 async def _orders(context: Context, stored: Sequence[Stored]) -> list[Loop]:
@@ -207,10 +221,7 @@ async def _orders(context: Context, stored: Sequence[Stored]) -> list[Loop]:
         for one in stored
         if one.tree["intent"] == "order" and member("referral-order", one.tree.get("category"), one.tree.get("code"))
     ]
-    if not orders:
-        return []
-    of = any_of(f"ServiceRequest/{one.id}" for one in orders)
-    tasks = {one.id: one for name in ("based-on", "focus") for one in await context.find("Task", (name, of))}.values()
+    tasks = await _referring(context, ("based-on", "focus"), [f"ServiceRequest/{one.id}" for one in orders])
     about = await _open_about(context, [one.id for one in tasks])
     loops = []
     for order in orders:
@@ -228,7 +239,5 @@ async def _orders(context: Context, stored: Sequence[Stored]) -> list[Loop]:
 
 async def _open_about(context: Context, tasks: Sequence[str]) -> set[str]:
     """Those Tasks that an open Task is about: a human looks after them."""
-    if not tasks:
-        return set()
-    found = await context.find("Task", ("focus", any_of(f"Task/{id}" for id in tasks)))
+    found = await _referring(context, ("focus",), [f"Task/{id}" for id in tasks])
     return {id for one in found if is_open(one.tree) for id in _ids([one.tree.get("focus", {})], "Task")}

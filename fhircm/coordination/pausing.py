@@ -7,14 +7,14 @@ gives it back when the status is another one again.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from fhircm.coordination.acting import Act
 from fhircm.coordination.agenda import since
 from fhircm.coordination.build import edit, instant
 from fhircm.coordination.context import Context
-from fhircm.coordination.deadlines import BusinessCalendar
+from fhircm.coordination.deadlines import BusinessCalendar, Span
 from fhircm.coordination.protocol import BUSINESS
 from fhircm.coordination.task_states import is_open, machine_of, mirrored
 from fhircm.coordination.task_times import ESCALATED, PAUSED, SNOOZED, due_of, level_of, marked, parts
@@ -87,17 +87,29 @@ def status_after(task: Tree) -> str:
 
 
 def enforce(write: Write) -> None:
-    """The write rule of a snooze: how often, how far, and never beyond what a law or payer sets without saying so. Raises Conflict."""
+    """The write rule of pauses and snoozes: how often, how far, and never beyond what a law or payer sets without saying so.
+
+    Raises Conflict, and Invalid for a wrong count.
+    """
     new = write.new
     assert new is not None
-    if mirrored(new):
+    if not mirrored(new):
+        _enforce_pause(write.previous or {}, new)
+        _enforce_snooze(write.previous or {}, new)
+
+
+def _enforce_pause(previous: Tree, new: Tree) -> None:
+    until, most = _newly(previous, new, PAUSED), timing_of(new).longest_pause
+    if until is not None and most is not None and not _within(new, most, until):
+        raise Conflict(f"This Task may be on hold for {most} at a time, counted from Task.lastModified: choose an earlier moment")
+
+
+def _enforce_snooze(previous: Tree, new: Tree) -> None:
+    until = _newly(previous, new, SNOOZED)
+    if until is None:
         return
-    now, before = parts(new, SNOOZED), parts(write.previous or {}, SNOOZED)
-    until = moment(now.get("until"))
-    if until is None or now.get("until") == before.get("until"):
-        return
-    timing, times = timing_of(new), int(before.get("times", 0)) + 1
-    asked = moment(new.get("lastModified"))
+    now, before, timing = parts(new, SNOOZED), parts(previous, SNOOZED), timing_of(new)
+    times = int(before.get("times", 0)) + 1
     if int(now.get("times", 0)) != times:
         raise Invalid(f"It is put off for time number {times}: that is what `times` must say", "Task.extension")
     if timing.snooze is None or times > timing.snooze.times:
@@ -105,11 +117,9 @@ def enforce(write: Write) -> None:
         raise Conflict(
             f"This Task may be put off {most} times, and was {times - 1} times: do it, hand it over, pause or cancel it"
         )
-    most_days = timing.snooze.most
-    longest = timedelta(days=most_days.count) if most_days.unit == "d" else timedelta(hours=most_days.count)
-    if asked is None or until > asked + longest:
+    if not _within(new, timing.snooze.most, until):
         raise Conflict(
-            f"This Task may be put off for {most_days} at a time, counted from Task.lastModified: choose an earlier moment"
+            f"This Task may be put off for {timing.snooze.most} at a time, counted from Task.lastModified: choose an earlier moment"
         )
     due = due_of(new)
     if timing.hard and due and until > due and not now.get("past-deadline"):
@@ -117,6 +127,21 @@ def enforce(write: Write) -> None:
         raise Conflict(
             f"It is due {said}, and this lies beyond. {timing.hard}. Choose an earlier moment, or say past-deadline = true"
         )
+
+
+def _newly(previous: Tree, new: Tree, url: str) -> datetime | None:
+    """Until when something is asked for that was not before."""
+    said = parts(new, url).get("until")
+    return moment(said) if said != parts(previous, url).get("until") else None
+
+
+def _within(task: Tree, most: Span, until: datetime) -> bool:
+    asked = moment(task.get("lastModified"))
+    return asked is not None and until <= asked + _length(most)
+
+
+def _length(span: Span) -> timedelta:
+    return timedelta(days=span.count) if span.unit == "d" else timedelta(hours=span.count)
 
 
 RULE = WriteRule(frozenset({"Task"}), enforce)
@@ -128,9 +153,12 @@ RULE = WriteRule(frozenset({"Task"}), enforce)
 async def paused(context: Context, stored: Stored, tree: Tree, calendar: BusinessCalendar) -> Tree:
     """What a Task that was put on hold says besides: since when, from which status, until when, and what is left of its time."""
     began, due, said = await since(context, stored), due_of(tree, calendar), parts(tree, PAUSED)
-    span = timing_of(tree).pause
-    assert span is not None  # one rule is for all Tasks
-    until = said.get("until") or calendar.written(calendar.after(began, span))
+    span, most = timing_of(tree).pause, timing_of(tree).longest_pause
+    assert span is not None  # one rule is
+    assert most is not None  # for all Tasks
+    asked = moment(said.get("until"))
+    lasts = asked is not None and asked <= began + _length(most) + timedelta(days=1)
+    until = said["until"] if lasts else calendar.written(calendar.after(began, span))
     previous = await _version_before(context, stored, "on-hold")
     remaining = None
     if due is not None and due > began:
@@ -148,7 +176,7 @@ async def paused(context: Context, stored: Stored, tree: Tree, calendar: Busines
     }
 
 
-def _remaining(calendar: BusinessCalendar, began: Any, due: Any) -> Tree:
+def _remaining(calendar: BusinessCalendar, began: datetime, due: datetime) -> Tree:
     if calendar.ends_a_day(due):
         business = [{"url": BUSINESS["d"], "valueBoolean": True}]
         days = calendar.days_between(began, due)

@@ -53,7 +53,8 @@ def level_of(task: Tree) -> int:
 
 def due_of(task: Tree, calendar: BusinessCalendar | None = None) -> datetime | None:
     """When the present owner's time is over (UTC): as escalated, else as the Task was made. A date is over when its local day is."""
-    said = parts(task, ESCALATED).get("due") if level_of(task) else task.get("restriction", {}).get("period", {}).get("end")
+    said = parts(task, ESCALATED).get("due") if level_of(task) else None
+    said = said or task.get("restriction", {}).get("period", {}).get("end")
     if isinstance(said, str) and len(said) == 10 and calendar is not None:
         at = moment(said, calendar)
         return calendar.end_of(calendar.day_of(at)) if at else None

@@ -45,6 +45,7 @@ class Timing:
     chain: tuple[NextInLine, ...] | None = None
     again: Span | None = None
     pause: Span | None = None
+    longest_pause: Span | None = None
     snooze: Snooze | None = None
     hard: str | None = None
 
@@ -105,9 +106,9 @@ def load_rules(path: Path) -> tuple[Rule, ...]:
     roles = tree.get("roles", {})
     rules = tuple(_rule(each, roles, f"{path.name}: rules[{at}]") for at, each in enumerate(tree["rules"]))
     whole = [rule.says for rule in rules if not rule.applies]
-    for needed in ("within", "again", "pause"):
+    for needed in ("within", "again", "pause", "longest_pause"):
         if not any(getattr(says, needed) for says in whole):
-            raise TimingWrong(f"{path.name}: one rule for all Tasks (without `for`) must say {needed}")
+            raise TimingWrong(f"{path.name}: one rule for all Tasks (without `for`) must say {needed.replace('_', '-')}")
     return rules
 
 
@@ -165,6 +166,7 @@ _READ = {
     "chain": _chain,
     "again": _span,
     "pause": _span,
+    "longest-pause": _span,
     "snooze": _snooze,
     "hard": _text,
 }

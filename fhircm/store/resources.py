@@ -478,6 +478,13 @@ class Store:
                 connection, self.database.dialect, sorted(kinds), self.clock(), time.time(), limit, lease
             )
 
+    async def next_due(self, kinds: Collection[str]) -> datetime | None:
+        """When the next timer of these kinds that nobody has claimed is due, or was; None when there is none."""
+        if not kinds:
+            return None
+        async with self.database.reading() as connection:
+            return await timing.next_due(connection, sorted(kinds), time.time())
+
     async def timer(self, key: str) -> Timer | None:
         """A timer as it stands, to be looked at."""
         async with self.database.reading() as connection:

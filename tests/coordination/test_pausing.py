@@ -123,6 +123,25 @@ async def test_a_due_time_that_was_set_meanwhile_and_one_that_was_over_stay(worl
     assert ended(await now(world, "late")) == "2026-03-01T23:59:59-06:00"
 
 
+@pytest.mark.parametrize("until", ["2027", "9999-12-31T00:00:00Z"])
+async def test_nothing_is_on_hold_for_ever(world, until):
+    await task(world)
+    held = [{"url": PAUSED, "extension": [{"url": "until", "valueDateTime": until}]}]
+    await world.edit("Task", "t", status="on-hold", extension=held)
+    await world.react()
+    assert parts(await now(world), PAUSED)["until"] == "2026-03-16T23:59:59-05:00"
+    assert (await world.store.timer(escalation.key("t"))).due == at("2026-03-16T23:59:59-05:00")
+
+
+async def test_a_pause_has_a_longest(world):
+    world.store.rules = RULES
+    await task(world)
+    for until in ("2027-03-01T00:00:00Z", "9999-12-31T00:00:00Z"):
+        held = [{"url": PAUSED, "extension": [{"url": "until", "valueDateTime": until}]}]
+        with pytest.raises(Conflict, match="on hold for 180 days"):
+            await world.edit("Task", "t", status="on-hold", extension=held)
+
+
 async def test_it_goes_on_by_itself_when_the_pause_is_over_once(world):
     await task(world)
     held = [{"url": PAUSED, "extension": [{"url": "until", "valueDateTime": "2026-03-04T09:00:00-06:00"}]}]
