@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fhircm.coordination import escalation
 from fhircm.coordination.discharge import arrange, follow
 from fhircm.coordination.discharge.rules import rules
-from fhircm.coordination.task_states import RULE
+from fhircm.coordination.rules import RULES
 from fhircm.fhir.validation import check
 from fhircm.store.database import open_database
 from fhircm.store.operations import Put
@@ -73,7 +73,7 @@ class Hospital(World):
 @pytest.fixture
 async def hospital(database_url, clock):
     clock.now = at("2026-03-02T10:00:00-06:00")
-    store = Store(await open_database(database_url), clock=clock, rules=[RULE])
+    store = Store(await open_database(database_url), clock=clock, rules=RULES)
     made = Hospital(store, clock)
     await made.begin()
     yield made
