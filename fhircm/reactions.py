@@ -10,11 +10,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from fhircm.coordination import escalation, loops, provenance, referral, transition
+from fhircm.coordination import escalation, loops, provenance, referral
 from fhircm.coordination.context import Context
 from fhircm.coordination.discharge import arrange as discharge
 from fhircm.coordination.discharge import follow as discharging
 from fhircm.coordination.longitudinal import follow as longitudinal
+from fhircm.coordination.transition import flags, notices, receiving
+from fhircm.coordination.transition import follow as transition
 from fhircm.exchange import directory, identity, merge
 from fhircm.jobs import export, exported
 from fhircm.store.resources import Change, Op, Timer
@@ -56,7 +58,13 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
         " ".join([*directory.TYPES, "Task"]),
         lambda context: partial(directory.enlist, context.store, owner=f"Organization/{context.organization}"),
     ),
-    "transition": ("Encounter Patient Task", lambda context: partial(transition.follow, context)),
+    "transition": (
+        "Communication DeviceRequest Encounter Patient Person ServiceRequest Task",
+        lambda context: partial(transition.follow, context),
+    ),
+    "flags": ("Encounter Patient Person", lambda context: partial(flags.follow, context)),
+    "transition-document": ("Bundle Task", lambda context: partial(receiving.follow, context)),
+    "notices": ("Encounter", lambda context: partial(notices.follow, context)),
     "discharge": (discharging.TYPES, lambda context: partial(discharging.follow, context)),
     "referral": ("ServiceRequest Task Encounter DocumentReference Person", lambda context: partial(referral.follow, context)),
     escalation.REACTION: ("Task", lambda context: partial(escalation.watch, context)),
@@ -74,6 +82,7 @@ TIMERS: dict[str, Callable[..., Awaitable[list[Op]]]] = {
     escalation.KIND: escalation.overdue,
     discharge.KIND: discharging.look_again,
     loops.KIND: loops.check,
+    flags.KIND: flags.look_again,
     longitudinal.KIND: longitudinal.remake,
     export.EXPIRY: exported.expire,
     merge.KIND: merge.carry_on,

@@ -3,11 +3,12 @@
 https://hl7.org/fhir/R4/plandefinition.html, profiles/plan-definition/. A pathway is a top-level action whose trigger names an
 event (`admission`, `discharge`, `referral`); the actions in it are its steps. A step is mandatory when its `requiredBehavior` is
 `must`; its `output` says which resources show that it is done; and a `relatedAction` before the end of the pathway's own action
-(with an `offsetDuration`) makes it due so long before the whole is expected to end. Three things are read beyond the plain resource:
+(with an `offsetDuration`) makes it due so long before the whole is expected to end. Four things are read beyond the plain resource:
 
 - an action is due in days (UCUM d) or hours (h), and in those of business with the extension `business-days` or `business-hours` on
   `timingDuration`;
 - the first participant's role owns a step, and extensions `escalation` (`role`, `after`) are those next in line, in order;
+- an action may say with how many attempts to reach somebody it is done though nobody was reached: extension `contact-attempts`;
 - a condition is FHIRPath of the form `%name = 'value'`, `%name != 'value'` or `%name in ('a' | 'b')`. Any other is refused when
   the file is read.
 """
@@ -30,6 +31,7 @@ from fhircm.fhir.validation import check
 Tree = dict[str, Any]
 BUSINESS = {"d": f"{BASE}/StructureDefinition/business-days", "h": f"{BASE}/StructureDefinition/business-hours"}
 ESCALATION = f"{BASE}/StructureDefinition/escalation"
+ATTEMPTS = f"{BASE}/StructureDefinition/contact-attempts"
 _EQUAL = re.compile(r"\s*%([a-z]+)\s*(=|!=)\s*'([^'\\]*)'\s*")
 _AMONG = re.compile(r"\s*%([a-z]+)\s+in\s+\(\s*('[^'\\]*'(?:\s*\|\s*'[^'\\]*')*)\s*\)\s*")
 _NOTHING = {"value": 0, "code": "d"}
@@ -89,6 +91,7 @@ class Step:
     mandatory: bool = False
     before_end: Span | None = None  # of the whole
     shown: tuple[Shown, ...] = ()
+    attempts: int | None = None  # so many attempts that reach nobody are enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,10 @@ class Pathway:
     def canonical(self) -> str:
         """What Task.instantiatesCanonical names."""
         return f"{self.url}|{self.version}"
+
+    def applies(self, variables: Mapping[str, str]) -> bool:
+        """Whether the conditions of the whole hold."""
+        return all(condition.holds(variables) for condition in self.whole.conditions)
 
     def applicable(self, variables: Mapping[str, str]) -> list[Step]:
         """The steps whose conditions hold, in order."""
@@ -171,6 +178,7 @@ def _step(action: Tree, place: str, whole: str) -> Step:
         mandatory=action.get("requiredBehavior") == "must",
         before_end=next((_span(one, f"{place}.relatedAction.offsetDuration") for one in offsets), None),
         shown=tuple(_shown(one, f"{place}.output") for one in action.get("output", [])),
+        attempts=next((one["valuePositiveInt"] for one in action.get("extension", []) if one["url"] == ATTEMPTS), None),
     )
 
 

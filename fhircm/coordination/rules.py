@@ -6,6 +6,7 @@ To add a rule: a function in `coordination/` that takes a Write and raises what 
 from __future__ import annotations
 
 from fhircm.coordination import addressed, pausing, plausible, task_states
+from fhircm.coordination.transition import receiving
 from fhircm.store.operations import WriteRule
 
 RULES: tuple[WriteRule, ...] = (
@@ -13,4 +14,5 @@ RULES: tuple[WriteRule, ...] = (
     task_states.RULE,
     addressed.RULE,
     pausing.RULE,
+    receiving.RULE,
 )

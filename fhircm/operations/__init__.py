@@ -17,6 +17,7 @@ from fhircm.operations.export import export
 from fhircm.operations.lookup import lookup, subsumes
 from fhircm.operations.match import match
 from fhircm.operations.meta import meta, meta_add, meta_delete
+from fhircm.operations.transition_document import accept_document, transition_document
 from fhircm.operations.translate import translate
 from fhircm.operations.validate import validate
 from fhircm.operations.validate_code import validate_in_code_system, validate_in_value_set
@@ -25,10 +26,12 @@ from fhircm.operations.validate_code import validate_in_code_system, validate_in
 OPERATIONS: dict[str, Operation] = {
     name: load(name, function)
     for name, function in {
+        "bundle-accept-document": accept_document,
         "code-system-validate-code": validate_in_code_system,
         "encounter-discharge-plan": discharge_plan,
         "encounter-everything": everything,
         "encounter-handover-package": handover_package,
+        "encounter-transition-document": transition_document,
         "episode-of-care-everything": everything,
         "expand": expand,
         "export": export,

@@ -11,6 +11,7 @@ from fhircm.coordination import answering, pausing
 from fhircm.coordination.acting import Verb, act
 from fhircm.coordination.discharge import acts as discharge_acts
 from fhircm.coordination.discharge import choices, handover
+from fhircm.coordination.transition import attempting
 from fhircm.operations.call import Answer, Argument, Call
 from fhircm.operations.definition import Function
 
@@ -27,6 +28,7 @@ VERBS: dict[str, Verb] = {
     "task-pause": pausing.pause,
     "task-resume": pausing.resume,
     "task-snooze": pausing.snooze,
+    "task-record-contact": attempting.record_contact,
 }
 
 
