@@ -11,6 +11,7 @@ from fhircm.operations.break_glass import break_glass
 from fhircm.operations.bulk_import import bulk_import
 from fhircm.operations.caseload import caseload, hand_over_caseload
 from fhircm.operations.definition import Operation, load
+from fhircm.operations.discharge import compare_offers, discharge_plan, handover_package
 from fhircm.operations.everything import everything
 from fhircm.operations.expand import expand
 from fhircm.operations.export import export
@@ -31,7 +32,9 @@ OPERATIONS: dict[str, Operation] = {
     for name, function in {
         "bundle-accept-document": accept_document,
         "code-system-validate-code": validate_in_code_system,
+        "encounter-discharge-plan": discharge_plan,
         "encounter-everything": everything,
+        "encounter-handover-package": handover_package,
         "encounter-transition-document": transition_document,
         "episode-of-care-everything": everything,
         "expand": expand,
@@ -53,6 +56,7 @@ OPERATIONS: dict[str, Operation] = {
         "service-request-candidates": candidates,
         "service-request-loop": loop,
         "service-request-package": package,
+        "service-request-compare-offers": compare_offers,
         "subsumes": subsumes,
         "task-worklist": work_list,
         "translate": translate,
