@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fhircm.coordination import answering, pausing
+from fhircm.coordination import answering, assigning, claiming, pausing, requesting, scheduling
 from fhircm.coordination.acting import Verb, act
 from fhircm.coordination.discharge import acts as discharge_acts
 from fhircm.coordination.discharge import choices, handover
@@ -23,12 +23,34 @@ VERBS: dict[str, Verb] = {
     "encounter-record-choice": choices.record_choice,
     "encounter-refer-to-chosen": choices.refer_to_chosen,
     "encounter-send-handover": handover.send_handover,
+    "service-request-refer": requesting.refer,
     "task-accept": answering.accept,
+    "task-acknowledge": requesting.acknowledge,
+    "task-assign": assigning.assign,
+    "task-cancel": answering.cancel,
+    "task-choose": requesting.choose,
+    "task-claim": claiming.claim,
+    "task-complete": answering.complete,
+    "task-confirm-cancellation": answering.confirm_cancellation,
     "task-decline": answering.decline,
+    "task-delegate": claiming.delegate,
+    "task-fail": answering.fail,
+    "task-forward": requesting.forward,
+    "task-hand-over": claiming.hand_over,
+    "task-no-show": scheduling.no_show,
+    "task-offer": answering.offer,
     "task-pause": pausing.pause,
-    "task-resume": pausing.resume,
-    "task-snooze": pausing.snooze,
+    "task-provide-information": answering.provide_information,
     "task-record-contact": attempting.record_contact,
+    "task-release": claiming.release,
+    "task-reopen": requesting.reopen,
+    "task-request-information": answering.request_information,
+    "task-reschedule": scheduling.reschedule,
+    "task-resume": pausing.resume,
+    "task-schedule": scheduling.schedule,
+    "task-snooze": pausing.snooze,
+    "task-start": answering.start,
+    "task-waitlist": scheduling.waitlist,
 }
 
 

@@ -2,8 +2,6 @@
 
 from datetime import timedelta
 
-import pytest
-
 from .conftest import SCT
 
 DOCTOR = [{"coding": [{"system": SCT, "code": "446050000"}]}]
@@ -82,18 +80,12 @@ async def test_who_was_told_is_told_what_was_corrected_and_cancelled(world):
     assert await world.again() == []
 
 
-@pytest.mark.parametrize(
-    "stay",
-    [
-        {"start": "2026-02-20", "end": "2026-02-27"},  # history of a first pull
-        {"start": "2026-02-25T07:00:00-06:00"},  # it began days ago
-        {"start": "2026-03-02T07:00:00-06:00", "status": "planned"},
-        {"start": "2026-03-02T07:00:00-06:00", "cls": "AMB"},
-    ],
-)
-async def test_what_tells_nobody(world, stay):
+async def test_what_tells_nobody(world):
     await known_at_the_clinic(world)
-    await world.lakeside.stay(**stay)
+    await world.lakeside.stay("history", start="2026-02-20", end="2026-02-27")
+    await world.lakeside.stay("days-ago", start="2026-02-25T07:00:00-06:00")
+    await world.lakeside.stay("to-come", start="2026-03-02T07:00:00-06:00", status="planned")
+    await world.lakeside.stay("visit", start="2026-03-02T07:00:00-06:00", cls="AMB")
     assert await told(world) == []
 
 

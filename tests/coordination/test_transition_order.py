@@ -106,26 +106,23 @@ async def ending(world, mrn):
     )
 
 
-@pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
+# What each comes to, in part.
+ENDS = {
+    "a discharge home whose date is corrected": {("V1", "contact", "ready"), ("V1", "transition-of-care", "in-progress")},
+    "a discharge that is taken back": set(),
+    "a discharge home that was to a facility": {("V1", "arrival", "ready")},
+    "a readmission that was a mistake": {("V1", "contact", "ready"), ("V1", "transition-of-care", "in-progress")},
+    "a readmission": {("V2", "hospital-admission", "in-progress"), ("V2", "admission-handover", "ready")},
+    "from the emergency department to a ward, another hospital, and its ward": {("V1", "arrival", "completed")},
+}
+
+
+@pytest.mark.parametrize("story", STORIES)
 async def test_late_repeated_and_cancelled_events_end_in_the_same_state(world, door, story):
-    await told(world, door, "RIGHT", story)
+    await told(world, door, "RIGHT", STORIES[story])
     right = await ending(world, "RIGHT")
-    for seed in range(4):
-        await told(world, door, f"M{seed}", story, random.Random(seed))
+    found = {(visit, code, status) for visit, _, code, status, *_ in right}
+    assert ENDS[story] <= found if ENDS[story] else not found
+    for seed in range(2):
+        await told(world, door, f"M{seed}", STORIES[story], random.Random(f"{story}{seed}"))
         assert await ending(world, f"M{seed}") == right, f"seed {seed}"
-
-
-@pytest.mark.parametrize(
-    ("story", "expected"),
-    [
-        ("a discharge home whose date is corrected", {("V1", "contact", "ready"), ("V1", "transition-of-care", "in-progress")}),
-        ("a discharge that is taken back", set()),
-        ("a readmission", {("V2", "hospital-admission", "in-progress"), ("V2", "admission-handover", "ready")}),
-        ("a readmission that was a mistake", {("V1", "contact", "ready"), ("V1", "transition-of-care", "in-progress")}),
-        ("from the emergency department to a ward, another hospital, and its ward", {("V1", "arrival", "completed")}),
-    ],
-)
-async def test_what_a_story_comes_to(world, door, story, expected):
-    await told(world, door, "M", STORIES[story])
-    found = {(visit, code, status) for visit, _, code, status, *_ in await ending(world, "M")}
-    assert expected <= found if expected else not found

@@ -2,8 +2,6 @@
 
 from datetime import timedelta
 
-import pytest
-
 from fhircm.coordination.codes import own, value_set
 from fhircm.coordination.transition.stays import dispositions
 from fhircm.coordination.transition.wholes import called_off
@@ -54,27 +52,28 @@ async def do(world, task, *states):
     await world.react()
 
 
-@pytest.mark.parametrize(
-    ("code", "steps"),
-    [
-        ("01", HOME),
-        ("07", HOME),  # against advice: at home, and in more need than others
-        ("06", HOME | SUMMARY | {"home-health-start"}),
-        ("03", SUMMARY | {"arrival", "medication-reconciliation", "contact"}),
-        ("62", SUMMARY | {"arrival", "medication-reconciliation", "contact"}),
-        ("02", SUMMARY | {"arrival"}),
-        ("50", SUMMARY | {"hospice-start", "medication-reconciliation", "contact"}),
-        ("20", set()),  # died
-        ("70", set()),  # nobody knows what that is
-    ],
-)
-async def test_the_disposition_chooses_the_pathway(world, code, steps):
-    await leave(world, code)
-    whole, found = await transition(world)
-    assert found.keys() == steps
-    assert (whole is not None) == bool(steps)
-    if whole:
-        assert complete(whole) == (0, len(steps), steps)
+BY_DISPOSITION = [
+    ("01", HOME),
+    ("07", HOME),  # against advice: at home, and in more need than others
+    ("06", HOME | SUMMARY | {"home-health-start"}),
+    ("03", SUMMARY | {"arrival", "medication-reconciliation", "contact"}),
+    ("62", SUMMARY | {"arrival", "medication-reconciliation", "contact"}),
+    ("02", SUMMARY | {"arrival"}),
+    ("50", SUMMARY | {"hospice-start", "medication-reconciliation", "contact"}),
+    ("20", set()),  # died
+    ("70", set()),  # nobody knows what that is
+]
+
+
+async def test_the_disposition_chooses_the_pathway_and_a_correction_another(world):
+    await leave(world)
+    for code, steps in BY_DISPOSITION:
+        await left(world, code)
+        whole, found = await transition(world)
+        assert found.keys() == steps, code
+        assert (whole is not None) == bool(steps)
+        if whole:
+            assert complete(whole) == (0, len(steps), steps)
 
 
 def test_home_is_what_it_was_before():
@@ -260,30 +259,26 @@ async def test_a_transfer_within_the_house_moves_the_admission_along(world):
 # --- emergency visits --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("codes", "reason", "follow_up"),
-    [
-        (["I50.9", "J44.1"], None, True),  # two high-risk chronic conditions
-        (["I50.9"], None, False),
-        (["I50.9", "I50.2"], None, False),  # one, twice
-        ([], "F10.20", True),
-        ([], "R45.851", True),
-        ([], "S93.4", False),
-    ],
-)
-async def test_an_emergency_visit_is_followed_up_when_the_measures_ask_for_it(world, codes, reason, follow_up):
+async def test_an_emergency_visit_is_followed_up_when_the_measures_ask_for_it(world):
     await world.lakeside.patient()
-    for number, code in enumerate(codes):
-        said = {"code": {"coding": [{"system": ICD10, "code": code}]}, "subject": world.lakeside.ref("Patient/p1")}
-        await world.lakeside.put(f"Condition/c{number}", **said)
-    why = {"reasonCode": [{"coding": [{"system": ICD10, "code": reason}]}]} if reason else {}
-    visit = {"start": "2026-03-02T02:00:00-06:00", "end": "2026-03-02T05:00:00-06:00", "cls": "EMER", **why}
-    await world.lakeside.stay("ed", **visit)
-    await world.react()
-    whole, steps = await transition(world, "emergency-follow-up")
-    assert (whole is not None) == follow_up
-    if follow_up:
-        assert steps["follow-up-visit"]["restriction"]["period"]["end"] == "2026-03-09T23:59:59-05:00"
-        await world.lakeside.stay("e", start="2026-03-02T05:30:00-06:00")
+
+    async def visited(reason=None, *conditions):
+        for code in conditions:
+            said = {"code": {"coding": [{"system": ICD10, "code": code}]}, "subject": world.lakeside.ref("Patient/p1")}
+            await world.lakeside.put(f"Condition/{code}", **said)
+        why = {"reasonCode": [{"coding": [{"system": ICD10, "code": reason}]}]} if reason else {}
+        visit = {"start": "2026-03-02T02:00:00-06:00", "end": "2026-03-02T05:00:00-06:00", "cls": "EMER", **why}
+        await world.lakeside.stay("ed", **visit)
         await world.react()
-        assert (await transition(world, "emergency-follow-up"))[0] is None, "the patient was admitted"
+        return await transition(world, "emergency-follow-up")
+
+    assert (await visited("S93.4"))[0] is None
+    assert (await visited("F10.20"))[0] is not None
+    assert (await visited("S93.4"))[0] is None, "it was for something else"
+    assert (await visited("R45.851"))[0] is not None
+    assert (await visited(None, "I50.9", "I50.2"))[0] is None, "one high-risk chronic condition, twice"
+    _, steps = await visited("S93.4", "J44.1")
+    assert steps["follow-up-visit"]["restriction"]["period"]["end"] == "2026-03-09T23:59:59-05:00"
+    await world.lakeside.stay("e", start="2026-03-02T05:30:00-06:00")
+    await world.react()
+    assert (await transition(world, "emergency-follow-up"))[0] is None, "the patient was admitted"
