@@ -175,21 +175,9 @@ async def _move(context: Context, task: Stored, because_of: str) -> list[Op]:
     """One step of a referral, and what a human must look at."""
     found = await evidence.gather(context, task, await linked(context, patient_of(task.tree) or ""))
     operations = await evidence.questions(context, task, found)
-    if not await _is_its(context, task):
+    if not await distribution.may_be_moved(context, task):
         found = replace(found, visits=(), reports=())
     members = evidence.next_step(task.tree, found, because_of, instant(context.now())) or {}
     members |= await referral_times.moved(context, task, members.get("status", task.tree["status"]))
     operations += await loops.asked_to_stop(context, task, evidence.stop_is_to_be_asked_for(task.tree, found))
     return [*operations, edit(task, **members, lastModified=instant(context.now()))] if members else operations
-
-
-async def _is_its(context: Context, task: Stored) -> bool:
-    """Whether a Task may be moved by what is seen of visits and reports: not when another has the request, nor as long as its offer is not chosen."""
-    group = distribution.group_of(task.tree)
-    if group is None or not is_open(task.tree):
-        return True
-    said = distribution.of(task.tree)
-    if "owner" not in task.tree or (said.how == distribution.OFFERS and not said.chosen):
-        return False
-    holder = await context.store.state(distribution.TAKEN, group)
-    return holder is None or holder.get("task") == task.id
