@@ -27,13 +27,16 @@ from fhircm import (
     cli_exchange,
     cli_identity,
     cli_keys,
+    cli_loops,
     cli_mapping,
+    cli_operation,
     cli_organization,
     cli_partner,
     cli_people,
     cli_plan,
     cli_quarantine,
     cli_smart,
+    partnering,
     wiring,
 )
 from fhircm.exchange.client import connect
@@ -63,6 +66,7 @@ partner_app.command("new")(cli_partner.new)
 cli_smart.add_commands(app)
 app.add_typer(cli_keys.app, name="keys")
 cli_plan.add_commands(app)
+cli_loops.add_commands(app)
 app.add_typer(cli_people.user_app, name="user")
 app.add_typer(cli_organization.app, name="organization")
 app.add_typer(cli_quarantine.app, name="quarantine")
@@ -72,6 +76,7 @@ app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_bulk.app, name="bulk")
 app.add_typer(cli_emergency.app, name="emergency")
 app.add_typer(cli_mapping.app, name="mapping")
+app.add_typer(cli_operation.app, name="operation")
 app.command()(cli_exchange.reconcile)
 app.command()(cli_exchange.push)
 partner_app.command("status")(cli_exchange.status)
@@ -236,7 +241,7 @@ def pull(
                     task = bar.add_task(f"{partner.name}: patients", total=None)
                     advance = partial(_advance, bar, task)
                     async with connect(partner, settings.keys_dir, wiring.tokens(settings, store)) as client:
-                        report = await wiring.pull_partner(settings, store, client, advance)
+                        report = await partnering.pull_partner(settings, store, client, advance)
                 out.print(f"{partner.name}: {report.summary()}", highlight=False, soft_wrap=True)
                 for refused in report.refused:
                     err.print(f"  refused {refused}", style="yellow", highlight=False, soft_wrap=True)
@@ -417,7 +422,7 @@ def partner_check(name: Annotated[str, typer.Argument(help="The partner's folder
 
     async def go(settings: Settings) -> int:
         async with wiring.open_store(settings) as store:
-            report = await wiring.check_partner(settings, store, wiring.partners(settings, [name])[0])
+            report = await partnering.check_partner(settings, store, wiring.partners(settings, [name])[0])
         out.print(report.render(), highlight=False, soft_wrap=True)
         return 0 if report.ok else 1
 

@@ -287,3 +287,11 @@ async def test_what_clients_do_at_the_authorization_server_leaves_its_event(hub)
     (revoked,) = await hub.events()
     assert revoked["subtype"][-1]["code"] == "revoke"
     assert token not in json.dumps([issued, refused, revoked])
+
+
+async def test_a_message_of_hl7_v2_leaves_its_event_too(hub):
+    await hub.events()
+    answer = await hub.http.post("/hl7v2/nobody", content=b"MSH|", headers={"Content-Type": "application/hl7-v2"})
+    (event,) = await hub.events()
+    assert answer.status_code == 404, "there is no such partner"
+    assert event["subtype"][-1]["code"].endswith("hl7v2") and event["outcome"] != "0"
