@@ -10,7 +10,7 @@ import typer
 
 from fhircm import wiring
 from fhircm.cli_noting import with_store
-from fhircm.coordination.loops import WRONG, Loop
+from fhircm.coordination.open_loops import WRONG, Loop
 from fhircm.settings import Settings
 from fhircm.store.resources import Store
 

@@ -17,7 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST as CONTENT_TYPE
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from fhircm.coordination import loops
+from fhircm.coordination import open_loops
 from fhircm.exchange.breaker import WHOLE
 from fhircm.exchange.freshness import TypeFreshness
 from fhircm.exchange.news import CURSOR
@@ -80,7 +80,7 @@ class Metrics:
         found = await statuses(self._store, self._partners)
         figures, now = Figures(self._store.database), self._store.clock()
         behind = await figures.behind([*REACTIONS, CURSOR])
-        checked = await self._store.state(loops.NAMESPACE, loops.ROUND) or {}
+        checked = await self._store.state(open_loops.NAMESPACE, open_loops.ROUND) or {}
         hub = _Hub(now, await figures.head(), behind, await figures.overdue(now), checked)
         return await asyncio.to_thread(exposed, [*_of_partners(found), *_of_types(found), *_of_hub(hub), *_of_loops(hub.loops)])
 
@@ -265,7 +265,7 @@ def _of_loops(checked: dict[str, Any]) -> Iterator[Metric]:
         "open_loops_wrong",
         "Those of them that nobody has, or to which nothing happens next, by what is wrong",
         ["kind"],
-        (([code], wrong.get(code, 0)) for code in loops.WRONG if checked),
+        (([code], wrong.get(code, 0)) for code in open_loops.WRONG if checked),
     )
     ended = _stamp(datetime.fromisoformat(checked["at"])) if checked else None
     yield _gauge("open_loops_checked_timestamp_seconds", "When the last check of all open loops ended", [], [([], ended)])

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from fhircm.coordination import escalation, loops, provenance, referral, transition
+from fhircm.coordination import escalation, open_loops, provenance, referral, transition
 from fhircm.coordination.context import Context
 from fhircm.coordination.longitudinal import follow as longitudinal
 from fhircm.exchange import directory, identity, merge
@@ -55,7 +55,10 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
         lambda context: partial(directory.enlist, context.store, owner=f"Organization/{context.organization}"),
     ),
     "transition": ("Encounter Patient Task", lambda context: partial(transition.follow, context)),
-    "referral": ("ServiceRequest Task Encounter DocumentReference Person", lambda context: partial(referral.follow, context)),
+    "referral": (
+        "ServiceRequest Task Encounter DocumentReference Person HealthcareService PractitionerRole",
+        lambda context: partial(referral.follow, context),
+    ),
     escalation.REACTION: ("Task", lambda context: partial(escalation.watch, context)),
     "longitudinal": (
         "CarePlan CareTeam Condition Goal Patient Person Practitioner PractitionerRole ServiceRequest Task",
@@ -69,7 +72,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
 
 TIMERS: dict[str, Callable[..., Awaitable[list[Op]]]] = {
     escalation.KIND: escalation.overdue,
-    loops.KIND: loops.check,
+    open_loops.KIND: open_loops.check,
     longitudinal.KIND: longitudinal.remake,
     export.EXPIRY: exported.expire,
     merge.KIND: merge.carry_on,

@@ -23,7 +23,8 @@ from fhircm.access.people import People
 from fhircm.access.roles import unknown
 from fhircm.access.sealing import Seal
 from fhircm.access.sessions import Sessions
-from fhircm.coordination import build, loops, rules, task_states
+from fhircm.coordination import build, rules, task_states
+from fhircm.coordination import open_loops as watch
 from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar, Hours
 from fhircm.coordination.longitudinal import follow, words
@@ -269,9 +270,9 @@ def _calendar_of(partner: Partner) -> BusinessCalendar:
     return BusinessCalendar(partner.time_zone, said.country, said.subdivision, said.closed, said.weekend, hours or None)
 
 
-async def open_loops(settings: Settings, store: Store) -> list[loops.Loop]:
+async def open_loops(settings: Settings, store: Store) -> list[watch.Loop]:
     """Every open loop of the hub, with who has it, when something happens to it next, and what is wrong with it."""
-    return await loops.everything(context(settings, store, partners(settings, None)))
+    return await watch.everything(context(settings, store, partners(settings, None)))
 
 
 @asynccontextmanager
@@ -293,7 +294,7 @@ async def worker(settings: Settings) -> AsyncIterator[Worker]:
         stack.push_async_callback(sources.close)
         jobs = partial(run_jobs, means(settings, store, sources), JOBS, settings.lease)
         reader = News(store, chosen)
-        await loops.begin(store)
+        await watch.begin(store)
         listening = [*reactions(around), Reaction(CURSOR, reader.types, reader.tell)]
         yield Worker(store, listening, timer_handlers(around), park, unpark, rounds, settings.lease, jobs)
 

@@ -13,13 +13,14 @@ from fhircm.coordination.build import concept, edit, for_a_human, instant, stabl
 from fhircm.coordination.codes import identifiers, member
 from fhircm.coordination.context import Context, any_of, token
 from fhircm.coordination.people import patient_of
-from fhircm.coordination.task_states import business, is_open, machine
+from fhircm.coordination.task_states import Protocol, is_open, protocol_of
 from fhircm.fhir.systems import REFERRAL
 from fhircm.store.resources import Op, Stored
 
 Tree = dict[str, Any]
 _UNDER_WAY = frozenset(("in-progress", "onleave", "finished"))
 _BOOKED = frozenset(("planned", "arrived", "triaged"))
+ASKED = "5.2"  # the business status of a Task that its requester asks to cancel
 _WITHDRAWN = {"revoked": "The requester withdrew the order", "entered-in-error": "The order was entered in error"}
 
 
@@ -119,52 +120,87 @@ def next_step(task: Tree, found: Evidence, because_of: str, now: str) -> Tree | 
     A Task that is on hold, or in progress with a business status that somebody gave it, moves on only when a visit or report
     changes, not because it was edited; a final report and a withdrawal always count.
     """
-    table, status = machine("Task", "referral"), task["status"]
+    protocol, status = protocol_of(task), task["status"]
+    table = protocol.machine
     if status in table.terminal:
         members = _outputs(task, found) if status == "completed" else {}
-        return (members | _in_line(task, status)) or None
-    goal = aim(found)
-    fresh = because_of in ("Encounter", "DocumentReference")
-    if goal is not None and (fresh or goal[0] in table.terminal or status in ("draft", "requested", "accepted")):
+        return (members | in_line(task, status)) or None
+    goal, fresh = aim(found), because_of in ("Encounter", "DocumentReference")
+    if goal is not None and goal[0] == "cancelled" and not may_withdraw(protocol, status):
+        return _asked_to_cancel(protocol, task, goal[2]) or in_line(task, status) or None
+    if goal is not None and (fresh or goal[0] in table.terminal or status in _BEFORE):
         if status != goal[0]:
-            return _towards(task, found, goal, now)
-        if task_code(task) != goal[1] and _fits(task, status, goal[1]):
-            return {"businessStatus": business().concept(goal[1]), "statusReason": None, **_outputs(task, found)}
-    return (_outputs(task, found) | _in_line(task, status)) or None
+            return _towards(protocol, task, found, goal, now)
+        if task_code(task) != goal[1] and _fits(protocol, task, status, goal[1]):
+            return {**_coded(protocol, goal[1]), "statusReason": None, **_outputs(task, found)}
+    return (_outputs(task, found) | in_line(task, status)) or None
+
+
+_BEFORE = ("draft", "requested", "received", "accepted", "ready")
+
+
+def may_withdraw(protocol: Protocol, status: str) -> bool:
+    """Whether a requester ends a Task by itself."""
+    return "cancelled" in protocol.machine.next[status] and protocol.machine.who(status, "cancelled") != "performer"
+
+
+def _asked_to_cancel(protocol: Protocol, task: Tree, why: str) -> Tree:
+    """Where the requester may only ask, its withdrawal asks."""
+    if protocol.business is None or task_code(task) == ASKED:
+        return {}
+    return {"status": "in-progress", **_coded(protocol, ASKED), "statusReason": {"text": why}}
+
+
+def stop_is_to_be_asked_for(task: Tree, found: Evidence) -> str | None:
+    """Why a performer is to be asked to stop with a Task of its own: the protocol gives the requester no other way."""
+    protocol, goal = protocol_of(task), aim(found)
+    if goal is None or goal[0] != "cancelled" or protocol.business is not None or not is_open(task):
+        return None
+    return None if may_withdraw(protocol, task["status"]) else goal[2]
 
 
 def task_code(task: Tree) -> str | None:
     """The business status of a referral."""
-    return business().code(task)
+    table = protocol_of(task).business
+    return table.code(task) if table else None
 
 
-def _fits(task: Tree, status: str, code: str) -> bool:
+def _coded(protocol: Protocol, code: str) -> Tree:
+    return {"businessStatus": protocol.business.concept(code)} if protocol.business else {}
+
+
+def _fits(protocol: Protocol, task: Tree, status: str, code: str) -> bool:
     """Whether a business status may be written now, with this status."""
-    before, table = task_code(task), business()
-    if code not in table.of.get(status, ()):
+    table = protocol.business
+    if table is None or code not in table.of.get(status, ()):
         return False
+    before = table.code(task)
     if before is None:
         return True
     behind = before not in table.of.get(task["status"], (before,))
     return (table.machine.reaches if behind else table.machine.may)(before, code)
 
 
-def _in_line(task: Tree, status: str) -> Tree:
+def in_line(task: Tree, status: str) -> Tree:
     """The business status that goes with a status which somebody set alone, if it can follow the one there."""
-    codes = business().of.get(status)
-    if codes is None or task_code(task) in codes or not _fits(task, status, codes[0]):
+    protocol = protocol_of(task)
+    codes = protocol.business.of.get(status) if protocol.business else None
+    if not codes or task_code(task) in codes or not _fits(protocol, task, status, codes[0]):
         return {}
-    return {"businessStatus": business().concept(codes[0])}
+    return _coded(protocol, codes[0])
 
 
-def _towards(task: Tree, found: Evidence, goal: tuple[str, str, str], now: str) -> Tree:
+def _towards(protocol: Protocol, task: Tree, found: Evidence, goal: tuple[str, str, str], now: str) -> Tree | None:
     """One legal step from where the Task is to where it should be."""
     status, code, why = goal
-    step = (machine("Task", "referral").path(task["status"], status) or [status])[0]
-    members: Tree = {"status": step, "statusReason": None, **_in_line(task, step)}
+    way = protocol.machine.path(task["status"], status)
+    if way is None:
+        return None
+    step = (way or [status])[0]
+    members: Tree = {"status": step, "statusReason": None, **in_line(task, step)}
     if step == status:
-        if _fits(task, step, code):
-            members["businessStatus"] = business().concept(code)
+        if _fits(protocol, task, step, code):
+            members |= _coded(protocol, code)
         members |= _outputs(task, found)
     else:
         members["statusReason"] = {"text": f"Taken as {step}: {why}"}

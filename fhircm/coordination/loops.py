@@ -1,243 +1,276 @@
-"""No open loop without somebody who has it and a next due time: the standing check that finds, tells and mends what breaks that.
+"""What a requester has left to do for a referral: choose whom to ask, choose an offer, answer a question, look at the report.
 
-https://hl7.org/fhir/R4/task.html, https://hl7.org/fhir/R4/servicerequest.html. The reaction to Tasks gives each an owner, a due time and a
-timer within moments; this looks whether it did. It goes over the open Tasks, then over the active orders, a page at a time by the index of
-their status: a page costs the same however many there are, and what is closed costs nothing. After the last page it waits and
-begins anew. What breaks the rule is mended where that needs no judgement, and told to a human, once for each version of it.
+http://hl7.org/fhir/us/sdoh-clinicalcare. Each is a Task with an owner and a due time, there as long as what asks for it; who does it by
+a plain update of the order or the referral need not touch it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import count
 from typing import Any
 
-from fhircm.coordination.agenda import is_whole
-from fhircm.coordination.build import for_a_human, stable_id
-from fhircm.coordination.codes import member
-from fhircm.coordination.context import Context, any_of
-from fhircm.coordination.escalation import REACTION, key, settle
-from fhircm.coordination.people import patient_of
+from fhircm.coordination import referral_times
+from fhircm.coordination.build import concept, edit, for_a_human, instant, new, npi, reference, stable_id
+from fhircm.coordination.codes import FULFILL, own
+from fhircm.coordination.context import Context
+from fhircm.coordination.people import named, organization_of, patient_of
 from fhircm.coordination.task_states import is_open, is_referral, machine, mirrored
-from fhircm.coordination.task_times import due_of, is_loop
 from fhircm.fhir.references import parse_reference
-from fhircm.store.along import along
-from fhircm.store.figures import Figures
-from fhircm.store.operations import Op, SetState, SetTimer, Timer
-from fhircm.store.resources import Store, Stored
+from fhircm.store.resources import Op, Stored
 
 Tree = dict[str, Any]
-KIND = "open-loops"
-NAMESPACE, ROUND = "open-loops", "round"  # where the figures of the last whole round are
-PAGE = 200
-GRACE = timedelta(minutes=5)  # for the reactions to what was written just now
-BETWEEN = timedelta(seconds=1)  # pages
-PAUSE = timedelta(minutes=5)  # rounds
-LATE = timedelta(minutes=5)  # that a timer may be behind its time
-_ASKED = 24  # references in one question: a value of a search has its longest
-_TERMINAL = machine("Task").terminal
-
-_NEW: Tree = {"stretch": 0, "place": 0, "wrong": {}, "loops": 0, "away": False}  # where a round begins
-
-WRONG = {
-    "no-owner": "nobody has it: it has neither an owner nor a role that may take it",
-    "no-due-time": "it has no due time",
-    "no-timer": "nothing happens to it by itself: no timer is set",
-    "timer-late": "its timer was due long ago and did nothing",
-    "whole-closed": "it is a step of something that is closed",
-    "steps-closed": "all of its steps are closed, and it is open",
-    "order-lost": "the order is active, its tasks have ended without a result, and nobody has it",
-    "order-unanswered": "the order is active, and there is no task for it",
-}
-# The stretches of a round: a type and the value of its status whose index is gone along.
-_STRETCHES = (
-    *(("Task", state) for state in sorted(machine("Task").next) if state not in _TERMINAL),
-    ("ServiceRequest", "active"),
-)
+QUESTION, CHOOSE, OFFERS, ACKNOWLEDGE = "provide-information", "choose-performer", "choose-offer", "acknowledge-report"
+CODES = frozenset((QUESTION, CHOOSE, OFFERS, ACKNOWLEDGE))
+INFORMATION, AWAITING = "information", "awaiting-information"
 
 
-@dataclass(frozen=True, slots=True)
-class Loop:
-    """An open loop: who has it, when something happens to it next (UTC), and what is wrong with it (codes of WRONG)."""
-
-    stored: Stored
-    owner: str
-    next: datetime | None
-    wrong: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """What it is at the hub."""
-        return f"{self.stored.type}/{self.stored.id}"
-
-
-# --- the standing check ------------------------------------------------------------------------------------------------------------
+async def _left_to_do(
+    context: Context, about: str, code: str, why: str, *, owner: Tree, focus: str, patient: Tree, priority: str, **more: Any
+) -> list[Op]:
+    """A Task of the requester's, unless there is one that is open. Somebody may have ended one before without doing it."""
+    for number in count():
+        id = stable_id(code, about, str(number))
+        there = await context.get("Task", id)
+        if there is None:
+            break
+        if is_open(there.tree):
+            return []
+    return [await _made(context, id, code, why, owner=owner, focus=focus, patient=patient, priority=priority, **more)]
 
 
-async def begin(store: Store) -> None:
-    """Set the timer of the check, unless it is set: a worker does it when it starts."""
-    if await store.timer(KIND) is None:
-        await store.transact([SetTimer(KIND, KIND, store.clock(), _NEW)], origin="hub")
+async def _made(
+    context: Context, id: str, code: str, why: str, *, owner: Tree, focus: str, patient: Tree, priority: str, **more: Any
+) -> Op:
+    of = await context.follow(owner)
+    calendar = context.calendar_of(context.neighbour(npi=npi(of.tree)) if of else None)
+    due = referral_times.due(context, code, priority, context.now(), calendar)
+    made = {"owner": owner, "focus": focus, "patient": patient, "at": context.now(), "priority": priority}
+    return for_a_human(id, code, why, **made, **due, **more)
 
 
-async def check(context: Context, timer: Timer) -> list[Op]:
-    """Timer handler: look at the next page of what is open; mend and tell what has no owner, no next due time or no way on."""
-    said, now = timer.payload, context.now()
-    wrong, loops = Counter(said["wrong"]), int(said["loops"])
-    away = bool(said["away"]) or timer.due < now - LATE  # nobody worked for a while: that timers are late tells nothing of them
-    found, place = await page(context, _STRETCHES[said["stretch"]], said["place"])
-    operations: list[Op] = []
-    for loop in found:
-        codes = tuple(code for code in loop.wrong if not (away and code == "timer-late"))
-        wrong.update(codes)
-        operations += await _mended(context, replace(loop, wrong=codes)) if codes else []
-    stretch = said["stretch"] + (place is None)
-    if stretch < len(_STRETCHES):
-        between = BETWEEN if found else timedelta()
-        goes_on = {"stretch": stretch, "place": place or 0, "wrong": dict(wrong), "loops": loops + len(found), "away": away}
-        return [*operations, SetTimer(KIND, KIND, now + between, goes_on)]
-    figures = {"at": now.isoformat(), "loops": loops + len(found), "wrong": dict(wrong)}
-    return [*operations, SetState(NAMESPACE, ROUND, figures), SetTimer(KIND, KIND, now + PAUSE, _NEW)]
+def _end(context: Context, task: Stored, status: str, why: str | None = None) -> list[Op]:
+    """One step towards the end of a Task, and its reason."""
+    if not is_open(task.tree):
+        return []
+    step = (machine("Task").path(task.tree["status"], status) or [status])[0]
+    reason = {"text": why} if why and step == status else None
+    return [edit(task, status=step, statusReason=reason, lastModified=instant(context.now()))]
 
 
-async def _mended(context: Context, loop: Loop) -> list[Op]:
-    operations = await settle(context, loop.stored) if loop.stored.type == "Task" and "timer-late" not in loop.wrong else []
-    for code in loop.wrong:
-        id = stable_id("open-loop", code, loop.name, str(loop.stored.version))
-        if await context.get("Task", id) is None:
-            operations.append(
-                for_a_human(
-                    id,
-                    "open-loop",
-                    f"{loop.name}: {WRONG[code]}",
-                    owner=context.coordinator,
-                    focus=loop.name,
-                    patient=loop.stored.tree.get("for") or loop.stored.tree.get("subject") if _of_patient(loop) else None,
-                    at=context.now(),
-                    priority="urgent",
-                )
-            )
-    return operations
+def _of_code(focused: Sequence[Stored], code: str) -> list[Stored]:
+    """The open Tasks of a code among those that are about something."""
+    return [one for one in focused if own(one.tree.get("code")) == code and is_open(one.tree) and not mirrored(one.tree)]
 
 
-def _of_patient(loop: Loop) -> bool:
-    return patient_of(loop.stored.tree) is not None
+async def _asking(context: Context, order: Tree) -> Tree:
+    """Who has to choose: the organisation that asks, when it works with the hub; else the one that coordinates."""
+    organization = None if mirrored(order) else await organization_of(context, order.get("requester"))
+    return await named(context, organization) if organization else context.coordinator
 
 
-async def everything(context: Context) -> list[Loop]:
-    """Every open loop, for who asks now; what a page of the standing check finds, for all pages."""
-    found: list[Loop] = []
-    for stretch in _STRETCHES:
-        place: int | None = 0
-        while place is not None:
-            loops, place = await page(context, stretch, place)
-            found += loops
-    return found
+# --- choosing ----------------------------------------------------------------------------------------------------------------
 
 
-# --- what is wrong -----------------------------------------------------------------------------------------------------------------
-
-
-async def page(context: Context, stretch: tuple[str, str], place: int) -> tuple[list[Loop], int | None]:
-    """The loops on a page of a stretch, and where the next one begins; None at the end. What is new has a moment to be set right."""
-    type, status = stretch
-    found, following = await along(context.store.database, type, "status", status, place, PAGE)
-    loops = await (_tasks if type == "Task" else _orders)(context, found)
-    settled = await _settled(context)
-    return [loop if loop.stored.last_updated <= settled else replace(loop, wrong=()) for loop in loops], following
-
-
-async def _settled(context: Context) -> datetime:
-    """What was written before has been seen by the reaction that makes it right."""
-    seen = await context.store.cursor(REACTION)
-    waiting = (await context.store.changes(seen, types=frozenset({"Task"}), limit=1)).changes
-    return min([context.now() - GRACE, *(change.at - timedelta(microseconds=1) for change in waiting)])
-
-
-async def _tasks(context: Context, stored: Sequence[Stored]) -> list[Loop]:
-    tasks = [one for one in stored if is_loop(one.tree)]
-    timers = await Figures(context.store.database).due([key(one.id) for one in tasks])
-    above = await context.store.read_many(
-        [("Task", id) for one in tasks for id in _ids(one.tree.get("partOf", []), "Task")],
+async def nobody_is_asked(context: Context, order: Stored, why: str | None, focused: Sequence[Stored]) -> list[Op]:
+    """An order that nobody has or is asked for (`why`) has somebody who must choose; that ends when it is not so any more."""
+    focus, tree = f"ServiceRequest/{order.id}", order.tree
+    if why is None:
+        over = "cancelled" if tree["status"] in ("revoked", "entered-in-error") else "completed"
+        return [op for one in _of_code(focused, CHOOSE) for op in _end(context, one, over, "It is not needed any more")]
+    return await _left_to_do(
+        context,
+        order.id,
+        CHOOSE,
+        why,
+        owner=await _asking(context, tree),
+        focus=focus,
+        patient=reference(f"Patient/{patient_of(tree)}"),
+        priority=tree.get("priority", "routine"),
     )
-    wholes = [one for one in tasks if is_whole(context, one.tree)]
-    open_below = await _with_open_steps(context, wholes)
-    loops = []
-    for one in tasks:
-        tree, timer = one.tree, timers.get(key(one.id))
-        whole = is_whole(context, tree)
-        wrong = {
-            "no-owner": not tree.get("owner") and not tree.get("performerType") and not is_referral(tree),
-            "no-due-time": not whole and tree["status"] != "on-hold" and due_of(tree, context.calendar) is None,
-            "no-timer": not whole and timer is None,
-            "timer-late": timer is not None and timer < context.now() - LATE,
-            "whole-closed": any(
-                ("Task", id) in above and is_whole(context, above["Task", id].tree) and not is_open(above["Task", id].tree)
-                for id in _ids(tree.get("partOf", []), "Task")
-            ),
-            "steps-closed": whole and one.id not in open_below,
-        }
-        loops.append(Loop(one, _owner(tree), timer, tuple(code for code, is_so in wrong.items() if is_so)))
-    return loops
 
 
-def _ids(references: Iterable[Tree], type: str) -> list[str]:
-    targets = (parse_reference(element.get("reference", "")) for element in references)
-    return [to.id for to in targets if to.kind == "local" and to.type == type and to.id]
+async def offers_to_choose_from(context: Context, order: Stored, offers: Sequence[Stored], focused: Sequence[Stored]) -> list[Op]:
+    """As long as there are offers of which none is chosen, the requester has to choose."""
+    focus, tree = f"ServiceRequest/{order.id}", order.tree
+    if not offers:
+        over = "cancelled" if tree["status"] in ("revoked", "entered-in-error") else "completed"
+        return [op for one in _of_code(focused, OFFERS) for op in _end(context, one, over, "There is no offer any more")]
+    first = min(offers, key=lambda one: (one.last_updated, one.id))
+    return await _left_to_do(
+        context,
+        order.id,
+        OFFERS,
+        "There is an offer for this request",
+        owner=first.tree["requester"],
+        focus=focus,
+        patient=first.tree["for"],
+        priority=tree.get("priority", "routine"),
+    )
 
 
-def _owner(tree: Tree) -> str:
-    """Who has a Task, or may take it, in words."""
-    owner = tree.get("owner", {})
-    roles = [
-        role.get("text") or next((one.get("display") for one in role.get("coding", [])), None)
-        for role in tree.get("performerType", [])
-    ]
-    queue = "any " + " or ".join(filter(None, roles)) if any(roles) else None
-    return owner.get("display") or owner.get("reference") or queue or ("any that may take it" if is_referral(tree) else "nobody")
+async def passing_on(context: Context, task: Stored, needed: bool) -> list[Op]:
+    """An intermediary that has passed on nothing so far has to choose to whom."""
+    focus = f"Task/{task.id}"
+    if not needed:
+        focused = await context.find("Task", ("focus", focus))
+        return [op for one in _of_code(focused, CHOOSE) for op in _end(context, one, "completed")]
+    return await _left_to_do(
+        context,
+        task.id,
+        CHOOSE,
+        "The request was accepted and is passed on to nobody so far",
+        owner=task.tree["owner"],
+        focus=focus,
+        patient=task.tree["for"],
+        priority=task.tree.get("priority", "routine"),
+    )
 
 
-async def _with_open_steps(context: Context, wholes: Sequence[Stored]) -> set[str]:
-    steps = await _referring(context, ("part-of",), [f"Task/{one.id}" for one in wholes])
-    return {id for step in steps if is_open(step.tree) for id in _ids(step.tree.get("partOf", []), "Task")}
+# --- the report --------------------------------------------------------------------------------------------------------------
 
 
-async def _referring(context: Context, parameters: Sequence[str], to: Sequence[str]) -> list[Stored]:
-    """The Tasks that refer to any of these by any of the parameters."""
-    found: dict[str, Stored] = {}
-    for parameter in parameters:
-        for start in range(0, len(to), _ASKED):
-            for one in await context.find("Task", (parameter, any_of(to[start : start + _ASKED]))):
-                found[one.id] = one
-    return list(found.values())
+def acknowledgement_id(task: str) -> str:
+    """The id of the Task to look at what a referral brought."""
+    return stable_id(ACKNOWLEDGE, task)
 
 
-async def _orders(context: Context, stored: Sequence[Stored]) -> list[Loop]:
-    """The active referral orders whose loop is nobody's: those of partners only when the hub took them up, for others are their own."""
-    orders = [
-        one
-        for one in stored
-        if one.tree["intent"] == "order" and member("referral-order", one.tree.get("category"), one.tree.get("code"))
-    ]
-    tasks = await _referring(context, ("based-on", "focus"), [f"ServiceRequest/{one.id}" for one in orders])
-    about = await _open_about(context, [one.id for one in tasks])
-    loops = []
-    for order in orders:
-        mine = [
-            one for one in tasks if order.id in _ids([*one.tree.get("basedOn", []), one.tree.get("focus", {})], "ServiceRequest")
-        ]
-        if any(is_open(one.tree) or one.id in about or one.tree["status"] == "completed" for one in mine):
-            continue
-        if mine:
-            loops.append(Loop(order, "nobody", None, ("order-lost",)))
-        elif not mirrored(order.tree):
-            loops.append(Loop(order, "nobody", None, ("order-unanswered",)))
-    return loops
+async def acknowledgement(context: Context, task: Stored, order: Stored | None) -> list[Op]:
+    """A completed referral is looked at by its requester: by this Task, or by completing the order; either does the other."""
+    tree = task.tree
+    if tree["status"] != "completed" or tree.get("partOf"):
+        return []
+    id = acknowledgement_id(task.id)
+    asked = await context.get("Task", id)
+    closed = order is not None and order.tree["status"] in ("completed", "revoked", "entered-in-error")
+    if asked is None:
+        if closed:
+            return []
+        made = await _made(
+            context,
+            id,
+            ACKNOWLEDGE,
+            "The request is completed; look at what came of it",
+            owner=tree["requester"],
+            focus=f"Task/{task.id}",
+            patient=tree["for"],
+            priority=tree.get("priority", "routine"),
+            basedOn=tree.get("basedOn"),
+        )
+        return [made]
+    if closed:
+        return _end(context, asked, "completed")
+    if (
+        asked.tree["status"] == "completed"
+        and order is not None
+        and not mirrored(order.tree)
+        and order.tree["status"] == "active"
+    ):
+        return [edit(order, status="completed")]
+    return []
 
 
-async def _open_about(context: Context, tasks: Sequence[str]) -> set[str]:
-    """Those Tasks that an open Task is about: a human looks after them."""
-    found = await _referring(context, ("focus",), [f"Task/{id}" for id in tasks])
-    return {id for one in found if is_open(one.tree) for id in _ids([one.tree.get("focus", {})], "Task")}
+# --- questions ---------------------------------------------------------------------------------------------------------------
+
+
+def is_question(task: Tree) -> bool:
+    """Whether a Task asks the requester of a referral for information."""
+    return own(task.get("code")) == QUESTION and not mirrored(task)
+
+
+async def question(context: Context, asked: Stored) -> list[Op]:
+    """A question gets an owner and a due time; its answer goes to the referral, which then goes on."""
+    referral = await _referral_of(context, asked.tree)
+    if referral is None:
+        return []
+    if is_open(asked.tree):
+        return [*await _complete_question(context, asked, referral), *_ended_with(context, asked, referral)]
+    if asked.tree["status"] != "completed" or not is_open(referral.tree):
+        return []
+    tree = referral.tree
+    there = tree.get("input", [])
+    known = [{name: value for name, value in one.items() if name != "type"} for one in there]
+    given = [{name: value for name, value in one.items() if name != "type"} for one in asked.tree.get("output", [])]
+    members: Tree = {}
+    if fresh := [one for one in given if one not in known]:
+        members["input"] = [*there, *({"type": concept(INFORMATION), **one} for one in fresh)]
+        if tree["status"] == "requested":
+            members |= await referral_times.again(context, referral)
+    waits = own(tree.get("statusReason")) == AWAITING and tree["status"] == "on-hold"
+    if waits and not [one for one in await questions_of(context, referral.id) if is_open(one.tree)]:
+        members |= {"status": "in-progress", "statusReason": None}
+    return [edit(referral, **members, lastModified=instant(context.now()))] if members else []
+
+
+async def questions_of(context: Context, referral: str) -> list[Stored]:
+    """The questions that the performer of a referral has asked."""
+    return [one for one in await context.find("Task", ("part-of", f"Task/{referral}")) if is_question(one.tree)]
+
+
+async def no_more_questions(context: Context, referral: Stored) -> list[Op]:
+    """When a referral has ended, nobody needs an answer."""
+    if is_open(referral.tree):
+        return []
+    return [op for one in await questions_of(context, referral.id) for op in _ended_with(context, one, referral)]
+
+
+def _ended_with(context: Context, asked: Stored, referral: Stored) -> list[Op]:
+    return [] if is_open(referral.tree) else _end(context, asked, "cancelled", "The referral has ended")
+
+
+async def _referral_of(context: Context, asked: Tree) -> Stored | None:
+    for element in asked.get("partOf", []):
+        to = parse_reference(element.get("reference", ""))
+        if to.type == "Task" and (found := await context.follow(element)) is not None and is_referral(found.tree):
+            return found
+    return None
+
+
+async def _complete_question(context: Context, asked: Stored, referral: Stored) -> list[Op]:
+    tree, of = asked.tree, referral.tree
+    if not is_open(of):
+        return []
+    lacks = {
+        name: value
+        for name, value in (("owner", of.get("requester")), ("requester", of.get("owner")), ("for", of.get("for")))
+        if value and name not in tree
+    }
+    if "end" not in tree.get("restriction", {}).get("period", {}):
+        priority = tree.get("priority", of.get("priority", "routine"))
+        calendar = await referral_times.calendar_of(context, {"owner": tree.get("owner", of.get("requester"))})
+        lacks |= referral_times.due(context, QUESTION, priority, context.now(), calendar)
+    if not lacks:
+        return []
+    return [edit(asked, **lacks, lastModified=instant(context.now()))]
+
+
+# --- please stop -------------------------------------------------------------------------------------------------------------
+
+
+def please_stop(task: Stored, reason: Tree, at: datetime) -> Tree:
+    """The Task by which a requester asks a performer to stop, where it may not cancel by itself and a status has no word for it."""
+    tree = task.tree
+    return {
+        "resourceType": "Task",
+        "id": stable_id("abort", task.id),
+        "status": "requested",
+        "intent": "order",
+        "priority": tree.get("priority", "routine"),
+        "code": {"coding": [{"system": FULFILL[0], "code": "abort"}], "text": "Stop doing this"},
+        "focus": reference(f"Task/{task.id}"),
+        "for": tree.get("for"),
+        "authoredOn": instant(at),
+        "lastModified": instant(at),
+        "requester": tree.get("requester"),
+        "owner": tree.get("owner"),
+        "reasonCode": reason,
+    }
+
+
+async def asked_to_stop(context: Context, task: Stored, why: str | None) -> list[Op]:
+    """The performer is asked once to stop, when there is a reason."""
+    if why is None or "owner" not in task.tree:
+        return []
+    asked = please_stop(task, {"text": why}, context.now())
+    return [] if await context.get("Task", asked["id"]) else [new(asked)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from fhircm.coordination.build import reference
+from fhircm.coordination.build import npi, reference
 from fhircm.coordination.codes import codings
 from fhircm.coordination.context import Context, Record, any_of, token
 from fhircm.coordination.times import moment
@@ -111,10 +111,23 @@ async def name_of(record: Record, stored: Stored) -> str | None:
 async def organization_of(record: Record, element: Tree | None) -> Stored | None:
     """The Organization behind a Reference: itself, or that of a PractitionerRole or HealthcareService."""
     found = await record.follow(element)
-    if found is None or found.type == "Organization":
+    return await belonging_to(record, found) if found else None
+
+
+async def belonging_to(record: Record, found: Stored) -> Stored | None:
+    """The Organization to which what was found belongs: see organization_of."""
+    if found.type == "Organization":
         return found
     for name in ("organization", "providedBy"):
         organization = await record.follow(found.tree.get(name))
         if organization is not None and organization.type == "Organization":
             return organization
     return None
+
+
+def same_organization(one: Stored, other: Stored | None) -> bool:
+    """Whether two entries are of one organisation."""
+    if other is None:
+        return False
+    number = npi(one.tree)
+    return one.id == other.id or (number is not None and number == npi(other.tree))

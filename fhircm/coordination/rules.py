@@ -5,7 +5,13 @@ To add a rule: a function in `coordination/` that takes a Write and raises what 
 
 from __future__ import annotations
 
-from fhircm.coordination import pausing, task_states
+from fhircm.coordination import addressed, distribution, pausing, plausible, task_states
 from fhircm.store.operations import WriteRule
 
-RULES: tuple[WriteRule, ...] = (task_states.RULE, pausing.RULE)
+RULES: tuple[WriteRule, ...] = (
+    plausible.RULE,
+    task_states.RULE,
+    addressed.RULE,
+    distribution.RULE,
+    pausing.RULE,
+)

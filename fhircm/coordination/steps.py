@@ -6,6 +6,7 @@ reached from the last one is legal there, the first one may be any, and who did 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fhircm.coordination.codes import codings
@@ -134,6 +135,17 @@ class Sides:
     def __str__(self) -> str:
         names = [name for name in ("requester", "performer") if getattr(self, name)]
         return f"you are the {' and the '.join(names)}" if names else "you are neither"
+
+
+def parties(write: Write) -> Iterator[str]:
+    """The references to those on whose side somebody who writes a Task or an order could be."""
+    for tree in (write.previous, write.new):
+        if tree is None or tree["resourceType"] not in ("Task", "ServiceRequest"):
+            continue
+        several = (*tree.get("restriction", {}).get("recipient", ()), *tree.get("performer", ()))
+        for element in (tree.get("requester", {}), tree.get("owner", {}), *several):
+            if (reference := element.get("reference")) is not None:
+                yield reference
 
 
 def _requests(actor: Actor, order: Tree, performer: bool) -> bool:

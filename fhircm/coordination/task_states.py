@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 
 from fhircm.coordination.codes import codings
 from fhircm.coordination.state_tables import TYPES, Business, Machine, Protocol, Tree, business, machine, protocols
-from fhircm.coordination.steps import check
+from fhircm.coordination.steps import check, parties
 from fhircm.store.operations import Write, WriteRule
 
 __all__ = [
@@ -81,4 +81,4 @@ def enforce(write: Write) -> None:
     check(protocol_of(write.new, write.previous), write)
 
 
-RULE = WriteRule(TYPES, enforce)
+RULE = WriteRule(TYPES, enforce, parties=parties)

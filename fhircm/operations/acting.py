@@ -5,18 +5,31 @@ To add one: its OperationDefinition in `profiles/operation/`, whose description 
 
 from __future__ import annotations
 
-from fhircm.coordination import answering, pausing
+from fhircm.coordination import answering, pausing, requesting
 from fhircm.coordination.acting import Verb, act
 from fhircm.operations.call import Answer, Call
 from fhircm.operations.definition import Function
 
 # The name of its definition in profiles/operation/: the verb.
 VERBS: dict[str, Verb] = {
+    "service-request-refer": requesting.refer,
     "task-accept": answering.accept,
+    "task-acknowledge": requesting.acknowledge,
+    "task-cancel": answering.cancel,
+    "task-choose": requesting.choose,
+    "task-complete": answering.complete,
+    "task-confirm-cancellation": answering.confirm_cancellation,
     "task-decline": answering.decline,
+    "task-fail": answering.fail,
+    "task-forward": requesting.forward,
+    "task-offer": answering.offer,
     "task-pause": pausing.pause,
+    "task-provide-information": answering.provide_information,
+    "task-reopen": requesting.reopen,
+    "task-request-information": answering.request_information,
     "task-resume": pausing.resume,
     "task-snooze": pausing.snooze,
+    "task-start": answering.start,
 }
 
 

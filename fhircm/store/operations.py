@@ -5,9 +5,10 @@ docs/decisions/reactions-return-operations.md
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fhircm.fhir.conditions import Condition
@@ -65,26 +66,34 @@ class Write:
     """One write of a resource, as a rule sees it, under the lock of that resource.
 
     `previous` None: there was none; `new` None: it is deleted. `actor` None: the hub itself, or a record that comes from elsewhere
-    (`origin` says from where).
+    (`origin` says from where). `now`: when, by the store's clock, in UTC; None when it is only asked whether it could be made.
     """
 
     previous: dict[str, Any] | None
     new: dict[str, Any] | None
     origin: str
     actor: Actor | None = None
+    now: datetime | None = None
+
+
+Chains = Mapping[str, Mapping[str, str]]  # resource type: element: the search parameter that tells what it refers to
 
 
 class WriteRule(NamedTuple):
     """What every write of these types must obey: `check` raises what is wrong.
 
     `deletes`: it is asked of a deletion, too. `facts`: what else is true with the write, in the same transaction: with `if_absent` a fact
-    is held by one resource at a time, however many are written at the same moment.
+    is held by one resource at a time, however many are written at the same moment. `parties`: the references to those on whose side the
+    writer could be; `check` finds those of the writer's organisations among what the actor is known as. `chains`: what must not lead back
+    to where it began.
     """
 
     types: frozenset[str]
     check: Callable[[Write], None]
     deletes: bool = False
     facts: Callable[[Write], Sequence[SetState]] | None = None
+    parties: Callable[[Write], Iterable[str]] | None = None
+    chains: Chains = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)

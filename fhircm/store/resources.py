@@ -306,7 +306,7 @@ class Store:
         """What a write of this would have to obey, before it is written. Raises what the rules for its type raise."""
         for rule in self.rules:
             if new.type in rule.types:
-                rule.check(Write(previous.tree if previous else None, new.tree, origin))
+                rule.check(Write(previous.tree if previous else None, new.tree, origin, now=self.clock()))
 
     async def rehearse(
         self, operations: Sequence[Op], *, origin: str, guard: WriteGuard | None = None, actor: Actor | None = None

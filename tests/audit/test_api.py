@@ -11,7 +11,7 @@ import pytest
 from fhircm.access.audit import RULE
 from fhircm.access.audit_drain import Drain
 from fhircm.app import AppConfig, AuditConfig, create_app
-from fhircm.coordination.task_states import RULE as TASK_RULE
+from fhircm.coordination.rules import RULES
 from fhircm.fhir.validation import check
 from tests.rest.conftest import REST
 from tests.rest.signing import BASE, register, signed_in
@@ -47,7 +47,7 @@ async def audited(database_url, clock, folder, limit=10**8):
     await register(database_url, "app", "system/*.cruds")
     await register(database_url, "reader", "system/Patient.rs")
     config = AppConfig(
-        database_url, BASE, folder / "keys", REST, False, clock, [TASK_RULE, RULE], audit=AuditConfig(folder / "audit", limit)
+        database_url, BASE, folder / "keys", REST, False, clock, [*RULES, RULE], audit=AuditConfig(folder / "audit", limit)
     )
     app = create_app(config)
     async with (

@@ -11,7 +11,7 @@ from fhircm.coordination.build import coordinating_organization
 from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.protocol import load_pathways
-from fhircm.coordination.task_states import RULE
+from fhircm.coordination.rules import RULES
 from fhircm.fhir.outcome import VersionConflict
 from fhircm.fhir.validation import check
 from fhircm.store.database import open_database
@@ -21,7 +21,11 @@ from fhircm.store.resources import Store
 SCT, NPI = "http://snomed.info/sct", "http://hl7.org/fhir/sid/us-npi"
 REACTIONS = [
     ("transition", {"Encounter", "Patient", "Task"}, transition.follow),
-    ("referral", {"ServiceRequest", "Task", "Encounter", "DocumentReference", "Person"}, referral.follow),
+    (
+        "referral",
+        {"ServiceRequest", "Task", "Encounter", "DocumentReference", "Person", "HealthcareService", "PractitionerRole"},
+        referral.follow,
+    ),
     ("deadlines", {"Task"}, escalation.watch),
     (
         "provenance",
@@ -173,7 +177,7 @@ def at(text):
 
 @pytest.fixture
 async def world(database_url, clock):
-    store = Store(await open_database(database_url), clock=clock, rules=[RULE])
+    store = Store(await open_database(database_url), clock=clock, rules=RULES)
     made = World(store, clock)
     await made.begin()
     yield made

@@ -58,6 +58,7 @@ async def assert_the_story_is_whole(story):
         ("Task", "ready", "Deliver by other means"): 1,
         ("Task", "requested", "Fulfil the referral"): 1,
         ("Task", "completed", "Fulfil the referral"): 1,
+        ("Task", "completed", "Look at the report and close the request"): 1,  # the hospital's order is completed
         ("Task", "in-progress", "Transition of care"): 1,
         ("Task", "ready", "Contact the patient"): 1,
         ("Task", "ready", "Reconcile medications"): 1,

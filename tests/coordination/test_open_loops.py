@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fhircm.coordination import escalation, loops
+from fhircm.coordination import escalation, open_loops
 from fhircm.coordination.task_times import ESCALATED
 from fhircm.fhir.validation import check
 from fhircm.metrics import Metrics
@@ -39,13 +39,13 @@ async def unseen(world):
 
 async def sweep(world):
     """One whole round of the standing check."""
-    await loops.begin(world.store)
+    await open_loops.begin(world.store)
     for _ in range(100):
-        world.clock.now = max(world.clock.now, (await world.store.timer(loops.KIND)).due)
-        (timer,) = await world.store.claim_timers({loops.KIND}, limit=1, lease=timedelta(seconds=30))
-        operations = await loops.check(world.context, timer)
+        world.clock.now = max(world.clock.now, (await world.store.timer(open_loops.KIND)).due)
+        (timer,) = await world.store.claim_timers({open_loops.KIND}, limit=1, lease=timedelta(seconds=30))
+        operations = await open_loops.check(world.context, timer)
         await world.store.transact([FinishTimer(timer), *operations], origin="hub")
-        figures = await world.store.state(loops.NAMESPACE, loops.ROUND)
+        figures = await world.store.state(open_loops.NAMESPACE, open_loops.ROUND)
         if figures and figures["at"] == world.clock.now.isoformat():
             return figures
     raise AssertionError("the round does not end")
@@ -57,7 +57,7 @@ async def told(world):
 
 
 def said(type_and_id, *codes):
-    return sorted((type_and_id, loops.WRONG[code]) for code in codes)
+    return sorted((type_and_id, open_loops.WRONG[code]) for code in codes)
 
 
 async def test_what_comes_without_gets_an_owner_a_due_time_and_a_timer(world):
@@ -92,7 +92,7 @@ async def test_a_role_or_an_open_referral_needs_no_owner(world):
     fulfil = {"coding": [{"system": "http://hl7.org/fhir/CodeSystem/task-code", "code": "fulfill"}]}
     await put(world, id="open", code=fulfil, focus={"reference": "ServiceRequest/s"})
     await world.react()
-    listed = {loop.name: (loop.owner, loop.wrong) for loop in await loops.everything(world.context)}
+    listed = {loop.name: (loop.owner, loop.wrong) for loop in await open_loops.everything(world.context)}
     assert listed == {"Task/queue": ("any Social worker", ()), "Task/open": ("any that may take it", ())}
 
 
@@ -128,7 +128,7 @@ async def test_a_task_that_breaks_the_rule_is_found_told_once_and_mended(world, 
         )
     assert ((await sweep(world))["wrong"], await told(world)) == ({}, []), "it has a few minutes"
     await unseen(world)
-    world.clock.now += loops.GRACE
+    world.clock.now += open_loops.GRACE
     assert (await sweep(world))["wrong"] == dict.fromkeys(codes, 1)
     assert await told(world) == said("Task/t", *codes)
     (human,) = (await world.find("Task", code=f"{CODES}|open-loop"))[:1] or [None]
@@ -149,7 +149,7 @@ async def test_what_the_reaction_has_not_seen_yet_is_not_wrong(world):
 async def test_timers_that_are_late_because_nobody_worked_tell_nothing(world):
     await put(world, **OWNED)
     await unseen(world)
-    await loops.begin(world.store)
+    await open_loops.begin(world.store)
     due = world.clock.now + timedelta(hours=1)
     await world.store.transact([SetTimer(escalation.key("t"), "deadline", due, {"task": "t"})], origin="test")
     world.clock.now += timedelta(days=1)
@@ -163,14 +163,14 @@ async def test_steps_of_what_is_closed_and_what_is_open_without_steps(opened):
     assert (await sweep(opened))["wrong"] == {}
     await put(opened, id=whole["id"], status="completed")
     await unseen(opened)
-    opened.clock.now += loops.GRACE
+    opened.clock.now += open_loops.GRACE
     assert (await sweep(opened))["wrong"] == {"whole-closed": len(steps)}
     await opened.react("deadlines")
     await put(opened, id=whole["id"], status="in-progress")
     for step in steps:
         await put(opened, id=step["id"], status="completed")
     await unseen(opened)
-    opened.clock.now += loops.GRACE
+    opened.clock.now += open_loops.GRACE
     assert (await sweep(opened))["wrong"] == {"steps-closed": 1}
     assert said(f"Task/{whole['id']}", "steps-closed")[0] in await told(opened)
 
@@ -182,7 +182,7 @@ async def test_an_order_whose_tasks_have_all_ended_is_lost_unless_somebody_has_i
     assert (await sweep(world))["wrong"] == {}
     await put(world, id=referral.id, status="rejected")
     await unseen(world)
-    world.clock.now += loops.GRACE
+    world.clock.now += open_loops.GRACE
     assert (await sweep(world))["wrong"] == {"order-lost": 1}
     order = f"ServiceRequest/{referral.hospital.id('ServiceRequest/s1')}"
     assert await told(world) == said(order, "order-lost")
@@ -204,20 +204,20 @@ async def test_an_order_of_the_hub_that_nobody_takes_up_is_found_and_a_partners_
     for id in more:
         await put(world, "ServiceRequest", id, **about)
     await unseen(world)
-    world.clock.now += loops.GRACE
+    world.clock.now += open_loops.GRACE
     assert (await sweep(world))["wrong"] == {"order-unanswered": 51}
     assert said("ServiceRequest/s", "order-unanswered")[0] in await told(world)
 
 
 async def test_a_round_goes_on_where_it_was_and_its_pages_are_of_one_size(world, monkeypatch):
-    monkeypatch.setattr(loops, "PAGE", 2)
+    monkeypatch.setattr(open_loops, "PAGE", 2)
     for n in range(5):
         await put(world, id=f"t{n}", **OWNED)
-    await world.store.transact([CancelTimer(loops.KIND)], origin="test")
-    await loops.begin(world.store)
-    first = await world.store.timer(loops.KIND)
-    await loops.begin(world.store)
-    assert await world.store.timer(loops.KIND) == first, "one check, however many workers start"
+    await world.store.transact([CancelTimer(open_loops.KIND)], origin="test")
+    await open_loops.begin(world.store)
+    first = await world.store.timer(open_loops.KIND)
+    await open_loops.begin(world.store)
+    assert await world.store.timer(open_loops.KIND) == first, "one check, however many workers start"
     await unseen(world)
     assert (await sweep(world))["loops"] == 5
     assert (await sweep(world))["wrong"] == {"no-timer": 5}
@@ -239,7 +239,7 @@ async def test_metrics_tell_the_last_whole_round(world):
     assert await told() == {}
     await put(world, **OWNED)
     await unseen(world)
-    world.clock.now += loops.GRACE
+    world.clock.now += open_loops.GRACE
     await sweep(world)
     figures = await told()
     assert (figures["fhircm_open_loops",], figures["fhircm_open_loops_wrong", "no-timer"]) == (1, 1)
