@@ -29,6 +29,7 @@ from fhircm import (
     cli_keys,
     cli_loops,
     cli_mapping,
+    cli_operation,
     cli_organization,
     cli_partner,
     cli_people,
@@ -75,6 +76,7 @@ app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_bulk.app, name="bulk")
 app.add_typer(cli_emergency.app, name="emergency")
 app.add_typer(cli_mapping.app, name="mapping")
+app.add_typer(cli_operation.app, name="operation")
 app.command()(cli_exchange.reconcile)
 app.command()(cli_exchange.push)
 partner_app.command("status")(cli_exchange.status)

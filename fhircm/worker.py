@@ -22,6 +22,7 @@ from fhircm.exchange.news import DUE
 from fhircm.fhir.outcome import FhirError, NotFound, VersionConflict
 from fhircm.reactions import Reaction, TimerHandler
 from fhircm.store.changes import Change, CursorMoved, Position
+from fhircm.store.operations import Plan, preceded_by
 from fhircm.store.resources import FinishTimer, MoveCursor, Op, SetState, Store
 from fhircm.store.timers import StaleClaim, Timer
 
@@ -117,7 +118,9 @@ class Worker:
                 operations = await reaction.function(change)
                 if not operations:
                     return before
-                await self.store.transact([*operations, MoveCursor(reaction.name, before, change.position)], origin="hub")
+                await self.store.transact(
+                    preceded_by(operations, MoveCursor(reaction.name, before, change.position)), origin="hub"
+                )
                 return change.position
             except CursorMoved:
                 raise
@@ -172,7 +175,7 @@ class Worker:
         try:
             operations = await handler.function(timer)
             # Finished first: a handler may set the same timer anew.
-            await self.store.transact([FinishTimer(timer), *operations], origin="hub")
+            await self.store.transact(preceded_by(operations, FinishTimer(timer)), origin="hub")
         except StaleClaim:
             log.info("timer %s was taken over by another worker", timer.key)
         except Exception as error:
@@ -198,9 +201,9 @@ class Worker:
             raise NotFound(f"Nothing waits at {where} under {what}")
         operations = await self._again(where, what, row)
         done = SetState(parked_at(where), what, None, if_present=True)
-        await self.store.transact([*operations, done, *await self.unpark(where, what)], origin="hub")
+        await self.store.transact(preceded_by(operations, done, *await self.unpark(where, what)), origin="hub")
 
-    async def _again(self, where: str, what: str, row: Mapping[str, Any]) -> Sequence[Op]:
+    async def _again(self, where: str, what: str, row: Mapping[str, Any]) -> Sequence[Op] | Plan:
         reaction = next((one for one in self.reactions if one.name == where), None)
         if reaction is not None:
             type, id, _, version = what.split("/")

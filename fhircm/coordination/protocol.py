@@ -1,11 +1,12 @@
 """Pathways as data: what a PlanDefinition says must happen, when, by whom, and who is next when it does not.
 
 https://hl7.org/fhir/R4/plandefinition.html, profiles/plan-definition/. A pathway is a top-level action whose trigger names an
-event (`discharge`, `referral`); the actions in it are its steps. Three things are read beyond the plain resource:
+event (`discharge`, `referral`); the actions in it are its steps. Four things are read beyond the plain resource:
 
 - an action is due in days (UCUM d) or hours (h), and in those of business with the extension `business-days` or `business-hours` on
   `timingDuration`;
 - the first participant's role owns a step, and extensions `escalation` (`role`, `after`) are those next in line, in order;
+- an action may say with how many attempts to reach somebody it is done though nobody was reached: extension `contact-attempts`;
 - a condition is FHIRPath of the form `%name = 'value'`, `%name != 'value'` or `%name in ('a' | 'b')`. Any other is refused when
   the file is read.
 """
@@ -28,6 +29,7 @@ from fhircm.fhir.validation import check
 Tree = dict[str, Any]
 BUSINESS = {"d": f"{BASE}/StructureDefinition/business-days", "h": f"{BASE}/StructureDefinition/business-hours"}
 ESCALATION = f"{BASE}/StructureDefinition/escalation"
+ATTEMPTS = f"{BASE}/StructureDefinition/contact-attempts"
 _EQUAL = re.compile(r"\s*%([a-z]+)\s*(=|!=)\s*'([^'\\]*)'\s*")
 _AMONG = re.compile(r"\s*%([a-z]+)\s+in\s+\(\s*('[^'\\]*'(?:\s*\|\s*'[^'\\]*')*)\s*\)\s*")
 _NO_LATER = frozenset(("before-end", "concurrent-with-end", "before-start", "before"))
@@ -71,6 +73,7 @@ class Step:
     no_later_than: tuple[str, ...]  # ids of steps of which one applies
     conditions: tuple[Condition, ...]
     chain: tuple[NextInLine, ...]
+    attempts: int | None = None  # so many attempts that reach nobody are enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,10 @@ class Pathway:
     def canonical(self) -> str:
         """What Task.instantiatesCanonical names."""
         return f"{self.url}|{self.version}"
+
+    def applies(self, variables: Mapping[str, str]) -> bool:
+        """Whether the conditions of the whole hold."""
+        return all(condition.holds(variables) for condition in self.whole.conditions)
 
     def applicable(self, variables: Mapping[str, str]) -> list[Step]:
         """The steps whose conditions hold, in order."""
@@ -148,6 +155,7 @@ def _step(action: Tree, place: str) -> Step:
         no_later_than=tuple(one["actionId"] for one in action.get("relatedAction", []) if one["relationship"] in _NO_LATER),
         conditions=tuple(_condition(one["expression"], f"{place}.condition") for one in action.get("condition", [])),
         chain=tuple(_next_in_line(one, place) for one in action.get("extension", []) if one["url"] == ESCALATION),
+        attempts=next((one["valuePositiveInt"] for one in action.get("extension", []) if one["url"] == ATTEMPTS), None),
     )
 
 

@@ -33,6 +33,7 @@ from fhircm.store import quarantine as quarantining
 from fhircm.store import reindex as reindexing
 from fhircm.store import search as searching
 from fhircm.store import timers as timing
+from fhircm.store import work_list as working
 from fhircm.store import writers as writing
 from fhircm.store.database import Connection, Database
 from fhircm.store.guides import GuidesFollowed, GuidesMoved
@@ -263,6 +264,11 @@ class Store:
             if of_terms:
                 query = await self.terminology.resolved(connection, query, within)
             return await searching.search(connection, self.database.dialect, query, within)
+
+    async def work_list(self, query: working.WorkQuery, within: Narrowing | None = None) -> working.WorkPage:
+        """A page of work lists, with the Patients and what is known of their risk."""
+        async with self.database.reading() as connection:
+            return await working.work_list(connection, self.database.dialect, query, within)
 
     async def types(self) -> frozenset[str]:
         """The resource types of which there is, or was, any: the index is leapt through. It only grows."""

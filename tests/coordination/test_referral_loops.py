@@ -140,9 +140,9 @@ async def summary(network, order, task):
     "way",
     [
         "decline",
-        "accept start hold resume request-information provide-information complete acknowledge",
+        "accept start pause resume request-information provide-information complete acknowledge",
         "accept fail",
-        "accept hold cancel",
+        "accept pause cancel",
     ],
 )
 async def test_an_operation_means_what_an_update_means(network, way):
