@@ -122,7 +122,9 @@ async def test_what_is_due_is_found_by_the_index_among_many_that_are_not(store, 
     await timing.claim_timers(heard, dialect, ["due"], clock(), 0.0, 10, HOUR)
     numbers = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 5000)"
     async with store.database.writing() as connection:
-        await connection.execute(f"{numbers} INSERT INTO timer (key, kind, due, payload) SELECT 't' || n, 'due', n, '{{}}' FROM n")
+        await connection.execute(
+            f"{numbers} INSERT INTO timer (key, kind, due, payload) SELECT 't' || n, 'due', n, '{{}}' FROM n"
+        )
         await connection.execute("ANALYZE timer")
         for sql, arguments in heard.asked:
             rows = await explained(connection, dialect, sql, arguments)
