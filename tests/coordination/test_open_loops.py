@@ -91,7 +91,7 @@ async def test_a_role_or_an_open_referral_needs_no_owner(world):
     patient = {"reference": f"Patient/{await world.lakeside.patient()}"}
     await put(world, "ServiceRequest", "s", status="draft", subject=patient)
     fulfil = {"coding": [{"system": "http://hl7.org/fhir/CodeSystem/task-code", "code": "fulfill"}]}
-    await put(world, id="open", code=fulfil, focus={"reference": "ServiceRequest/s"})
+    await put(world, id="open", code=fulfil, focus={"reference": "ServiceRequest/s"}, **{"for": patient})
     await world.react()
     listed = {loop.name: (loop.owner, loop.wrong) for loop in await open_loops.everything(world.context)}
     assert listed == {"Task/queue": ("any Social worker", ()), "Task/open": ("any that may take it", ())}
