@@ -109,6 +109,15 @@ class GuardedStore:
             operations = replace(operations, within=replace(within, by_type={**within.by_type, **updated}))
         return await self.store.transact(operations, origin=self.principal.origin, guard=guard, actor=self.principal.actor)
 
+    async def weigh(self, plan: Plan, needs: Iterable[tuple[str, str]]) -> list[Stored]:
+        """Write what a plan comes to that counts what the caller need not see; what it writes is held to what they may, as ever.
+
+        Raises Forbidden, and what Store.transact raises.
+        """
+        for verb, type in needs:
+            self.principal.require(verb, type)
+        return await self.store.transact(plan, origin=self.principal.origin, guard=self._guard(), actor=self.principal.actor)
+
     async def rehearse(self, operations: Sequence[Put | Delete], needs: Iterable[tuple[str, str]]) -> None:
         """Whether a write would be accepted: nothing is written. Raises what `transact` raises."""
         for verb, type in needs:

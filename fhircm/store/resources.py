@@ -484,6 +484,13 @@ class Store:
                 connection, self.database.dialect, sorted(kinds), self.clock(), time.time(), limit, lease
             )
 
+    async def next_due(self, kinds: Collection[str]) -> datetime | None:
+        """When the next timer of these kinds that nobody has claimed is due, or was; None when there is none."""
+        if not kinds:
+            return None
+        async with self.database.reading() as connection:
+            return await timing.next_due(connection, sorted(kinds), time.time())
+
     async def timer(self, key: str) -> Timer | None:
         """A timer as it stands, to be looked at."""
         async with self.database.reading() as connection:
@@ -585,9 +592,9 @@ class Store:
 def _order(operation: Op) -> tuple[str, ...]:
     match operation:
         case SetTimer(key=key) | CancelTimer(key=key):
-            return "1", key
+            return "1", key  # of one timer in the order given: it is finished, then set anew
         case FinishTimer(timer=timer) | RepeatTimer(timer=timer):
-            return "2", timer.key
+            return "1", timer.key
         case SetState(namespace=namespace, key=key, value=value):
             return "3", f"{namespace} {key}", "" if value is None else "set"  # one lets go of a fact before another takes it
         case ClearStates(namespace=namespace):
