@@ -12,6 +12,8 @@ from functools import partial
 
 from fhircm.coordination import assigning, changing_hands, escalation, open_loops, provenance, referral
 from fhircm.coordination.context import Context
+from fhircm.coordination.discharge import arrange as discharge
+from fhircm.coordination.discharge import follow as discharging
 from fhircm.coordination.longitudinal import follow as longitudinal
 from fhircm.coordination.transition import flags, notices, receiving
 from fhircm.coordination.transition import follow as transition
@@ -63,10 +65,8 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
     "flags": ("Encounter Patient Person", lambda context: partial(flags.follow, context)),
     "transition-document": ("Bundle Task", lambda context: partial(receiving.follow, context)),
     "notices": ("Encounter", lambda context: partial(notices.follow, context)),
-    "referral": (
-        "ServiceRequest Task Encounter DocumentReference Person HealthcareService PractitionerRole",
-        lambda context: partial(referral.follow, context),
-    ),
+    "referral": (" ".join(sorted(referral.TYPES)), lambda context: partial(referral.follow, context)),
+    "discharge": (discharging.TYPES, lambda context: partial(discharging.follow, context)),
     escalation.REACTION: ("Task", lambda context: partial(escalation.watch, context)),
     "assignment": ("PractitionerRole Task", lambda context: partial(assigning.follow, context)),
     "claims": ("Task", lambda context: partial(changing_hands.follow, context)),
@@ -75,7 +75,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
         lambda context: partial(longitudinal.mark, context),
     ),
     "provenance": (
-        "Task ServiceRequest CarePlan Goal CareTeam Communication Encounter DocumentReference Person RiskAssessment",
+        "Task ServiceRequest Appointment CarePlan Goal CareTeam Communication Encounter DocumentReference Person RiskAssessment",
         lambda context: partial(provenance.record, context),
     ),
 }
@@ -84,6 +84,7 @@ TIMERS: dict[str, Callable[..., Awaitable[list[Op]]]] = {
     changing_hands.KIND: changing_hands.over,
     escalation.KIND: escalation.overdue,
     open_loops.KIND: open_loops.check,
+    discharge.KIND: discharging.look_again,
     flags.KIND: flags.look_again,
     longitudinal.KIND: longitudinal.remake,
     export.EXPIRY: exported.expire,

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from fhircm.coordination import assigning, changing_hands, escalation, open_loops, provenance, referral
+from fhircm.coordination.discharge import follow as discharging
 from fhircm.coordination.longitudinal import follow as longitudinal
 from fhircm.coordination.transition import flags, notices, receiving
 from fhircm.coordination.transition import follow as transition
@@ -40,6 +41,8 @@ def test_every_reaction_is_of_types_that_there_are_and_every_workflow_is_listed(
         assigning.follow,
         changing_hands.follow,
         changing_hands.over,
+        discharging.follow,
+        discharging.look_again,
         escalation.watch,
         escalation.overdue,
         open_loops.check,

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fhircm.coordination import capable, distribution, intermediary, referral_times
-from fhircm.coordination.build import concept, edit, for_a_human, instant, new, npi, profile, reference, stable_id
+from fhircm.coordination import capable, correlation, distribution, incomplete, intermediary, referral_times
+from fhircm.coordination.build import concept, for_a_human, instant, new, npi, profile, reference, stable_id
 from fhircm.coordination.codes import FULFILL, NPI, PLACER, member
 from fhircm.coordination.context import Context, Neighbour, token
 from fhircm.coordination.distribution import DIRECT, OPEN, Distribution
-from fhircm.coordination.loops import INFORMATION, nobody_is_asked, offers_to_choose_from
+from fhircm.coordination.loops import nobody_is_asked, offers_to_choose_from
+from fhircm.coordination.package import Package, packed
 from fhircm.coordination.people import belonging_to, named, organization_of, patient_of, same_organization
 from fhircm.coordination.task_states import business, is_open, is_referral, mirrored
 from fhircm.coordination.times import moment
@@ -179,8 +180,9 @@ async def _openly(context: Context, order: Stored, said: Distribution, here: lis
     waiting = _open(here)
     nobody = None if able else "Nobody is known who offers what is needed"
     if not here:
-        task = await _task(context, order, said, stable_id("referral", order.id, "open", str(said.round)))
-        return [new(capable.addressed(task, able))], nobody
+        carried = await packed(context, order.tree, {}, context.now())
+        task = await _task(context, order, said, stable_id("referral", order.id, "open", str(said.round)), carried)
+        return [new(capable.addressed(task, able)), *await incomplete.ask(context, task, carried)], nobody
     if not waiting:
         return [], _why(here)
     return [edited for one in waiting if (edited := capable.refreshed(one, able, context.now()))], nobody
@@ -211,10 +213,11 @@ async def _ask(
     if here or said.round > 1 or said.how not in (None, DIRECT):
         id = stable_id("referral", order.id, performer.id, str(said.round))
     owner = await _directory_entry(context, performer, neighbour)
-    task = await _task(context, order, said, id, owner, neighbour)
+    carried = await packed(context, order.tree, {"owner": reference(f"Organization/{owner.id}")}, context.now())
+    task = await _task(context, order, said, id, carried, owner, neighbour)
     if replaces is not None:
         task["extension"] = [*task["extension"], {"url": REPLACES, "valueReference": reference(f"Task/{replaces.id}")}]
-    operations: list[Op] = [new(task)]
+    operations: list[Op] = [new(task), *await incomplete.ask(context, task, carried)]
     if neighbour is None and mirrored(order.tree):
         operations.append(_nobody_there(context, task))
     return operations
@@ -234,6 +237,7 @@ async def _task(
     order: Stored,
     said: Distribution,
     id: str,
+    carried: Package,
     owner: Stored | None = None,
     neighbour: Neighbour | None = None,
 ) -> Tree:
@@ -244,7 +248,8 @@ async def _task(
     told = code.get("text") or next((one["display"] for one in code.get("coding", []) if one.get("display")), None)
     how = said.how or (DIRECT if owner else OPEN)
     asked = Distribution(how, said.round, said.respond_by)
-    return {
+    status = "draft" if carried.missing else "requested"
+    task: Tree = {
         "resourceType": "Task",
         "id": id,
         "meta": profile("referral-task"),
@@ -253,7 +258,7 @@ async def _task(
         "basedOn": [to_order],
         "groupIdentifier": {"system": REFERRAL, "value": distribution.group_id(order.id, said.round)},
         "partOf": await intermediary.above(context, tree),
-        "status": "requested",
+        "status": status,
         "businessStatus": business().concept("2.0"),
         "intent": "order",
         "priority": priority,
@@ -267,22 +272,10 @@ async def _task(
         "requester": await _requester(context, tree, encounter),
         "owner": await named(context, owner) if owner else None,
         "reasonCode": next(iter(tree.get("reasonCode", [])), None),
-        **referral_times.first_due(context, priority, context.calendar_of(neighbour), said.respond_by),
+        "input": carried.inputs if owner else None,  # those who may take an open request read it when they have it
+        **referral_times.first_due(context, priority, context.calendar_of(neighbour), said.respond_by, status),
     }
-
-
-def informed(context: Context, task: Stored, order: Tree) -> list[Op]:
-    """Who is asked among several, or took what was open, sees what its own Task names: so that names what the order has to read."""
-    tree = task.tree
-    if distribution.of(tree).how in (None, DIRECT) or not is_open(tree) or "owner" not in tree:
-        return []
-    there = tree.get("input", [])
-    known = {one.get("valueReference", {}).get("reference") for one in there}
-    fresh = [one for one in order.get("supportingInfo", []) if one.get("reference") and one["reference"] not in known]
-    if not fresh:
-        return []
-    added = [{"type": concept(INFORMATION), "valueReference": one} for one in fresh]
-    return [edit(task, input=[*there, *added], lastModified=instant(context.now()))]
+    return task | correlation.learned(task, tree, ())
 
 
 def placer(id: str) -> Tree:

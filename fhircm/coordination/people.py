@@ -35,7 +35,8 @@ def patient_of(tree: Tree) -> str | None:
         to = parse_reference((tree.get(name) or {}).get("reference", ""))
         if to.kind == "local" and to.type == "Patient":
             return to.id
-    return None
+    actors = (parse_reference((one.get("actor") or {}).get("reference", "")) for one in tree.get("participant", []))
+    return next((to.id for to in actors if to.kind == "local" and to.type == "Patient"), None)  # an Appointment
 
 
 def patients_value(ids: list[str]) -> tuple[str, str]:

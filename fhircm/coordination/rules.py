@@ -5,7 +5,7 @@ To add a rule: a function in `coordination/` that takes a Write and raises what 
 
 from __future__ import annotations
 
-from fhircm.coordination import addressed, claims, distribution, pausing, plausible, task_states
+from fhircm.coordination import addressed, claims, correlation, distribution, pausing, plausible, task_states
 from fhircm.coordination.transition import receiving
 from fhircm.store.operations import WriteRule
 
@@ -17,4 +17,5 @@ RULES: tuple[WriteRule, ...] = (
     distribution.RULE,
     pausing.RULE,
     receiving.RULE,
+    correlation.RULE,
 )

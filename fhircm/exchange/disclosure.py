@@ -15,16 +15,32 @@ from fhircm.fhir.consent_rules import ConsentRule, consent_rules
 from fhircm.fhir.disclosure import Disclosure, may_tell
 from fhircm.fhir.query import parse_query
 from fhircm.fhir.references import parse_reference, references
-from fhircm.store.resources import Store
+from fhircm.store.resources import Store, Stored
 
 
 async def disclosure(store: Store, partner: Partner, patient: dict[str, Any] | None, now: datetime) -> Disclosure:
     """What the consents of this human, on any of their records, say of the partner's organisation."""
+    return await _disclosure(store, partner.organization.npi, None, patient, now)
+
+
+async def disclosure_to(store: Store, organization: Stored | None, patient: dict[str, Any] | None, now: datetime) -> Disclosure:
+    """The same of any organisation; of one that is not known, what they say of everybody."""
+    numbers = (
+        [one.get("value") for one in organization.tree.get("identifier", []) if one.get("system") == NPI] if organization else []
+    )
+    return await _disclosure(store, next(iter(numbers), None), organization, patient, now)
+
+
+async def _disclosure(
+    store: Store, npi: str | None, organization: Stored | None, patient: dict[str, Any] | None, now: datetime
+) -> Disclosure:
     consents: list[tuple[ConsentRule, ...]] = []
     for reference in await records(store, patient):
         page = await store.search(parse_query("Consent", [("patient", reference), ("status", "active")]))
         consents += [tuple(rules) for stored in page.matches if (rules := consent_rules(stored.tree))]
-    known_as = await _known_as(store, partner) if consents else frozenset()
+    known_as = await _known_as(store, npi) if consents and npi else frozenset()
+    if organization is not None:
+        known_as |= {f"Organization/{organization.id}"}
     return Disclosure(tuple(consents), known_as, int(now.timestamp() * 1_000_000))
 
 
@@ -39,8 +55,8 @@ async def records(store: Store, patient: dict[str, Any] | None) -> list[str]:
     return sorted({own, *(one for one in linked if one.startswith("Patient/"))})
 
 
-async def _known_as(store: Store, partner: Partner) -> frozenset[str]:
-    page = await store.search(parse_query("Organization", [("identifier", f"{NPI}|{partner.organization.npi}")]))
+async def _known_as(store: Store, npi: str) -> frozenset[str]:
+    page = await store.search(parse_query("Organization", [("identifier", f"{NPI}|{npi}")]))
     return frozenset(f"Organization/{stored.id}" for stored in page.matches)
 
 

@@ -26,6 +26,7 @@ WAYS = (
     "referral-task",
     "referral-order",
     "letter",
+    "referral-document",
     "forward-output",
     "message",
     "native-update",

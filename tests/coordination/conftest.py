@@ -30,18 +30,27 @@ REACTIONS = [
     ("flags", {"Encounter", "Patient", "Person"}, flags.follow),
     ("transition-document", {"Bundle", "Task"}, receiving.follow),
     ("notices", {"Encounter"}, notices.follow),
-    (
-        "referral",
-        {"ServiceRequest", "Task", "Encounter", "DocumentReference", "Person", "HealthcareService", "PractitionerRole"},
-        referral.follow,
-    ),
+    ("referral", set(referral.TYPES), referral.follow),
     ("deadlines", {"Task"}, escalation.watch),
     (
         "provenance",
-        {"Task", "ServiceRequest", "CarePlan", "Goal", "CareTeam", "Communication", "Encounter", "DocumentReference", "Person"},
+        {
+            "Task",
+            "ServiceRequest",
+            "Appointment",
+            "CarePlan",
+            "Goal",
+            "CareTeam",
+            "Communication",
+            "Encounter",
+            "DocumentReference",
+            "Person",
+        },
         provenance.record,
     ),
 ]
+
+TIMERS = {escalation.KIND: escalation.overdue}
 
 
 class Place:
@@ -83,15 +92,17 @@ class Place:
             f"Encounter/{id}",
             status=status or ("finished" if end else "in-progress"),
             **{"class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": cls}},
-            subject=self.ref("Patient/p1"),
             serviceProvider=self.ref(f"Organization/{self.name}"),
             period={"start": start, **({"end": end} if end else {})},
-            **{**hospitalization, **members},
+            **{"subject": self.ref("Patient/p1"), **hospitalization, **members},
         )
 
 
 class World:
     """The hub, its neighbours, and its reactions."""
+
+    reactions = REACTIONS
+    timer_handlers = TIMERS
 
     def __init__(self, store, clock):
         self.store, self.clock = store, clock
@@ -117,7 +128,7 @@ class World:
         """React until nothing is left to do; with a name, only that reaction, once over what is there."""
         while True:
             done = 0
-            for reaction, types, function in REACTIONS:
+            for reaction, types, function in self.reactions:
                 if name in (None, reaction):
                     done += await self._react(reaction, frozenset(types), function)
             if not done or name:
@@ -134,6 +145,8 @@ class World:
                 for _ in range(5):
                     try:
                         operations = await function(self.context, change)
+                        if not operations and change is not batch.changes[-1]:
+                            break  # the cursor moves with the next
                         await self.store.transact([*operations, MoveCursor(name, before, change.position)], origin="hub")
                     except VersionConflict:
                         continue
@@ -146,16 +159,16 @@ class World:
     async def again(self):
         """Take every change through every reaction once more, as after a crash; returns the operations that came of it."""
         found = []
-        for _, types, function in REACTIONS:
+        for _, types, function in self.reactions:
             for change in (await self.store.changes((0, 0), types=frozenset(types), limit=1000)).changes:
                 found += [one for one in await function(self.context, change) if isinstance(one, Put)]
         return found
 
     async def timers(self):
         """Handle what is due; returns how many."""
-        claimed = await self.store.claim_timers({escalation.KIND}, limit=50, lease=timedelta(seconds=30))
+        claimed = await self.store.claim_timers(set(self.timer_handlers), limit=50, lease=timedelta(seconds=30))
         for timer in claimed:
-            operations = await escalation.overdue(self.context, timer)
+            operations = await self.timer_handlers[timer.kind](self.context, timer)
             await self.store.transact([FinishTimer(timer), *operations], origin="hub")
         return len(claimed)
 

