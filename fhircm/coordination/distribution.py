@@ -141,7 +141,7 @@ def _check(write: Write) -> None:
             " It may be 'accepted' (the offer stands) or 'cancelled' (the offer is withdrawn)",
             "Task.status",
         )
-    if said.how == OPEN and "owner" not in new and new["status"] not in ("draft", "requested", "cancelled", "entered-in-error"):
+    if "owner" not in new and new["status"] not in ("draft", "requested", "received", "cancelled", "entered-in-error"):
         raise IllegalTransition(
             "Nobody has this open request: it is accepted together with Task.owner, the organisation that takes it; who does not want it leaves"
             " it to others. Its requester may cancel it",
