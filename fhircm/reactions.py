@@ -10,12 +10,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from fhircm.coordination import escalation, provenance, referral, transition
+from fhircm.coordination import assigning, changing_hands, escalation, open_loops, provenance, referral
 from fhircm.coordination.context import Context
 from fhircm.coordination.longitudinal import follow as longitudinal
+from fhircm.coordination.transition import flags, notices, receiving
+from fhircm.coordination.transition import follow as transition
 from fhircm.exchange import directory, identity, merge
 from fhircm.jobs import export, exported
-from fhircm.store.resources import Change, Op, Timer
+from fhircm.store.resources import Change, Op, Plan, Timer
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Reaction:
 
     name: str
     types: frozenset[str]
-    function: Callable[[Change], Awaitable[list[Op]]]
+    function: Callable[[Change], Awaitable[list[Op] | Plan]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class TimerHandler:
 
 
 # name of the cursor: resource types, and the function bound to what it may look at
-REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable[list[Op]]]]]] = {
+REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable[list[Op] | Plan]]]]] = {
     "identity": (
         "Patient Task",
         lambda context: partial(
@@ -54,9 +56,17 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
         " ".join([*directory.TYPES, "Task"]),
         lambda context: partial(directory.enlist, context.store, owner=f"Organization/{context.organization}"),
     ),
-    "transition": ("Encounter Patient Task", lambda context: partial(transition.follow, context)),
+    "transition": (
+        "Communication DeviceRequest Encounter Patient Person ServiceRequest Task",
+        lambda context: partial(transition.follow, context),
+    ),
+    "flags": ("Encounter Patient Person", lambda context: partial(flags.follow, context)),
+    "transition-document": ("Bundle Task", lambda context: partial(receiving.follow, context)),
+    "notices": ("Encounter", lambda context: partial(notices.follow, context)),
     "referral": (" ".join(sorted(referral.TYPES)), lambda context: partial(referral.follow, context)),
-    "deadlines": ("Task", lambda context: partial(escalation.watch, context)),
+    escalation.REACTION: ("Task", lambda context: partial(escalation.watch, context)),
+    "assignment": ("PractitionerRole Task", lambda context: partial(assigning.follow, context)),
+    "claims": ("Task", lambda context: partial(changing_hands.follow, context)),
     "longitudinal": (
         "CarePlan CareTeam Condition Goal Patient Person Practitioner PractitionerRole ServiceRequest Task",
         lambda context: partial(longitudinal.mark, context),
@@ -68,7 +78,10 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
 }
 
 TIMERS: dict[str, Callable[..., Awaitable[list[Op]]]] = {
+    changing_hands.KIND: changing_hands.over,
     escalation.KIND: escalation.overdue,
+    open_loops.KIND: open_loops.check,
+    flags.KIND: flags.look_again,
     longitudinal.KIND: longitudinal.remake,
     export.EXPIRY: exported.expire,
     merge.KIND: merge.carry_on,

@@ -13,7 +13,7 @@ from typing import Any
 from fhircm.access.guarded_store import GuardedStore
 from fhircm.coordination.context import Record
 from fhircm.fhir.outcome import VersionConflict
-from fhircm.store.operations import Delete, Put
+from fhircm.store.operations import Delete, Plan, Put
 from fhircm.store.resources import Stored
 
 _ATTEMPTS = 5  # to read anew what somebody else wrote in between
@@ -32,7 +32,8 @@ class Act(Record):
         return next(iter(self.said.get(name, ())), default)
 
 
-Verb = Callable[[Act], Awaitable[Sequence[Put | Delete]]]
+# A verb that weighs what everybody does gives a plan, of updates of what it is done to.
+Verb = Callable[[Act], Awaitable[Sequence[Put | Delete] | Plan]]
 
 
 async def act(
@@ -48,7 +49,10 @@ async def act(
             raise VersionConflict(f"{type}/{id} is at version {about.version}, not {if_version}")
         writes = await verb(Act(store, about=about, said=said))
         try:
-            stored = await store.transact(list(writes), [_needed(write) for write in writes])
+            if isinstance(writes, Plan):
+                stored = await store.weigh(writes, [("u", type)])
+            else:
+                stored = await store.transact(list(writes), [_needed(write) for write in writes])
         except VersionConflict:
             if if_version is not None or attempt == _ATTEMPTS:
                 raise

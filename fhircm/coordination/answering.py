@@ -68,18 +68,6 @@ async def start(act: Act) -> list[Put]:
     return [_step(act, "in-progress", statusReason=None)]
 
 
-async def hold(act: Act) -> list[Put]:
-    """The owner cannot go on for now, for a reason."""
-    return [_step(act, "on-hold", statusReason=_reason(act))]
-
-
-async def resume(act: Act) -> list[Put]:
-    """The owner goes on."""
-    if act.about.tree["status"] != "on-hold":
-        raise IllegalTransition(f"What is resumed is on hold; Task.status is '{act.about.tree['status']}'", "Task.status")
-    return [_step(act, "in-progress", statusReason=None)]
-
-
 async def complete(act: Act) -> list[Put]:
     """The owner has done it (`report`: what came of it)."""
     reports = [{"type": concept("report"), "valueReference": one} for one in act.said.get("report", ())]

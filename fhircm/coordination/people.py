@@ -57,10 +57,10 @@ async def in_role(context: Context, role: Tree, patients: list[str], organizatio
     The first record's own team goes before those of the records that are linked to it, and these before the one that the hub makes out of all.
     """
     wanted = set(codings(role))
-    teams = await context.find("CareTeam", patients_value(patients), ("status", "active"))
-    for team in sorted(teams, key=lambda team: (_is_made(team.tree), patient_of(team.tree) != patients[0], team.id)):
+    teams = await context.find("CareTeam", patients_value(patients), ("status", "active")) if patients else []
+    for team in sorted(teams, key=lambda team: (is_made(team.tree), patient_of(team.tree) != patients[0], team.id)):
         for participant in team.tree.get("participant", []):
-            if wanted & set(codings(participant.get("role", []))) and _current(participant, context.now()):
+            if wanted & set(codings(participant.get("role", []))) and current(participant, context.now()):
                 who = await context.follow(participant.get("member"))
                 if who is not None and who.type != "Patient":
                     return await named(context, who)
@@ -68,16 +68,18 @@ async def in_role(context: Context, role: Tree, patients: list[str], organizatio
         at = ("organization", f"Organization/{organization.id}")
         role_codes = ("role", any_of(token(*one) for one in sorted(wanted)))
         for who in await context.find("PractitionerRole", at, role_codes):
-            if who.tree.get("active") is not False and _current(who.tree, context.now()):
+            if who.tree.get("active") is not False and current(who.tree, context.now()):
                 return await named(context, who)
     return None
 
 
-def _is_made(team: Tree) -> bool:
+def is_made(team: Tree) -> bool:
+    """Whether the hub made it out of what all partners say."""
     return any(one.get("system") == LONGITUDINAL for one in team.get("identifier", []))
 
 
-def _current(tree: Tree, now: datetime) -> bool:
+def current(tree: Tree, now: datetime) -> bool:
+    """Whether the period of an element has not ended."""
     end = moment(tree.get("period", {}).get("end"))
     return end is None or end > now
 

@@ -1,10 +1,12 @@
 """Pathways as data: what a PlanDefinition says must happen, when, by whom, and who is next when it does not.
 
 https://hl7.org/fhir/R4/plandefinition.html, profiles/plan-definition/. A pathway is a top-level action whose trigger names an
-event (`discharge`, `referral`); the actions in it are its steps. Three things are read beyond the plain resource:
+event (`discharge`, `referral`); the actions in it are its steps. Four things are read beyond the plain resource:
 
-- an action may be due in business days: extension `business-days` on `timingDuration`;
+- an action is due in days (UCUM d) or hours (h), and in those of business with the extension `business-days` or `business-hours` on
+  `timingDuration`;
 - the first participant's role owns a step, and extensions `escalation` (`role`, `after`) are those next in line, in order;
+- an action may say with how many attempts to reach somebody it is done though nobody was reached: extension `contact-attempts`;
 - a condition is FHIRPath of the form `%name = 'value'`, `%name != 'value'` or `%name in ('a' | 'b')`. Any other is refused when
   the file is read.
 """
@@ -19,14 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from fhircm.coordination.codes import BASE
-from fhircm.coordination.deadlines import BusinessCalendar
+from fhircm.coordination.deadlines import BusinessCalendar, Span
 from fhircm.fhir.artefacts import folder
 from fhircm.fhir.json import loads
 from fhircm.fhir.validation import check
 
 Tree = dict[str, Any]
-BUSINESS_DAYS = f"{BASE}/StructureDefinition/business-days"
+BUSINESS = {"d": f"{BASE}/StructureDefinition/business-days", "h": f"{BASE}/StructureDefinition/business-hours"}
 ESCALATION = f"{BASE}/StructureDefinition/escalation"
+ATTEMPTS = f"{BASE}/StructureDefinition/contact-attempts"
 _EQUAL = re.compile(r"\s*%([a-z]+)\s*(=|!=)\s*'([^'\\]*)'\s*")
 _AMONG = re.compile(r"\s*%([a-z]+)\s+in\s+\(\s*('[^'\\]*'(?:\s*\|\s*'[^'\\]*')*)\s*\)\s*")
 _NO_LATER = frozenset(("before-end", "concurrent-with-end", "before-start", "before"))
@@ -34,14 +37,6 @@ _NO_LATER = frozenset(("before-end", "concurrent-with-end", "before-start", "bef
 
 class ProtocolWrong(ValueError):
     """A PlanDefinition cannot be used as a pathway; the message names it and the place."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A number of days, or of business days."""
-
-    days: int
-    business: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +73,7 @@ class Step:
     no_later_than: tuple[str, ...]  # ids of steps of which one applies
     conditions: tuple[Condition, ...]
     chain: tuple[NextInLine, ...]
+    attempts: int | None = None  # so many attempts that reach nobody are enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +91,20 @@ class Pathway:
         """What Task.instantiatesCanonical names."""
         return f"{self.url}|{self.version}"
 
+    def applies(self, variables: Mapping[str, str]) -> bool:
+        """Whether the conditions of the whole hold."""
+        return all(condition.holds(variables) for condition in self.whole.conditions)
+
     def applicable(self, variables: Mapping[str, str]) -> list[Step]:
         """The steps whose conditions hold, in order."""
         return [step for step in self.steps if all(condition.holds(variables) for condition in step.conditions)]
 
     def due(self, step: Step, start: datetime, calendar: BusinessCalendar, variables: Mapping[str, str]) -> datetime | None:
         """When a step is due (UTC) that begins to run at `start`: by itself, and no later than the steps that it precedes."""
-        ends = [calendar.due(start, step.within.days, step.within.business)] if step.within else []
+        ends = [calendar.after(start, step.within)] if step.within else []
         for other in self.applicable(variables):
             if other.id in step.no_later_than and other.within:
-                ends.append(calendar.due(start, other.within.days, other.within.business))
+                ends.append(calendar.after(start, other.within))
         return min(ends, default=None)
 
     def step(self, id: str) -> Step | None:
@@ -155,15 +155,16 @@ def _step(action: Tree, place: str) -> Step:
         no_later_than=tuple(one["actionId"] for one in action.get("relatedAction", []) if one["relationship"] in _NO_LATER),
         conditions=tuple(_condition(one["expression"], f"{place}.condition") for one in action.get("condition", [])),
         chain=tuple(_next_in_line(one, place) for one in action.get("extension", []) if one["url"] == ESCALATION),
+        attempts=next((one["valuePositiveInt"] for one in action.get("extension", []) if one["url"] == ATTEMPTS), None),
     )
 
 
 def _span(duration: Tree, place: str) -> Span:
-    value = duration.get("value")
-    if duration.get("code") != "d" or value is None or value != int(value) or value < 0:
-        raise ProtocolWrong(f"{place} must be a whole number of days (UCUM code d)")
-    business = any(one["url"] == BUSINESS_DAYS and one.get("valueBoolean") for one in duration.get("extension", []))
-    return Span(int(value), business)
+    value, unit = duration.get("value"), duration.get("code")
+    if unit not in ("d", "h") or value is None or value != int(value) or value < 0:
+        raise ProtocolWrong(f"{place} must be a whole number of days (UCUM code d) or hours (h)")
+    business = any(one["url"] == BUSINESS[unit] and one.get("valueBoolean") for one in duration.get("extension", []))
+    return Span(int(value), business, unit)
 
 
 def _next_in_line(extension: Tree, place: str) -> NextInLine:

@@ -156,10 +156,16 @@ def _requests(actor: Actor, order: Tree, performer: bool) -> bool:
 
 def _performs(actor: Actor, task: Tree, queue: bool) -> bool:
     if "owner" in task:
-        return actor.is_(task["owner"])
+        return actor.is_(task["owner"]) or leads(actor, task)
     recipients = task.get("restriction", {}).get("recipient", ())
     addressed = recipients or task.get("performerType")
     return not addressed or queue or any(actor.is_(one) for one in recipients)
+
+
+def leads(actor: Actor, task: Tree) -> bool:
+    """Whether somebody leads those for whom a Task is: at the organisation that owns it, or to which it is addressed."""
+    places = (task.get("owner"), *task.get("restriction", {}).get("recipient", ()))
+    return actor.leads and any(actor.is_(one) for one in places)
 
 
 def _check_actor(protocol: Protocol, sides: Sides, actor: Actor, previous: Tree | None, new: Tree) -> None:

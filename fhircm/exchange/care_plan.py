@@ -19,11 +19,11 @@ from typing import Any
 
 from fhircm.exchange.care_plan_bundle import bundle
 from fhircm.exchange.case import Case, concept_text, local_time, name_of, organization, read
-from fhircm.exchange.disclosure import may_tell
 from fhircm.exchange.human import instant
 from fhircm.exchange.letter import attachment, page
 from fhircm.fhir import json
 from fhircm.fhir.artefacts import folder
+from fhircm.fhir.disclosure import may_tell
 
 _FONTS = ("fontpkg_noto_sans", "fontpkg_noto_sans_arabic")  # beside those that the typesetter itself brings
 _PEOPLE = ("Practitioner", "PractitionerRole", "Organization", "RelatedPerson", "Patient", "CareTeam")

@@ -17,7 +17,6 @@ import yaml
 from fhircm.exchange.attachments import Fetch, held
 from fhircm.exchange.care_plan import care_plan_attachments, file_attachment
 from fhircm.exchange.case import Case, Unfit, read, sent, source_at
-from fhircm.exchange.disclosure import CONFIDENTIAL, may_tell
 from fhircm.exchange.human import instant
 from fhircm.exchange.letter import attachment, letter
 from fhircm.exchange.map_rules import Notes
@@ -26,6 +25,7 @@ from fhircm.exchange.outbound import codes
 from fhircm.exchange.partners import Partner
 from fhircm.exchange.referral_document import document
 from fhircm.exchange.repoint import known_as, repoint
+from fhircm.fhir.disclosure import CONFIDENTIAL, may_tell
 from fhircm.fhir.systems import DELIVERY, REFERRAL
 
 _FORWARDED = ("status", "docStatus", "type", "category", "date", "description", "securityLabel", "content", "context", "language")

@@ -5,8 +5,9 @@ To add one: its OperationDefinition in `profiles/operation/`, whose description 
 
 from __future__ import annotations
 
-from fhircm.coordination import answering, requesting, scheduling
+from fhircm.coordination import answering, assigning, claiming, pausing, requesting, scheduling
 from fhircm.coordination.acting import Verb, act
+from fhircm.coordination.transition import attempting
 from fhircm.operations.call import Answer, Call
 from fhircm.operations.definition import Function
 
@@ -15,22 +16,29 @@ VERBS: dict[str, Verb] = {
     "service-request-refer": requesting.refer,
     "task-accept": answering.accept,
     "task-acknowledge": requesting.acknowledge,
+    "task-assign": assigning.assign,
     "task-cancel": answering.cancel,
     "task-choose": requesting.choose,
+    "task-claim": claiming.claim,
     "task-complete": answering.complete,
     "task-confirm-cancellation": answering.confirm_cancellation,
     "task-decline": answering.decline,
+    "task-delegate": claiming.delegate,
     "task-fail": answering.fail,
     "task-forward": requesting.forward,
-    "task-hold": answering.hold,
+    "task-hand-over": claiming.hand_over,
     "task-no-show": scheduling.no_show,
     "task-offer": answering.offer,
+    "task-pause": pausing.pause,
     "task-provide-information": answering.provide_information,
+    "task-record-contact": attempting.record_contact,
+    "task-release": claiming.release,
     "task-reopen": requesting.reopen,
     "task-request-information": answering.request_information,
     "task-reschedule": scheduling.reschedule,
-    "task-resume": answering.resume,
+    "task-resume": pausing.resume,
     "task-schedule": scheduling.schedule,
+    "task-snooze": pausing.snooze,
     "task-start": answering.start,
     "task-waitlist": scheduling.waitlist,
 }

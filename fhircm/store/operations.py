@@ -6,7 +6,7 @@ docs/decisions/reactions-return-operations.md
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -49,12 +49,14 @@ class Actor:
     """Who writes: the references by which resources name them. `everyone`: a system that acts for whoever is concerned.
 
     `roles`: their codes of profiles/role/. `unplaced`: references to people of whom no organisation is known, as far as a rule asked.
+    `leads`: they lead the others of their organisation.
     """
 
     known_as: frozenset[str]
     everyone: bool = False
     roles: frozenset[str] = frozenset()
     unplaced: frozenset[str] = frozenset()
+    leads: bool = False
 
     def is_(self, element: Mapping[str, Any] | None) -> bool:
         """Whether a Reference names them."""
@@ -288,3 +290,10 @@ Op = (
     | Hold
     | LetGo
 )
+
+
+def preceded_by(operations: Sequence[Op] | Plan, *more: Op) -> Sequence[Op] | Plan:
+    """The same, with more before it in the same transaction."""
+    if isinstance(operations, Plan):
+        return replace(operations, make=lambda found: [*more, *operations.make(found)])
+    return [*more, *operations]

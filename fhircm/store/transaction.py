@@ -299,7 +299,7 @@ async def _check_rules(
     facts: list[SetState] = []
     for identity, write, rule in concerned:
         with _About(identity):
-            known = replace(write, actor=actor)
+            known = replace(write, actor=actor) if rule.parties else write
             rule.check(known)
             facts += rule.facts(known) if rule.facts else ()
     return facts

@@ -6,12 +6,14 @@ from uuid import NAMESPACE_URL, uuid5
 
 import pytest
 
-from fhircm.coordination import escalation, provenance, referral, transition
+from fhircm.coordination import escalation, provenance, referral
 from fhircm.coordination.build import coordinating_organization
 from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.protocol import load_pathways
 from fhircm.coordination.rules import RULES
+from fhircm.coordination.transition import flags, notices, receiving
+from fhircm.coordination.transition import follow as transition
 from fhircm.fhir.outcome import VersionConflict
 from fhircm.fhir.validation import check
 from fhircm.store.database import open_database
@@ -20,7 +22,14 @@ from fhircm.store.resources import Store
 
 SCT, NPI = "http://snomed.info/sct", "http://hl7.org/fhir/sid/us-npi"
 REACTIONS = [
-    ("transition", {"Encounter", "Patient", "Task"}, transition.follow),
+    (
+        "transition",
+        {"Communication", "DeviceRequest", "Encounter", "Patient", "Person", "ServiceRequest", "Task"},
+        transition.follow,
+    ),
+    ("flags", {"Encounter", "Patient", "Person"}, flags.follow),
+    ("transition-document", {"Bundle", "Task"}, receiving.follow),
+    ("notices", {"Encounter"}, notices.follow),
     ("referral", set(referral.TYPES), referral.follow),
     ("deadlines", {"Task"}, escalation.watch),
     (
@@ -154,7 +163,7 @@ class World:
         claimed = await self.store.claim_timers({escalation.KIND}, limit=50, lease=timedelta(seconds=30))
         for timer in claimed:
             operations = await escalation.overdue(self.context, timer)
-            await self.store.transact([*operations, FinishTimer(timer)], origin="hub")
+            await self.store.transact([FinishTimer(timer), *operations], origin="hub")
         return len(claimed)
 
     async def find(self, type, **parameters):

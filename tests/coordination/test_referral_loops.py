@@ -105,7 +105,7 @@ VERBS = {  # who, what is said, and the same by an update
     "accept": ("a", {}, {"status": "accepted"}),
     "decline": ("a", {"reason": REASON}, {"status": "rejected", "statusReason": REASON}),
     "start": ("a", {}, {"status": "in-progress"}),
-    "hold": ("a", {"reason": REASON}, {"status": "on-hold", "statusReason": REASON}),
+    "pause": ("a", {"reason": REASON}, {"status": "on-hold", "statusReason": REASON}),
     "resume": ("a", {}, {"status": "in-progress", "statusReason": None}),
     "complete": ("a", {}, {"status": "completed"}),
     "fail": ("a", {"reason": REASON}, {"status": "failed", "statusReason": REASON}),
@@ -140,9 +140,9 @@ async def summary(network, order, task):
     "way",
     [
         "decline",
-        "accept start hold resume request-information provide-information complete acknowledge",
+        "accept start pause resume request-information provide-information complete acknowledge",
         "accept fail",
-        "accept hold cancel",
+        "accept pause cancel",
     ],
 )
 async def test_an_operation_means_what_an_update_means(network, way):
