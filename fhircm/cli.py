@@ -27,6 +27,7 @@ from fhircm import (
     cli_exchange,
     cli_identity,
     cli_keys,
+    cli_loops,
     cli_mapping,
     cli_operation,
     cli_organization,
@@ -65,6 +66,7 @@ partner_app.command("new")(cli_partner.new)
 cli_smart.add_commands(app)
 app.add_typer(cli_keys.app, name="keys")
 cli_plan.add_commands(app)
+cli_loops.add_commands(app)
 app.add_typer(cli_people.user_app, name="user")
 app.add_typer(cli_organization.app, name="organization")
 app.add_typer(cli_quarantine.app, name="quarantine")

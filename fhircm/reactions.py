@@ -10,9 +10,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from fhircm.coordination import assigning, changing_hands, escalation, provenance, referral, transition
+from fhircm.coordination import assigning, changing_hands, escalation, open_loops, provenance, referral
 from fhircm.coordination.context import Context
+from fhircm.coordination.discharge import arrange as discharge
+from fhircm.coordination.discharge import follow as discharging
 from fhircm.coordination.longitudinal import follow as longitudinal
+from fhircm.coordination.transition import flags, notices, receiving
+from fhircm.coordination.transition import follow as transition
 from fhircm.exchange import directory, identity, merge
 from fhircm.jobs import export, exported
 from fhircm.store.resources import Change, Op, Plan, Timer
@@ -54,17 +58,24 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
         " ".join([*directory.TYPES, "Task"]),
         lambda context: partial(directory.enlist, context.store, owner=f"Organization/{context.organization}"),
     ),
-    "transition": ("Encounter Patient Task", lambda context: partial(transition.follow, context)),
-    "referral": ("ServiceRequest Task Encounter DocumentReference Person", lambda context: partial(referral.follow, context)),
+    "transition": (
+        "Communication DeviceRequest Encounter Patient Person ServiceRequest Task",
+        lambda context: partial(transition.follow, context),
+    ),
+    "flags": ("Encounter Patient Person", lambda context: partial(flags.follow, context)),
+    "transition-document": ("Bundle Task", lambda context: partial(receiving.follow, context)),
+    "notices": ("Encounter", lambda context: partial(notices.follow, context)),
+    "referral": (" ".join(sorted(referral.TYPES)), lambda context: partial(referral.follow, context)),
+    "discharge": (discharging.TYPES, lambda context: partial(discharging.follow, context)),
+    escalation.REACTION: ("Task", lambda context: partial(escalation.watch, context)),
     "assignment": ("PractitionerRole Task", lambda context: partial(assigning.follow, context)),
     "claims": ("Task", lambda context: partial(changing_hands.follow, context)),
-    "deadlines": ("Task", lambda context: partial(escalation.watch, context)),
     "longitudinal": (
         "CarePlan CareTeam Condition Goal Patient Person Practitioner PractitionerRole ServiceRequest Task",
         lambda context: partial(longitudinal.mark, context),
     ),
     "provenance": (
-        "Task ServiceRequest CarePlan Goal CareTeam Communication Encounter DocumentReference Person RiskAssessment",
+        "Task ServiceRequest Appointment CarePlan Goal CareTeam Communication Encounter DocumentReference Person RiskAssessment",
         lambda context: partial(provenance.record, context),
     ),
 }
@@ -72,6 +83,9 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
 TIMERS: dict[str, Callable[..., Awaitable[list[Op]]]] = {
     changing_hands.KIND: changing_hands.over,
     escalation.KIND: escalation.overdue,
+    open_loops.KIND: open_loops.check,
+    discharge.KIND: discharging.look_again,
+    flags.KIND: flags.look_again,
     longitudinal.KIND: longitudinal.remake,
     export.EXPIRY: exported.expire,
     merge.KIND: merge.carry_on,

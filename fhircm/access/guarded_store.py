@@ -24,6 +24,7 @@ from fhircm.store.history import HistoryPage, HistoryQuery
 from fhircm.store.resources import Delete, Narrowing, Plan, Put, Store, Stored
 from fhircm.store.search import Page
 from fhircm.store.stored import micros
+from fhircm.store.work_list import WorkPage, WorkQuery
 from fhircm.store.write_guard import WriteGuard
 
 
@@ -64,6 +65,11 @@ class GuardedStore:
         for type, _ in query.branches:
             self.principal.require("s", type)
         return await self.store.search(query, self._narrowing("s"))
+
+    async def work_list(self, query: WorkQuery) -> WorkPage:
+        """A page of work lists, narrowed like a search of Tasks; so are the Patients and risks that come along. Raises Forbidden."""
+        self.principal.require("s", "Task")
+        return await self.store.work_list(query, self._narrowing("s"))
 
     async def export_page(self, query: ExportQuery) -> ExportPage:
         """The next resources of an export, narrowed like a search. Raises Forbidden."""

@@ -39,7 +39,9 @@ Verb = Callable[[Act], Awaitable[Sequence[Put | Delete] | Plan]]
 async def act(
     store: GuardedStore, verb: Verb, type: str, id: str, said: Mapping[str, Sequence[Any]], *, if_version: int | None = None
 ) -> Stored:
-    """Do it, all or nothing; returns how the resource stands after that. When somebody else was faster, it looks again and decides anew.
+    """Do it, all or nothing; returns how the resource stands after that, or when the verb writes only others, the first of those.
+
+    When somebody else was faster, it looks again and decides anew.
 
     `if_version`: only at this version. Raises NotFound, Gone, Forbidden, VersionConflict, and what the verb and the write raise.
     """
@@ -57,7 +59,7 @@ async def act(
             if if_version is not None or attempt == _ATTEMPTS:
                 raise
         else:
-            return next((one for one in stored if (one.type, one.id) == (type, id)), about)
+            return next((one for one in stored if (one.type, one.id) == (type, id)), stored[0] if stored else about)
     raise AssertionError("unreachable")
 
 

@@ -1,63 +1,202 @@
 """A referral: from an order at one organisation to the report that comes back from another, and nothing forgotten between.
 
-http://hl7.org/fhir/us/sdoh-clinicalcare (Task), http://hl7.org/fhir/us/bser (business status). An order becomes one Task,
-addressed to the performer; what the performer does, seen in its Encounters and DocumentReferences by the referral number, moves
-the Task. The reaction looks at the present state of all of this, whatever changed, and takes the next legal step towards what
-the evidence says. Its own step is a change again, so it goes on until Task and evidence agree: fhircm/coordination/evidence.py.
+http://hl7.org/fhir/us/sdoh-clinicalcare (Task), http://hl7.org/fhir/us/bser (business status). An order becomes a Task for each
+performer that is asked (fhircm/coordination/asking.py); what the performer does, seen in its Encounters and DocumentReferences by the
+referral number, moves the Task. The reaction looks at the present state of all of this, whatever changed, and takes the next legal step
+towards what the evidence says. Its own step is a change again, so it goes on until Task and evidence agree:
+fhircm/coordination/evidence.py. What the requester has left to do is in fhircm/coordination/loops.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
-from datetime import datetime
 from typing import Any
 
-from fhircm.coordination import evidence
-from fhircm.coordination.build import edit, for_a_human, instant, new, npi, profile, reference, stable_id
-from fhircm.coordination.codes import FULFILL, NPI, PLACER, identifiers, member, own
-from fhircm.coordination.context import Context, Neighbour, any_of, token
-from fhircm.coordination.escalation import reset
-from fhircm.coordination.people import linked, named, organization_of, patient_of, patients_value
-from fhircm.coordination.protocol import Pathway, Step
-from fhircm.coordination.task_states import business, is_open, machine, mirrored
-from fhircm.coordination.times import moment
+from fhircm.coordination import (
+    asking,
+    capable,
+    correlation,
+    distribution,
+    evidence,
+    incomplete,
+    intermediary,
+    loops,
+    referral_follow_up,
+    referral_questions,
+    referral_record,
+    referral_times,
+)
+from fhircm.coordination.build import edit, instant
+from fhircm.coordination.codes import FULFILL, identifiers, own
+from fhircm.coordination.context import Context, any_of, token
+from fhircm.coordination.people import linked, patient_of, patients_value
+from fhircm.coordination.task_states import business, is_open, is_referral, machine, mirrored
 from fhircm.fhir.outcome import Gone, NotFound
 from fhircm.fhir.references import parse_reference
 from fhircm.fhir.systems import REFERRAL
-from fhircm.store.resources import Change, Op, Stored
+from fhircm.store.resources import Change, Op, Put, Stored
 
 Tree = dict[str, Any]
-EVENT = "referral"
-_STEP = {"requested": "respond-to-referral", "accepted": "schedule-visit", "on-hold": "report-back", "in-progress": "report-back"}
+TYPES = referral_record.EVIDENCE | {"Consent", "HealthcareService", "Person", "PractitionerRole", "ServiceRequest", "Task"}
 _OPEN = any_of(state for state in machine("Task", "referral").next if state not in machine("Task", "referral").terminal)
 
 
 async def follow(context: Context, change: Change) -> list[Op]:
-    """Reaction to ServiceRequest, Task, Encounter, DocumentReference and Person: send the referral, and move it on."""
+    """Reaction to what a referral is made of, and to what shows how it stands: ask who is to be asked, and move it on."""
     stored = await context.get(change.type, change.id)
     if stored is None:
         return []
-    if change.type == "ServiceRequest" and (sent := await _send(context, stored)):
-        return sent
-    operations: list[Op] = []
-    for task in await _tasks_of(context, stored):
-        operations += await _move(context, task, change.type)
+    match change.type:
+        case "ServiceRequest":
+            return _once(await _order(context, stored))
+        case "Task":
+            return _once(await _task(context, stored))
+        case "PractitionerRole":
+            return _once(await _service(context))
+        case "HealthcareService":
+            return _once([*await _service(context), *await _moved(context, await _of_service(context, stored), change.type)])
+    return _once(await _moved(context, await _evident(context, stored), change.type))
+
+
+async def _moved(context: Context, tasks: Iterable[Stored], because_of: str) -> list[Op]:
+    return [op for task in tasks for op in await _move(context, task, because_of)]
+
+
+def _once(operations: Iterable[Op]) -> list[Op]:
+    """The first edit of each resource: the others are made when that one is seen as a change, if they are needed still."""
+    found: dict[tuple[str, str] | int, Op] = {}
+    for number, one in enumerate(operations):
+        found.setdefault((one.resource.type, one.resource.id or "") if isinstance(one, Put) else number, one)
+    return list(found.values())
+
+
+async def _order(context: Context, order: Stored) -> list[Op]:
+    operations = await asking.give_out(context, order)
+    if mirrored(order.tree):  # the copy that a performer keeps
+        operations += await _moved(context, await _evident(context, order), evidence.REPLY)
+    for task in await distribution.tasks_of(context, order.id):
+        if identifiers(task.tree, REFERRAL):
+            operations += await _move(context, task, "ServiceRequest")
+            operations += await intermediary.pass_on(context, task)
+        operations += await loops.acknowledgement(context, task, order)
+    for element in order.tree.get("basedOn", []) if order.tree["intent"] == "filler-order" else []:
+        source = await context.follow(element)
+        if source is not None and source.type == "ServiceRequest":
+            operations += await asking.give_out(context, source)
+            for task in await distribution.tasks_of(context, source.id):
+                operations += await _above(context, task)
     return operations
 
 
-async def _tasks_of(context: Context, stored: Stored) -> list[Stored]:
-    """The referrals of the hub that a resource can matter to."""
-    tree = stored.tree
-    if stored.type == "Task":
-        found = [stored]
-    elif stored.type == "ServiceRequest":
-        found = [task] if (task := await context.get("Task", task_id(stored.id))) else []
-    elif stored.type == "Person":
+async def _task(context: Context, task: Stored) -> list[Op]:
+    if mirrored(task.tree):
+        return await _moved(context, await _evident(context, task), evidence.REPLY)
+    if not is_referral(task.tree):
+        return await _left_to_do(context, task)
+    order = await context.follow(task.tree.get("focus"))
+    if not identifiers(task.tree, REFERRAL):
+        return _adopted(context, task)
+    operations: list[Op] = []
+    if order is not None and order.type == "ServiceRequest" and not asking.changes_nothing(task.tree):
+        operations += await asking.give_out(context, order)
+    operations += await _move(context, task, "Task")
+    operations += await _above(context, task)
+    for element in task.tree.get("partOf", []):
+        above = await context.follow(element)
+        if above is not None and above.type == "Task":
+            operations += await _above(context, above)
+    operations += await loops.no_more_questions(context, task)
+    return [*operations, *await loops.acknowledgement(context, task, order)]
+
+
+async def _above(context: Context, task: Stored) -> list[Op]:
+    """A Task that an intermediary has to pass on."""
+    if not is_referral(task.tree) or mirrored(task.tree):
+        return []
+    needed = await intermediary.nobody_below(context, task)
+    return [*await intermediary.pass_on(context, task), *await loops.passing_on(context, task, needed)]
+
+
+async def _left_to_do(context: Context, task: Stored) -> list[Op]:
+    """What a change of a Task of the requester's means: done, or still to do."""
+    if loops.is_question(task.tree):
+        return await loops.question(context, task)
+    code = own(task.tree.get("code"))
+    if code in (incomplete.CODE, *referral_follow_up.CODES):
+        of = [await context.follow(one.get("valueReference")) for one in task.tree.get("input", [])]
+        return await _moved(context, [one for one in of if one is not None and is_referral(one.tree)], "Task")
+    about = await context.follow(task.tree.get("focus")) if code in loops.CODES else None
+    if about is None:
+        return []
+    if about.type == "ServiceRequest":
+        return await asking.give_out(context, about)
+    if code == loops.ACKNOWLEDGE:
+        return await loops.acknowledgement(context, about, await context.follow(about.tree.get("focus")))
+    return await _above(context, about)
+
+
+def _adopted(context: Context, task: Stored) -> list[Op]:
+    """A referral that somebody wrote as a Task gets what those have that come of an order: its number, its step and a due time."""
+    tree = task.tree
+    if tree["status"] == "draft" or not is_open(tree):
+        return []
+    members: Tree = {"identifier": [*tree.get("identifier", []), asking.placer(task.id)]}
+    if "groupIdentifier" not in tree:
+        members["groupIdentifier"] = {"system": REFERRAL, "value": task.id}
+    if "basedOn" not in tree:
+        members["basedOn"] = [tree["focus"]]
+    if "businessStatus" not in tree and (codes := business().of.get(tree["status"])):
+        members["businessStatus"] = business().concept(codes[0])
+    period = tree.get("restriction", {}).get("period", {})
+    if "end" not in period:
+        due = referral_times.first_due(context, tree.get("priority", "routine"), context.calendar, None)
+        members |= due and {**due, "restriction": {**tree.get("restriction", {}), **due["restriction"]}}
+    return [edit(task, **members, lastModified=instant(context.now()))]
+
+
+async def _service(context: Context) -> list[Op]:
+    """Who is able has changed: it may be others who find an open request now."""
+    operations: list[Op] = []
+    for task in await context.find("Task", ("owner:missing", "true"), ("status", "requested"), ("code", token(*FULFILL))):
+        order = await context.follow(task.tree.get("focus"))
+        if order is not None and distribution.of(task.tree).how == distribution.OPEN and not mirrored(task.tree):
+            edited = capable.refreshed(task, await capable.organizations(context, order.tree), context.now())
+            operations += [edited] if edited else []
+    return operations
+
+
+# --- evidence ----------------------------------------------------------------------------------------------------------------
+
+
+async def _evident(context: Context, stored: Stored) -> list[Stored]:
+    """The referrals of the hub to which something can matter: by a number, by its order, by its patient."""
+    found: list[Stored] = []
+    if stored.type == "Person":
         found = await _of_person(context, stored)
-    elif numbers := evidence.numbers(tree):
-        found = await context.find("Task", ("identifier", any_of(token(REFERRAL, number) for number in sorted(numbers))))
-    else:
-        found = []
+    elif stored.type == "Consent":
+        found = await _incomplete(context, stored.tree)
+    elif stored.type not in referral_record.EVIDENCE or referral_record.tells(stored.tree):
+        found = await correlation.quoted_tasks(context, stored.tree)
+    return [task for task in found if identifiers(task.tree, REFERRAL) and not mirrored(task.tree) and task.id != stored.id]
+
+
+async def _incomplete(context: Context, tree: Tree) -> list[Stored]:
+    """The referrals of this human that are not sent yet."""
+    patient = patient_of(tree)
+    if patient is None:
+        return []
+    patients = await linked(context, patient)
+    return await context.find("Task", patients_value(patients), ("code", token(*FULFILL)), ("status", "draft"))
+
+
+async def _of_service(context: Context, service: Stored) -> list[Stored]:
+    """The open referrals that are addressed to a service."""
+    orders = await context.find("ServiceRequest", ("performer", f"HealthcareService/{service.id}"), ("status", "active"))
+    if not orders:
+        return []
+    focus = any_of(f"ServiceRequest/{order.id}" for order in orders)
+    found = await context.find("Task", ("focus", focus), ("status", _OPEN))
     return [task for task in found if identifiers(task.tree, REFERRAL) and not mirrored(task.tree)]
 
 
@@ -74,185 +213,31 @@ async def _of_person(context: Context, person: Stored) -> list[Stored]:
     return await context.find("Task", patients_value(patients), ("code", token(*FULFILL)), ("status", _OPEN))
 
 
-def task_id(order: str) -> str:
-    """The id of the Task of an order: its referral number."""
-    return stable_id("referral", order)
-
-
-# --- sending -----------------------------------------------------------------------------------------------------------------
-
-
-async def _send(context: Context, order: Stored) -> list[Op]:
-    """The Task of an order that is a referral to another organisation; nothing when it has one, or is none."""
-    tree = order.tree
-    if (
-        tree["status"] != "active"
-        or tree["intent"] != "order"
-        or not member("referral-order", tree.get("category"), tree.get("code"))
-    ):
-        return []
-    if patient_of(tree) is None or await context.get("Task", task_id(order.id)) is not None:
-        return []
-    performer = await _performer(context, tree)
-    if performer is None or not await _is_news(context, order):
-        return []
-    number = npi(performer.tree)
-    neighbour = context.neighbour(npi=number)
-    if neighbour is not None and neighbour == context.source_of(tree):
-        return []  # an order within the house
-    task = await _task(context, order, await _directory_entry(context, performer, neighbour), context.calendar_of(neighbour))
-    operations: list[Op] = [new(task)]
-    if neighbour is None:
-        operations.append(_nobody_there(context, task))
-    return operations
-
-
-async def _performer(context: Context, order: Tree) -> Stored | None:
-    """The Organization that is asked: the first performer that is one, or belongs to one, with an NPI.
-
-    Others are alternatives.
-    """
-    for element in order.get("performer", []):
-        organization = await organization_of(context, element)
-        if organization is not None and npi(organization.tree):
-            return organization
-    return None
-
-
-async def _is_news(context: Context, order: Stored) -> bool:
-    """Whether the order is recent, or the hub saw it before it was active.
-
-    A first pull brings orders of years that nobody closed.
-    """
-    written = moment(order.tree.get("authoredOn"), context.calendar_of(context.source_of(order.tree)))
-    versions = [one for one in await context.store.history("ServiceRequest", order.id) if not one.deleted]
-    active = [one.tree["status"] == "active" for one in versions]  # newest first
-    since = active.index(False) if False in active else len(active)
-    if since < len(versions) or written is None:
-        return True
-    return written >= versions[-1].last_updated - context.window
-
-
-async def _directory_entry(context: Context, performer: Stored, neighbour: Neighbour | None) -> Stored:
-    """The performer as it describes itself, when it is a partner; else the requester's entry for it."""
-    if neighbour is not None:
-        for one in await context.find("Organization", ("identifier", token(NPI, neighbour.npi))):
-            if context.source_of(one.tree) == neighbour:
-                return one
-    return performer
-
-
-async def _task(context: Context, order: Stored, performer: Stored, calendar: Any) -> Tree:
-    tree, id, now = order.tree, task_id(order.id), context.now()
-    to_order = reference(f"ServiceRequest/{order.id}")
-    encounter = await context.follow(tree.get("encounter"))
-    code = tree.get("code", {})
-    told = code.get("text") or next((one["display"] for one in code.get("coding", []) if one.get("display")), None)
-    return {
-        "resourceType": "Task",
-        "id": id,
-        "meta": profile("referral-task"),
-        "identifier": [{"type": {"coding": [_coding(PLACER)]}, "system": REFERRAL, "value": id}],
-        "basedOn": [to_order],
-        "status": "requested",
-        "businessStatus": business().concept("2.0"),
-        "intent": "order",
-        "priority": tree.get("priority", "routine"),
-        "code": {"coding": [_coding(FULFILL)], "text": "Fulfil the referral"},
-        "description": told,
-        "focus": to_order,
-        "for": reference(f"Patient/{patient_of(tree)}"),
-        "encounter": reference(f"Encounter/{encounter.id}") if encounter else None,
-        "authoredOn": instant(now),
-        "lastModified": instant(now),
-        "requester": await _requester(context, tree, encounter),
-        "owner": await named(context, performer),
-        "reasonCode": next(iter(tree.get("reasonCode", [])), None),
-        **_deadline(context, "requested", tree.get("priority", "routine"), now, calendar),
-    }
-
-
-def _coding(code: tuple[str, str]) -> Tree:
-    return {"system": code[0], "code": code[1]}
-
-
-async def _requester(context: Context, order: Tree, encounter: Stored | None) -> Tree:
-    """The organisation that asks: the requester's, else that of the visit, else the partner's, else the one that coordinates."""
-    organization = await organization_of(context, order.get("requester"))
-    if organization is None and encounter is not None:
-        organization = await context.follow(encounter.tree.get("serviceProvider"))
-    source = context.source_of(order)
-    if organization is None and source is not None:
-        entries = await context.find("Organization", ("identifier", token(NPI, source.npi)))
-        organization = next((one for one in entries if context.source_of(one.tree) == source), None)
-    return await named(context, organization) if organization else context.coordinator
-
-
-def _nobody_there(context: Context, task: Tree) -> Op:
-    return for_a_human(
-        stable_id("undelivered", task["id"]),
-        "undelivered",
-        "The hub exchanges nothing with the organisation that this referral is addressed to",
-        owner=context.coordinator,
-        focus=f"Task/{task['id']}",
-        patient=task["for"],
-        at=context.now(),
-    )
-
-
-# --- moving on ---------------------------------------------------------------------------------------------------------------
-
-
 async def _move(context: Context, task: Stored, because_of: str) -> list[Op]:
     """One step of a referral, and what a human must look at."""
-    found = await evidence.gather(context, task, await linked(context, patient_of(task.tree) or ""))
-    operations = await evidence.questions(context, task, found)
-    members = evidence.next_step(task.tree, found, because_of, instant(context.now())) or {}
-    members |= await _new_deadline(context, task, members.get("status", task.tree["status"]))
+    patients = await linked(context, patient_of(task.tree) or "")
+    found = await referral_record.gather(context, task, patients)
+    operations = await referral_questions.questions(context, task, found)
+    operations += await referral_follow_up.follow_up(context, task, found, patients)
+    members: Tree = {}
+    if await _is_its(context, task):
+        members = evidence.next_step(task.tree, found, because_of, instant(context.now())) or {}
+        completed, asked = await incomplete.go_on(context, task, found.order, members)
+        members |= completed
+        members |= correlation.learned(task.tree, found.order, (*found.replies, *found.visits, *found.reports))
+        members |= await referral_times.moved(context, task, members.get("status", task.tree["status"]))
+        operations += asked
+        operations += await loops.asked_to_stop(context, task, evidence.stop_is_to_be_asked_for(task.tree, found))
     return [*operations, edit(task, **members, lastModified=instant(context.now()))] if members else operations
 
 
-async def _new_deadline(context: Context, task: Stored, status: str) -> Tree:
-    """The due time of the step that a status stands for; it stays when the Task is at that step already, or closed."""
-    tree = task.tree
-    if not is_open({"status": status}):
-        return {}
-    owner = await context.follow(tree.get("owner"))
-    calendar = context.calendar_of(context.neighbour(npi=npi(owner.tree)) if owner else None)
-    deadline = _deadline(context, status, tree.get("priority", "routine"), context.now(), calendar)
-    if not deadline or deadline["instantiatesUri"].rpartition("#")[0] != tree.get("instantiatesUri", "").rpartition("#")[0]:
-        return {}
-    if _code_of(context, deadline) == _code_of(context, tree):
-        return {}
-    return {**deadline, "restriction": {**tree.get("restriction", {}), **deadline["restriction"]}, "extension": reset(tree)}
-
-
-def _code_of(context: Context, task: Tree) -> str | None:
-    """What the step of a Task is about: the urgent and the routine form of a step are one step."""
-    pathway = context.pathway_of(task)
-    step = pathway.step(task.get("instantiatesUri", "").rpartition("#")[2]) if pathway else None
-    return own(step.code) if step else None
-
-
-def _deadline(context: Context, status: str, priority: str, since: datetime, calendar: Any) -> Tree:
-    """What a Task says of its step and of when it is due."""
-    found = _step(context, status, priority)
-    if found is None:
-        return {}
-    pathway, step = found
-    due = pathway.due(step, since, calendar, {"priority": priority})
-    if due is None:
-        return {}
-    return {
-        "instantiatesCanonical": pathway.canonical,
-        "instantiatesUri": f"{pathway.url}#{step.id}",
-        "restriction": {"period": {"start": calendar.written(since), "end": calendar.written(due)}},
-    }
-
-
-def _step(context: Context, status: str, priority: str) -> tuple[Pathway, Step] | None:
-    for pathway in context.pathways_of(EVENT):
-        for step in pathway.applicable({"priority": priority}):
-            if own(step.code) == _STEP.get(status):
-                return pathway, step
-    return None
+async def _is_its(context: Context, task: Stored) -> bool:
+    """Whether a Task may be moved by what is seen: not when another has the request, nor as long as its offer is not chosen."""
+    group = distribution.group_of(task.tree)
+    if group is None or not is_open(task.tree):
+        return True
+    said = distribution.of(task.tree)
+    if said.how == distribution.OPEN and "owner" not in task.tree:
+        return False
+    holder = await context.store.state(distribution.TAKEN, group)
+    return holder is None or holder.get("task") == task.id

@@ -292,8 +292,8 @@ Op = (
 )
 
 
-def followed_by(operations: Sequence[Op] | Plan, *more: Op) -> Sequence[Op] | Plan:
-    """The same, and more in the same transaction."""
+def preceded_by(operations: Sequence[Op] | Plan, *more: Op) -> Sequence[Op] | Plan:
+    """The same, with more before it in the same transaction."""
     if isinstance(operations, Plan):
-        return replace(operations, make=lambda found: [*operations.make(found), *more])
-    return [*operations, *more]
+        return replace(operations, make=lambda found: [*more, *operations.make(found)])
+    return [*more, *operations]

@@ -8,7 +8,7 @@ import pytest
 from fhircm.coordination import assigning, handing_on
 from fhircm.fhir.outcome import VersionConflict
 from fhircm.store.changes import CursorMoved
-from fhircm.store.operations import MoveCursor, followed_by
+from fhircm.store.operations import MoveCursor, preceded_by
 from tests.access.world import ref, write
 from tests.coordination.desk import QUEUE, claim, opened, role
 
@@ -118,7 +118,7 @@ async def react_at_once(desk, name="assignment"):
             change = batch.changes[0]
             operations = await assigning.follow(desk.context, change)
             try:
-                await desk.store.transact(followed_by(operations, MoveCursor(name, before, change.position)), origin="hub")
+                await desk.store.transact(preceded_by(operations, MoveCursor(name, before, change.position)), origin="hub")
             except (VersionConflict, CursorMoved):
                 continue
 

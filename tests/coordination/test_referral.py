@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from fhircm.coordination.referral import task_id
+from fhircm.coordination.distribution import task_id
 from fhircm.fhir.json import splice
 from fhircm.fhir.outcome import IllegalTransition
 from fhircm.fhir.systems import REFERRAL

@@ -38,7 +38,7 @@ hospital:
   transition-opened: [[message, letter, none]]
   message: [[message, letter]]
 clinic:
-  referral-sent: [[referral-task, referral-order, letter], [message, none]]
+  referral-sent: [[referral-task, referral-order, referral-document, letter], [message, none]]
   referral-cancel-requested: [[message, letter]]
   referral-cancelled: [[message, letter]]
   transition-opened: [[message, letter, none]]
