@@ -4,7 +4,8 @@ from pathlib import Path
 
 import yaml
 
-from fhircm.coordination.protocol import Condition, Pathway, Span, Step, load_pathways
+from fhircm.coordination.deadlines import Span
+from fhircm.coordination.protocol import Condition, Pathway, Step, load_pathways
 from fhircm.coordination.transition.document import layout
 from fhircm.coordination.transition.flags import rules
 from fhircm.coordination.transition.notices import words
@@ -15,9 +16,7 @@ PAGE = Path(__file__).parent.parent.parent / "docs/explanation/transitions.md"
 
 
 def span(within: Span | None) -> str:
-    if within is None:
-        return "no later than the visit"
-    return f"{within.days} {'business ' if within.business else ''}day{'' if within.days == 1 else 's'}"
+    return str(within) if within is not None else "no later than the visit"
 
 
 def when(condition: Condition) -> str:

@@ -56,7 +56,10 @@ async def _settle(context: Context, whole: Stored) -> list[Op]:
         same = members["extension"] == whole.tree.get("extension")
         return [] if same else [edit(whole, **members, lastModified=instant(context.now()))]
     # One step at a time: a whole that somebody put on hold is taken up again before it is completed.
-    way = machine("Task").path(whole.tree["status"], "completed" if "completed" in states else "cancelled") or ["cancelled"]
+    table, status = machine("Task"), whole.tree["status"]
+    way = table.path(status, "completed" if "completed" in states else "cancelled") or ["cancelled"]
+    if len(way) > 1 and table.may(status, "in-progress"):
+        way = ["in-progress"]
     now = instant(context.now())
     if way[0] in machine("Task").terminal:
         members["executionPeriod"] = {"start": whole.tree.get("authoredOn", now), "end": now}

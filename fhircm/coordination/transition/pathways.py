@@ -311,7 +311,7 @@ class _Course:
         if step is None or start is None or step is self.pathway.whole:
             return None
         if step.within is not None:
-            return self.stay.calendar.due(start, step.within.days, step.within.business)
+            return self.stay.calendar.after(start, step.within)
         return self.pathway.due(step, start, self.stay.calendar, variables)
 
     def _arrival(self, rows: list[Stored]) -> list[tuple[Stored, Tree]]:
