@@ -110,6 +110,7 @@ async def _claimers(process: int, tasks: Sequence[str], claim: Claim) -> dict[st
 async def _bare(process: int, url: str, tasks: Sequence[str]) -> dict[str, Any]:
     if url.startswith("sqlite:///"):
         file = connect_sqlite(Path(url.removeprefix("sqlite:///")))
+        file.execute("PRAGMA busy_timeout = 60000")  # whoever waits for the one writer waits as long as it takes
 
         async def claim(number: int, id: str) -> bool:
             file.execute("BEGIN IMMEDIATE")
@@ -181,7 +182,11 @@ _WAYS = {"ceiling": _bare, "operation": _operation, "http": _http}
 
 def _process(way: str, process: int, where: str, tasks: Sequence[str], start: Any, out: Any) -> None:
     start.wait()
-    out.put(asyncio.run(_WAYS[way](process, where, tasks)))
+    try:
+        out.put(asyncio.run(_WAYS[way](process, where, tasks)))
+    except BaseException as error:
+        out.put(error)
+        raise
 
 
 def measure(way: str, where: str, tasks: Sequence[str]) -> dict[str, Any]:
@@ -194,6 +199,8 @@ def measure(way: str, where: str, tasks: Sequence[str]) -> dict[str, Any]:
     parts = [out.get() for _ in running]
     for one in running:
         one.join()
+    if failed := [one for one in parts if isinstance(one, BaseException)]:
+        raise SystemExit(f"{way}: {failed[0]!r}")
     seconds = max(one["ended"] for one in parts) - min(one["begun"] for one in parts)
     won = sum(one["won"] for one in parts)
     took = sorted(one for part in parts for one in part["took"])

@@ -21,7 +21,7 @@ Tree = dict[str, Any]
 
 async def accept(act: Act) -> list[Put]:
     """The owner agrees to do it; an open request gets its owner with that: who accepts."""
-    return [_accepted(act)]
+    return [accepted(act)]
 
 
 async def offer(act: Act) -> list[Put]:
@@ -30,10 +30,11 @@ async def offer(act: Act) -> list[Put]:
         raise IllegalTransition("This request is not one that collects offers; it is accepted with $accept", "Task.extension")
     told: list[Tree] = [{"type": concept("offer"), "valueString": text} for text in act.said.get("terms", ())]
     told += [{"type": concept("offer"), "valuePeriod": period} for period in act.said.get("period", ())]
-    return [_accepted(act, output=[*act.about.tree.get("output", []), *told] or None)]
+    return [accepted(act, output=[*act.about.tree.get("output", []), *told] or None)]
 
 
-def _accepted(act: Act, **members: Any) -> Put:
+def accepted(act: Act, **members: Any) -> Put:
+    """The acceptance of a Task by who acts; an open request gets its owner with that. Raises Conflict, IllegalTransition."""
     tree = act.about.tree
     if is_referral(tree) and "owner" not in tree and tree["status"] == "requested":
         members["owner"] = _taker(act, tree)
@@ -105,6 +106,8 @@ async def confirm_cancellation(act: Act) -> list[Put]:
 async def request_information(act: Act) -> list[Put]:
     """The owner asks the requester (`question`, `needed`): a Task for the requester; what is begun already waits for the answer."""
     tree = act.about.tree
+    if not is_referral(tree) or not is_open(tree):
+        raise IllegalTransition("Questions are asked about a referral that is open", "Task.status")
     needed = [{"type": concept("needed-information"), "valueCodeableConcept": one} for one in act.said.get("needed", ())]
     asked = new(
         {

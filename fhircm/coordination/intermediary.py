@@ -62,6 +62,8 @@ async def pass_on(context: Context, task: Stored) -> list[Op]:
     if not is_open(tree):
         return [edit(one, status="revoked") for one in below if one.tree["status"] in ("active", "on-hold")]
     children = {one.id: await distribution.tasks_of(context, one.id) for one in below}
+    if below and not await distribution.may_be_moved(context, task):
+        return []
     members = _members(tree, children, instant(context.now()))
     return [edit(task, **members, lastModified=instant(context.now()))] if members else []
 

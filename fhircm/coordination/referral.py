@@ -219,25 +219,12 @@ async def _move(context: Context, task: Stored, because_of: str) -> list[Op]:
     found = await referral_record.gather(context, task, patients)
     operations = await referral_questions.questions(context, task, found)
     operations += await referral_follow_up.follow_up(context, task, found, patients)
-    members: Tree = {}
-    if await _is_its(context, task):
-        members = evidence.next_step(task.tree, found, because_of, instant(context.now())) or {}
-        completed, asked = await incomplete.go_on(context, task, found.order, members)
-        members |= completed
-        members |= correlation.learned(task.tree, found.order, (*found.replies, *found.visits, *found.reports))
-        members |= await referral_times.moved(context, task, members.get("status", task.tree["status"]))
-        operations += asked
-        operations += await loops.asked_to_stop(context, task, evidence.stop_is_to_be_asked_for(task.tree, found))
+    seen = found if await distribution.may_be_moved(context, task) else referral_record.Evidence(order=found.order)
+    members = evidence.next_step(task.tree, seen, because_of, instant(context.now())) or {}
+    completed, asked = await incomplete.go_on(context, task, found.order, members)
+    members |= completed
+    members |= correlation.learned(task.tree, found.order, (*seen.replies, *seen.visits, *seen.reports))
+    members |= await referral_times.moved(context, task, members.get("status", task.tree["status"]))
+    operations += asked
+    operations += await loops.asked_to_stop(context, task, evidence.stop_is_to_be_asked_for(task.tree, found))
     return [*operations, edit(task, **members, lastModified=instant(context.now()))] if members else operations
-
-
-async def _is_its(context: Context, task: Stored) -> bool:
-    """Whether a Task may be moved by what is seen: not when another has the request, nor as long as its offer is not chosen."""
-    group = distribution.group_of(task.tree)
-    if group is None or not is_open(task.tree):
-        return True
-    said = distribution.of(task.tree)
-    if said.how == distribution.OPEN and "owner" not in task.tree:
-        return False
-    holder = await context.store.state(distribution.TAKEN, group)
-    return holder is None or holder.get("task") == task.id

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from fhircm.coordination import asking, distribution, loops
 from fhircm.coordination.acting import Act
+from fhircm.coordination.answering import accepted
 from fhircm.coordination.build import concept, edit, instant, new, profile, reference
 from fhircm.coordination.codes import member
 from fhircm.coordination.distribution import Distribution
@@ -78,6 +79,8 @@ async def forward(act: Act) -> list[Put]:
         raise IllegalTransition("What is passed on is the Task of a referral, whose focus is a ServiceRequest", "Task.focus")
     if not is_open(task) and task["status"] not in ("rejected", "failed"):
         raise IllegalTransition(f"A referral that is '{task['status']}' is not passed on", "Task.status")
+    taken = [accepted(act)] if task["status"] == "requested" else []
+    made_by = next((one.resource.tree["owner"] for one in taken), task.get("owner"))
     source = order.tree
     kept = (
         "category",
@@ -95,15 +98,12 @@ async def forward(act: Act) -> list[Put]:
         "intent": "filler-order",
         "basedOn": [reference(f"ServiceRequest/{order.id}")],
         "subject": reference(f"Patient/{patient_of(source)}"),
-        "requester": task.get("owner") if is_open(task) else task.get("requester"),
+        "requester": made_by if is_open(task) else task.get("requester"),
         **{name: source[name] for name in kept if name in source},
     }
     if code := act.one("code"):
         tree["code"] = code
-    made: list[Put] = [new({**tree, **_given_out(act, tree, Distribution())})]
-    if task["status"] == "requested":
-        made.append(edit(act.about, status="accepted", lastModified=instant(act.store.now)))
-    return made
+    return [new({**tree, **_given_out(act, tree, Distribution())}), *taken]
 
 
 async def choose(act: Act) -> list[Put]:
@@ -132,6 +132,8 @@ async def reopen(act: Act) -> list[Put]:
     tree = act.about.tree
     if not is_referral(tree) or is_open(tree):
         raise IllegalTransition("What is asked once more is a referral that has ended", "Task.status")
+    if "owner" not in tree and not act.said.get("to"):
+        raise IllegalTransition("Nobody had this request: give it out with ServiceRequest/$refer, or say to whom", "Task.owner")
     now, id = instant(act.store.now), str(uuid4())
     kept = ("basedOn", "priority", "code", "description", "focus", "for", "encounter", "requester", "reasonCode", "input")
     again = {

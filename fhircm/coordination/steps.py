@@ -185,6 +185,16 @@ def _check_actor(protocol: Protocol, sides: Sides, actor: Actor, previous: Tree 
             raise NotTheirStep(f"{place} is changed by the requester alone: {sides}", place)
 
 
+def check_deletion(write: Write) -> None:
+    """What somebody else asked for or does is not deleted: it would be a step out of every table. Raises NotTheirStep."""
+    tree = write.previous
+    if tree is None or tree["resourceType"] not in ("Task", "ServiceRequest") or write.actor is None or write.actor.everyone:
+        return
+    who, type = "requester" if tree["resourceType"] == "ServiceRequest" else "concerned", tree["resourceType"]
+    if not (sides := Sides.of(write.actor, tree)).may(who):
+        raise NotTheirStep(f"This {type} is deleted by {_PHRASES[who].format(type=type)}; {sides}", type)
+
+
 def _named(tree: Tree, element: str) -> str | None:
     reference: str | None = (tree.get(element) or {}).get("reference")
     return reference

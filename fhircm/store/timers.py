@@ -90,9 +90,12 @@ _FREE = f"(leased_until <= $2 OR leased_until > $2 + {_LONGEST // timedelta(micr
 
 
 async def any_due(connection: Connection, kinds: Sequence[str], now: datetime, at: float) -> bool:
-    """Whether something could be claimed."""
+    """Whether something could be claimed.
+
+    In order, though any would do: PostgreSQL, which plans for any `now`, would else read the table from end to end, for it takes a third to be due.
+    """
     marks = ", ".join(f"${number}" for number in range(3, 3 + len(kinds)))
-    sql = f"SELECT 1 FROM timer WHERE due <= $1 AND {_FREE} AND kind IN ({marks}) LIMIT 1"
+    sql = f"SELECT 1 FROM timer WHERE due <= $1 AND {_FREE} AND kind IN ({marks}) ORDER BY due LIMIT 1"
     return await connection.fetchval(sql, micros(now), int(at * 1_000_000), *kinds) is not None
 
 
@@ -108,17 +111,16 @@ async def claim_timers(
     connection: Connection, dialect: str, kinds: Collection[str], now: datetime, leased_from: float, limit: int, lease: timedelta
 ) -> list[Timer]:
     """Claim what is due by `now`; a claim holds until `leased_from` (real seconds since the epoch) plus `lease`."""
-    marks = ", ".join(f"${number}" for number in range(5, 5 + len(kinds)))
+    marks = ", ".join(f"${number}" for number in range(4, 4 + len(kinds)))
     locked = " FOR UPDATE SKIP LOCKED" if dialect == "postgresql" else ""
     start = int(leased_from * 1_000_000)
     rows = await connection.fetch(
         "UPDATE timer SET attempts = attempts + 1, token = token + 1, leased_until = $3 WHERE key IN ("
-        f"SELECT key FROM timer WHERE due <= $1 AND {_FREE} AND kind IN ({marks}) ORDER BY due LIMIT $4{locked})"
+        f"SELECT key FROM timer WHERE due <= $1 AND {_FREE} AND kind IN ({marks}) ORDER BY due LIMIT {limit:d}{locked})"
         " RETURNING key, kind, due, payload, attempts, token",
         micros(now),
         start,
         start + lease // timedelta(microseconds=1),
-        limit,
         *kinds,
     )
     return sorted(map(_timer, rows), key=lambda timer: (timer.due, timer.key))

@@ -287,6 +287,18 @@ async def test_the_order_stays_the_requesters(asked):
     assert (await _put(hospital, {**of_stranger, "status": "revoked"})).status_code == 200, "nobody knows whose the requester is"
 
 
+async def test_nobody_deletes_what_others_ask_for_or_do(asked):
+    hospital, clinic, payer = await asked(ASKS), await asked(DOES), await asked(LOOKS_ON)
+
+    async def delete(who, path):
+        return (await who.http.delete(f"/fhir/{path}", headers=who.headers)).status_code
+
+    assert await delete(payer, "Task/t") == 403
+    assert [await delete(who, "ServiceRequest/of-stranger") for who in (clinic, payer)] == [403, 204]
+    assert await delete(clinic, "Task/t") == 204
+    assert [await delete(who, "ServiceRequest/order") for who in (clinic, hospital)] == [403, 204]
+
+
 async def test_what_a_partner_says_of_its_own_tasks_may_miss_steps_and_goes_not_back(asked):
     theirs = referral("theirs", meta={"profile": [GRAVITY], "source": "https://ehr.example/Task/1"}, status="requested")
 

@@ -8,6 +8,7 @@ from fhircm.access.scopes import parse_scopes
 from fhircm.coordination.acting import act
 from fhircm.coordination.codes import own
 from fhircm.coordination.distribution import of
+from fhircm.fhir.outcome import FhirError
 from fhircm.fhir.validation import check_tree
 from fhircm.operations.acting import VERBS
 from fhircm.store.operations import Put
@@ -54,8 +55,11 @@ class Network:
     async def react(self):
         """React until nothing is left to do, as far as this is about referrals and their due times."""
         mine = [(name, frozenset(types), function) for name, types, function in REACTIONS if name in ("referral", "deadlines")]
-        while sum([await self.world._react(*one) for one in mine]):
-            pass
+        try:
+            while sum([await self.world._react(*one) for one in mine]):
+                pass
+        except FhirError as error:
+            raise AssertionError("a reaction that is refused stands still") from error
 
     async def written(self, *trees, client="client:x"):
         return await self.store.transact([Put(check_tree(tree)) for tree in trees], origin=client)

@@ -303,13 +303,14 @@ EVENTS = st.lists(
         st.tuples(st.sampled_from(["done", "waived", "dropped", "declined"]), ITEM),
     ),
     min_size=2,
-    max_size=6,
+    max_size=5,
 )
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(events=EVENTS, last=st.sampled_from(["01", "06", "03", "62", "50", "07", None]))
 async def test_no_mandatory_item_of_where_the_patient_goes_is_lost_and_none_of_elsewhere_stays(hospital, events, last):
+    hospital.reactions = ALL[:1]
     hospital.number = number = getattr(hospital, "number", 0) + 1
     await hospital.lakeside.put(f"Patient/x{number}", birthDate="1990-05-01")
     subject, start = {"subject": hospital.lakeside.ref(f"Patient/x{number}")}, "2026-03-02T09:00:00-06:00"

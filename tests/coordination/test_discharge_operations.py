@@ -10,8 +10,8 @@ from fhircm.fhir.validation import check
 from fhircm.store.operations import Put
 from tests.rest.conftest import anonymous, http, rest_app  # noqa: F401 fixtures
 
-from .conftest import at
-from .test_discharge import CODES, NUBC, Hospital, parts
+from .conftest import REACTIONS, at
+from .test_discharge import ALL, CODES, NUBC, Hospital, parts
 
 BARRIER = {"coding": [{"system": CODES, "code": "barrier-authorisation"}]}
 SNF = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/service-type", "code": "snf"}], "text": "Skilled nursing"}
@@ -20,6 +20,8 @@ PARTIES = ("oakwood", "pinecrest", "elmhurst")
 
 class Called(Hospital):
     """A hospital whose people use the operations."""
+
+    reactions = (*ALL[:1], *(one for one in REACTIONS if one[0] == "referral"))
 
     async def call(self, name, at=None, status=200, **said):
         kinds = {str: "String", bool: "Boolean"}
@@ -92,22 +94,15 @@ async def test_who_expects_what_and_why_is_kept_and_slips_are_counted(called):
     assert (due["face-to-face"], due["choice"]) == ("2026-03-06T23:59:59-06:00", "2026-03-05T23:59:59-06:00")
 
 
-@pytest.mark.parametrize(
-    ("said", "words"),
-    [
+async def test_an_impossible_expectation_is_refused_whole(called):
+    before = await called.plan()
+    for said, words in (
         ({}, "Say the expected 'date', the 'disposition', or both"),
         ({"date": ("DateTime", "2026-02-27")}, "before the day of the admission"),
         ({"date": ("DateTime", "2026-03")}, "must be a day or a moment"),
-    ],
-)
-async def test_an_impossible_expectation_is_refused_whole(called, said, words):
-    before = await called.plan()
-    refused = await called.call("expect-discharge", status=422 if said.get("date") != 0 else 400, **said)
-    assert words in json.dumps(refused)
-    assert await called.plan() == before
-
-
-async def test_nothing_is_planned_for_who_was_not_admitted(called):
+    ):
+        assert words in json.dumps(await called.call("expect-discharge", status=422, **said))
+        assert await called.plan() == before
     visit = await called.put(resourceType="Encounter", id="visit", status="in-progress", **{"class": {"code": "AMB"}})
     for name, said in (
         ("expect-discharge", {"date": ("DateTime", "2026-03-05")}),
@@ -197,37 +192,22 @@ async def test_a_patient_is_offered_providers_chooses_and_their_answers_are_comp
     assert told["refusals"] == [{"kind": "non-clinical", "reason": "No bed (1)"}]
     assert (told["offered"], told["declined"], told["waiting"]) == ([2], [1], [0])
     assert "acceptance" in await called.open(), "an offer is no acceptance before it is chosen"
-    found = await called.find("Task", owner="HealthcareService/oakwood")
-    chosen = {
-        "url": "https://fhircm.example/StructureDefinition/distribution",
-        "extension": [*found[0]["extension"][0]["extension"], {"url": "chosen", "valueBoolean": True}],
-    }
-    await called.edit("Task", found[0]["id"], extension=[chosen])
-    await called.react()
+    await called.call("choose", at=told["answer"][0]["task"]["reference"])
     assert (await called.items())["acceptance"]["status"] == "completed"
 
 
 async def answered(called, order):
-    """The Tasks of those who were asked, as a referral for offers makes them, and their answers."""
-    how = {"url": "https://fhircm.example/StructureDefinition/distribution", "extension": [{"url": "how", "valueCode": "offers"}]}
-    code = {"coding": [{"system": "http://hl7.org/fhir/CodeSystem/task-code", "code": "fulfill"}]}
-    about = {"focus": {"reference": f"ServiceRequest/{order['id']}"}, "for": order["subject"], "requester": order["requester"]}
-    for one in order["performer"]:
-        name = one["reference"].split("/")[1]
-        now = called.clock.now.isoformat()
-        await called.put(
-            resourceType="Task", id=f"ask-{name}", extension=[how], status="requested", intent="order", code=code, owner=one, authoredOn=now, **about
-        )  # fmt: skip
+    """The answers of those who were asked: the Tasks that the request was given out as."""
+    asked = {
+        task["owner"]["reference"].split("/")[1]: task
+        for task in await called.find("Task", focus=f"ServiceRequest/{order['id']}")
+    }
+    assert set(asked) == {"oakwood", "pinecrest", "elmhurst"}
     called.clock.now += timedelta(hours=3)
-    kind = {"coding": [{"system": CODES, "code": "offer"}]}
-    output = [
-        {"type": kind, "valueString": "A bed by the window"},
-        {"type": kind, "valuePeriod": {"start": "2026-03-06T09:00:00-06:00"}},
-    ]
-    await called.edit("Task", "ask-oakwood", status="accepted", output=output)
-    await called.edit("Task", "ask-elmhurst", status="accepted")
-    await called.edit("Task", "ask-pinecrest", status="rejected", statusReason={"text": "No bed"})
-    await called.react()
+    period = ("Period", {"start": "2026-03-06T09:00:00-06:00"})
+    await called.call("offer", at=f"Task/{asked['oakwood']['id']}", terms="A bed by the window", period=period)
+    await called.call("offer", at=f"Task/{asked['elmhurst']['id']}")
+    await called.call("decline", at=f"Task/{asked['pinecrest']['id']}", reason={"text": "No bed"})
 
 
 async def test_a_notice_counts_when_it_is_signed(called):

@@ -88,9 +88,10 @@ async def test_one_that_went_up_to_the_end_under_earlier_rules_comes_back(world)
 async def test_a_role_or_an_open_referral_needs_no_owner(world):
     role = [{"text": "Social worker"}]
     await put(world, id="queue", performerType=role)
-    await put(world, "ServiceRequest", "s", status="draft", subject={"display": "Ada"})
+    patient = {"reference": f"Patient/{await world.lakeside.patient()}"}
+    await put(world, "ServiceRequest", "s", status="draft", subject=patient)
     fulfil = {"coding": [{"system": "http://hl7.org/fhir/CodeSystem/task-code", "code": "fulfill"}]}
-    await put(world, id="open", code=fulfil, focus={"reference": "ServiceRequest/s"})
+    await put(world, id="open", code=fulfil, focus={"reference": "ServiceRequest/s"}, **{"for": patient})
     await world.react()
     listed = {loop.name: (loop.owner, loop.wrong) for loop in await open_loops.everything(world.context)}
     assert listed == {"Task/queue": ("any Social worker", ()), "Task/open": ("any that may take it", ())}

@@ -111,7 +111,8 @@ async def test_an_update_that_drops_the_mark_gets_the_time_all_the_same(world):
 
 async def test_a_due_time_that_was_set_meanwhile_and_one_that_was_over_stay(world):
     await task(world)
-    await task(world, "late", restriction={"period": {"end": "2026-03-01T23:59:59-06:00"}})
+    late = {"period": {"end": "2026-03-01T23:59:59-06:00"}}
+    await task(world, "late", authoredOn="2026-02-20T15:00:00Z", restriction=late)
     for id in ("t", "late"):
         await world.edit("Task", id, status="on-hold")
     await world.react()
@@ -125,6 +126,7 @@ async def test_a_due_time_that_was_set_meanwhile_and_one_that_was_over_stay(worl
 
 @pytest.mark.parametrize("until", ["2027", "9999-12-31T00:00:00Z"])
 async def test_nothing_is_on_hold_for_ever(world, until):
+    world.store.rules = ()  # as what was there before the rules
     await task(world)
     held = [{"url": PAUSED, "extension": [{"url": "until", "valueDateTime": until}]}]
     await world.edit("Task", "t", status="on-hold", extension=held)

@@ -15,6 +15,7 @@ from fhircm.coordination.build import concept, edit, instant, new, reference
 from fhircm.coordination.codes import BASE, codings, own
 from fhircm.coordination.context import Record, any_of, token
 from fhircm.coordination.discharge.acts import open_planning
+from fhircm.coordination.distribution import OFFERS, Distribution
 from fhircm.coordination.people import named, organization_of
 from fhircm.fhir.outcome import Conflict, Invalid
 from fhircm.fhir.references import parse_reference
@@ -26,7 +27,6 @@ Tree = dict[str, Any]
 OFFERED, CHOSEN, REFERRAL = "patient-choice-offered", "patient-choice", "post-acute-referral"
 CANDIDATE = f"{BASE}/StructureDefinition/candidate"
 OFFER = f"{BASE}/StructureDefinition/offered"
-DISTRIBUTION = f"{BASE}/StructureDefinition/distribution"
 _PROVIDERS = frozenset(("HealthcareService", "Organization", "PractitionerRole", "Location"))
 _REFERRED = {"coding": [{"system": "http://snomed.info/sct", "code": "3457005", "display": "Patient referral"}]}
 
@@ -186,16 +186,14 @@ async def refer_to_chosen(act: Act) -> list[Put]:
     performers: list[Tree] = [one["item"] for one in (chosen.tree.get("entry", []) if chosen else [])]
     if chosen is None or not (performers or act.said.get("to")):
         raise Conflict("Nobody was chosen so far: record the choice first, with Encounter/$record-choice, or name them as 'to'")
-    how: list[Tree] = [{"url": "how", "valueCode": act.one("distribution", "offers")}]
-    if act.one("respondBy"):
-        how.append({"url": "respond-by", "valueDateTime": act.one("respondBy")})
+    how = Distribution(act.one("distribution", OFFERS), respond_by=act.one("respondBy"))
     supporting = [reference(f"List/{chosen.id}"), *act.said.get("supporting", ())]
     return [
         new(
             {
                 "resourceType": "ServiceRequest",
                 "id": str(uuid4()),
-                "extension": [{"url": DISTRIBUTION, "extension": how}],
+                "extension": [how.extension()],
                 "status": "active",
                 "intent": "order",
                 "category": [concept(REFERRAL), _REFERRED],

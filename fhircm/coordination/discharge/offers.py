@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from fhircm.coordination import distribution
 from fhircm.coordination.codes import FULFILL, codings, own
 from fhircm.coordination.context import Record
 from fhircm.coordination.discharge import choices
 from fhircm.coordination.discharge.rules import OTHER, rules
+from fhircm.coordination.people import organization_of
 from fhircm.coordination.times import moment
 from fhircm.coordination.wording import text_of
 from fhircm.store.resources import Stored
@@ -63,9 +65,15 @@ async def answers(record: Record, order: Stored, asked: list[tuple[Stored, datet
     """
     named = [one for one in order.tree.get("supportingInfo", []) if one.get("reference", "").startswith("List/")]
     lists = [found for one in named if (found := await record.follow(one)) is not None and found.type == "List"]
-    wanted = choices.preference(order.tree, lists)
+    wanted = [await _known_as(record, one) for one in choices.preference(order.tree, lists)]
     found = [_answer(task, at, wanted) for task, at in asked]
     return sorted(found, key=lambda one: (ANSWERS.index(one.answer), one.rank or len(wanted) + 1, one.task.id))
+
+
+async def _known_as(record: Record, provider: str) -> frozenset[str]:
+    """The references by which a chosen provider may be asked: itself, and the organisation whose service it is."""
+    organization = await organization_of(record, {"reference": provider})
+    return frozenset((provider, f"Organization/{organization.id}")) if organization else frozenset((provider,))
 
 
 def is_asking(task: Tree) -> bool:
@@ -78,7 +86,7 @@ def has_answered(task: Tree) -> bool:
     return _ANSWERS.get(task["status"], WAITING) != WAITING
 
 
-def _answer(task: Stored, at: datetime | None, wanted: list[str]) -> Answer:
+def _answer(task: Stored, at: datetime | None, wanted: list[frozenset[str]]) -> Answer:
     tree = task.tree
     owner = tree.get("owner", {})
     answer = _ANSWERS.get(tree["status"], WITHDRAWN)
@@ -94,7 +102,7 @@ def _answer(task: Stored, at: datetime | None, wanted: list[str]) -> Answer:
         task,
         owner,
         answer,
-        next((place for place, one in enumerate(wanted, 1) if one == owner.get("reference")), None),
+        next((place for place, one in enumerate(wanted, 1) if owner.get("reference") in one), None),
         at - sent if at and sent else None,
         tuple(one["valueString"] for one in told if "valueString" in one),
         moment(period.get("start")),
@@ -106,6 +114,5 @@ def _answer(task: Stored, at: datetime | None, wanted: list[str]) -> Answer:
 
 def is_chosen(task: Tree) -> bool:
     """Whether a Task that was accepted has the request: of several offers it must have been chosen."""
-    said = next((one for one in task.get("extension", []) if one.get("url") == choices.DISTRIBUTION), {})
-    parts = {one.get("url"): one for one in said.get("extension", [])}
-    return parts.get("how", {}).get("valueCode") != "offers" or parts.get("chosen", {}).get("valueBoolean") is True
+    said = distribution.of(task)
+    return said.how != distribution.OFFERS or said.chosen
