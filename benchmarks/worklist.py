@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import random
+import socket
 import sys
 import tempfile
 import time
@@ -31,8 +32,6 @@ from fhircm.store.credentials import Credentials
 from fhircm.store.database import open_database
 from fhircm.store.principals import Principals
 
-PORT, CEILING_PORT = 58196, 58197
-
 # What people ask, and how often. The second page is that of the list before it.
 ASKED = (
     ("own list", 60, ""),
@@ -43,6 +42,12 @@ ASKED = (
     ("high risk", 3, "why=mine&risk=high,certain"),
     ("by risk", 3, "why=mine&_sort=risk"),
 )
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 async def tokens(url: str, users: int) -> list[str]:
@@ -139,7 +144,7 @@ def run(url: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {} if options.loaded else {"loaded": filled(url, options.tasks, options.writers)}
     print(f"loaded: {found.get('loaded', 'before')}", file=sys.stderr, flush=True)
     given = asyncio.run(tokens(url, options.users))
-    with hubs.hub(url, folder, PORT, 2) as hub:
+    with hubs.hub(url, folder, _free_port(), 2) as hub:
         asyncio.run(drive(hub.base_url, given, options.seconds / 3, None))  # every process has seen every person
         busy = hub.cpu()
         found["at a pace"] = asyncio.run(drive(hub.base_url, given, options.seconds, options.pace))
@@ -147,8 +152,9 @@ def run(url: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         found["without a pause"] = asyncio.run(drive(hub.base_url, given, options.seconds, None))
         found["one alone"] = asyncio.run(drive(hub.base_url, given[:1], options.seconds / 3, None))
     environment = {"WORKLIST_URL": url, "WORKLIST_USERS": str(options.users)}
-    command = ["-m", "uvicorn", "benchmarks.worklist_ceiling:app", "--port", str(CEILING_PORT), "--workers", "2", "--log-level", "warning", "--no-access-log"]  # fmt: skip
-    address = f"http://127.0.0.1:{CEILING_PORT}"
+    port = _free_port()
+    command = ["-m", "uvicorn", "benchmarks.worklist_ceiling:app", "--port", str(port), "--workers", "2", "--log-level", "warning", "--no-access-log"]  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
     with hubs.server(command, address, f"{address}/", folder / "ceiling.log", environment) as ceiling:
         found["ceiling at a pace"] = asyncio.run(drive(ceiling.base_url, given, options.seconds / 2, options.pace, "/list"))
         found["ceiling without a pause"] = asyncio.run(drive(ceiling.base_url, given, options.seconds / 2, None, "/list"))

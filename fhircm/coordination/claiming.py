@@ -103,7 +103,7 @@ def handed_over(stored: Stored, who: Tree, by: Tree | None, note: str, now: date
         keep |= {"restriction": _to(tree, keep.get("restriction", tree.get("restriction", {})), who)}
         after = replace(before, fence=max(1, before.fence), offered=who["reference"])
         return edit(stored, extension=with_claim(tree, after), note=noted, lastModified=instant(now), **keep)
-    after = Claim(before.fence + 1, None, who["reference"], _queue(tree, before))
+    after = Claim(before.fence + 1, None, who["reference"], _queue(tree, before), by=(by or {}).get("reference"))
     return edit(stored, owner=who, extension=with_claim(tree, after), note=noted, lastModified=instant(now), **keep)
 
 
@@ -201,7 +201,8 @@ async def _somebody(act: Act, to: Tree) -> Tree:
 
 def _passed(act: Act, tree: Tree, who: Tree, **members: Any) -> Put:
     before = claim_of(tree)
-    after = Claim(before.fence + 1, None, who["reference"], _queue(tree, before))
+    by = (giver(act.store) or {}).get("reference")
+    after = Claim(before.fence + 1, None, who["reference"], _queue(tree, before), by=by)
     return _written(act, tree, after, owner=who, **members)
 
 

@@ -37,20 +37,21 @@ class StaleFence(Conflict):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What the extension says. `until` None: until it is given back; `holder`, `queue` and `offered` are references."""
+    """What the extension says. `until` None: until it is given back; `holder`, `queue`, `offered` and `by` are references."""
 
     fence: int = 0
     until: datetime | None = None
     holder: str | None = None  # for whom `until` counts: when somebody else owns the Task, that is nobody's lease
     queue: str | None = None  # the owner before
     offered: str | None = None  # to whom the holder wants to hand it over: they may claim it
+    by: str | None = None  # who passed it on to the holder
 
     def written(self) -> Tree:
         """As an extension."""
         parts: list[Tree] = [{"url": "fence", "valuePositiveInt": self.fence}]
         if self.until is not None:
             parts.append({"url": "until", "valueInstant": instant(self.until)})
-        for name in ("holder", "queue", "offered"):
+        for name in ("holder", "queue", "offered", "by"):
             if (to := getattr(self, name)) is not None:
                 parts.append({"url": name, "valueReference": reference(to)})
         return {"url": CLAIM, "extension": parts}
@@ -65,7 +66,7 @@ def claim_of(task: Tree | None) -> Claim:
     fence = parts.get("fence", {}).get("valuePositiveInt")
     if not isinstance(fence, int):
         raise Invalid(f"The extension {CLAIM} needs a part 'fence' with a valuePositiveInt", "Task.extension")
-    to = {name: parts.get(name, {}).get("valueReference", {}).get("reference") for name in ("holder", "queue", "offered")}
+    to = {name: parts.get(name, {}).get("valueReference", {}).get("reference") for name in ("holder", "queue", "offered", "by")}
     return Claim(fence, moment(parts.get("until", {}).get("valueInstant")), **to)
 
 

@@ -238,6 +238,25 @@ async def test_delegated_to_a_person_or_to_another_role_the_requester_stays(desk
         assert refused.status_code == 400, refused.text
 
 
+async def test_the_work_lists_follow_a_task_that_changes_hands(desk):
+    async def why(who, query=""):
+        entries = (await who.read(f"Task/$worklist{query}")).get("entry", [])
+        parts = [one["search"]["extension"][0]["extension"] for one in entries if one["search"]["mode"] == "match"]
+        return [[part["valueCode"] for part in line if part["url"] == "why"] for line in parts]
+
+    await desk.task(status="accepted")
+    assert await why(desk.ann) == await why(desk.bob) == [["role", "organization"]]
+    await desk.ann.call("Task/t1/$claim")
+    assert (await why(desk.ann), await why(desk.bob)) == ([["mine", "role"]], [])
+    await desk.ann.call("Task/t1/$hand-over", to=ref("Practitioner/bob"), note="For you", must_accept=True)
+    assert (await why(desk.bob), await why(desk.ann, "?why=mine")) == ([["offered", "role"]], [["mine", "role"]])
+    await desk.bob.call("Task/t1/$claim")
+    await desk.bob.call("Task/t1/$delegate", to=ref("Practitioner/ann"))
+    assert (await why(desk.ann), await why(desk.bob)) == ([["delegated", "mine", "role"]], [])
+    await desk.ann.call("Task/t1/$release")
+    assert await why(desk.ann) == await why(desk.bob) == [["role", "organization"]]
+
+
 async def test_what_cannot_be_claimed_is_told_with_what_can_be_done(desk):
     await desk.task()
     nothing = await desk.ann.call("Task/t1/$release")
