@@ -20,10 +20,11 @@ from typing import Any
 import httpx
 import uvicorn
 
-from benchmarks.year.network import Network, Place
+from benchmarks.year.network import Kind, Network, Place
+from benchmarks.year.records import records
 from fhircm import wiring
 from fhircm.app import AppConfig, create_app
-from fhircm.coordination import build
+from fhircm.coordination import build, open_loops
 from fhircm.coordination.context import Context
 from fhircm.fhir.validation import check_tree
 from fhircm.reactions import reactions, timer_handlers
@@ -34,7 +35,7 @@ from fhircm.store.resources import Put, Store
 from fhircm.worker import Worker
 
 _FOREVER = 4_102_444_800  # the year 2100, in seconds since the epoch
-_COORDINATOR = "coordinator"
+_COORDINATOR: Kind = "coordinator"
 
 
 @dataclass
@@ -61,9 +62,21 @@ class Hub:
     done: int = 0  # reactions and timers
 
     async def react(self, until: datetime) -> None:
-        """Let the worker do everything that is due by then, each thing at its time as far as the hour goes."""
+        """Let the worker do everything that there is to do by then: timers at their time, the standing check once."""
+        await self._idle()
+        while (due := await self.store.next_due(self._punctual)) is not None and due <= until:
+            self.clock.now = max(self.clock.now, due)
+            await self._idle()
         self.clock.now = max(self.clock.now, until)
+        await self._idle()
+
+    async def _idle(self) -> None:
         self.done += await self.worker.run_until_idle()
+
+    @property
+    def _punctual(self) -> frozenset[str]:
+        """All but the check that never ends: it would be due every second."""
+        return frozenset(handler.kind for handler in self.worker.timers) - {open_loops.KIND}
 
 
 @asynccontextmanager
@@ -80,13 +93,13 @@ async def running(url: str, folder: Path, network: Network, start: datetime) -> 
         store: Store = app.state.store
         organization = build.coordinating_organization(settings.organization_name)
         await store.transact([Put(organization, if_version=0)], origin="hub")
-        for load in network.records():
+        for load in records(network):
             await store.transact([Put(check_tree(tree), if_version=0) for tree in load], origin="load")
         around = replace(wiring.context(settings, store, []), window=settings.transition_window)
         worker = Worker(
             store, reactions(around), timer_handlers(around), partial(wiring._parked, around), partial(wiring._unparked, around)
         )
-        server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, lifespan="off", log_level="error"))
+        server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, lifespan="off", log_level="error", timeout_keep_alive=3600))
         serving = asyncio.create_task(server.serve())
         while not server.started:
             await asyncio.sleep(0.01)
@@ -94,6 +107,7 @@ async def running(url: str, folder: Path, network: Network, start: datetime) -> 
         feed = await clients.make("feed", None, "custodian")
         coordinator = await clients.make(_COORDINATOR, f"Organization/{organization.id}", "custodian")
         hub = Hub(store, worker, clock, around, feed, coordinator)
+        await open_loops.begin(store)
         for place in network.places:
             hub.at[place.id] = await clients.make(place.id, place.reference, "system")
         hub.done += await worker.run_until_idle()
@@ -123,4 +137,4 @@ class _Clients:
 
 def coordinator_of(hub: Hub) -> Place:
     """The organisation that runs the hub, as one that works its own list."""
-    return Place(hub.around.organization, _COORDINATOR, hub.around.organization_name, "")
+    return Place(hub.around.organization, _COORDINATOR, hub.around.organization_name)
