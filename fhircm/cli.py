@@ -34,6 +34,7 @@ from fhircm import (
     cli_plan,
     cli_quarantine,
     cli_smart,
+    partnering,
     wiring,
 )
 from fhircm.exchange.client import connect
@@ -236,7 +237,7 @@ def pull(
                     task = bar.add_task(f"{partner.name}: patients", total=None)
                     advance = partial(_advance, bar, task)
                     async with connect(partner, settings.keys_dir, wiring.tokens(settings, store)) as client:
-                        report = await wiring.pull_partner(settings, store, client, advance)
+                        report = await partnering.pull_partner(settings, store, client, advance)
                 out.print(f"{partner.name}: {report.summary()}", highlight=False, soft_wrap=True)
                 for refused in report.refused:
                     err.print(f"  refused {refused}", style="yellow", highlight=False, soft_wrap=True)
@@ -417,7 +418,7 @@ def partner_check(name: Annotated[str, typer.Argument(help="The partner's folder
 
     async def go(settings: Settings) -> int:
         async with wiring.open_store(settings) as store:
-            report = await wiring.check_partner(settings, store, wiring.partners(settings, [name])[0])
+            report = await partnering.check_partner(settings, store, wiring.partners(settings, [name])[0])
         out.print(report.render(), highlight=False, soft_wrap=True)
         return 0 if report.ok else 1
 

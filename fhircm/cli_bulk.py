@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fhircm import wiring
+from fhircm import partnering, wiring
 from fhircm.exchange import bulk_due, bulk_export
 from fhircm.exchange.bulk_state import Export
 from fhircm.exchange.client import connect
@@ -45,7 +45,7 @@ async def pull_in_bulk(settings: Settings, store: Store, partner: Partner) -> in
             bar.update(task, description=f"{partner.name}: {what}", completed=done, total=total)
 
         async with connect(partner, settings.keys_dir) as client:
-            ended, step = await wiring.pull_in_bulk(settings, store, client, tell, PATIENCE)
+            ended, step = await partnering.pull_in_bulk(settings, store, client, tell, PATIENCE)
     for figures in ended:
         out.print(f"{partner.name}: {bulk_export.told(figures)}", highlight=False, soft_wrap=True)
         for text in (*figures["told"], *(f"refused {one}" for one in figures["refusals"])):
@@ -97,7 +97,7 @@ def cancel(name: Annotated[str, typer.Argument(help="A partner's folder name.")]
     async def go(settings: Settings) -> int:
         async with wiring.open_store(settings) as store:
             (partner,) = wiring.partners(settings, [name])
-            ended = await wiring.cancel_bulk(settings, store, partner)
+            ended = await partnering.cancel_bulk(settings, store, partner)
         out.print(f"{name}: {'ended' if ended else 'no export is under way'}", highlight=False)
         return 0
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fhircm import wiring
+from fhircm import partnering, wiring
 from fhircm.cli_noting import with_store
 from fhircm.exchange import dead_letters
 from fhircm.exchange.dead_letters import KINDS
@@ -115,7 +115,7 @@ def explain(
     """Tell which way a partner would be told of a resource, why not by a better one, and what became of it. Nothing is sent."""
 
     async def go(settings: Settings, store: Store) -> None:
-        told = await wiring.explain_delivery(settings, store, wiring.partners(settings, [name])[0], resource)
+        told = await partnering.explain_delivery(settings, store, wiring.partners(settings, [name])[0], resource)
         for one in told:
             typer.echo(f"{one.occasion}, {one.number}: {one.standing}")
             for rung in one.rungs:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fhircm import wiring
+from fhircm import partnering, wiring
 from fhircm.exchange import status_json
 from fhircm.exchange.client import connect
 from fhircm.exchange.freshness import freshness, rendered
@@ -27,7 +27,7 @@ async def _reconcile(settings: Settings, name: str) -> int:
     async with wiring.open_store(settings) as store:
         partner = wiring.partners(settings, [name])[0]
         async with connect(partner, settings.keys_dir, wiring.tokens(settings, store)) as client:
-            report = await wiring.reconcile_partner(settings, store, client)
+            report = await partnering.reconcile_partner(settings, store, client)
         typer.echo(f"{partner.name}: {report.summary()}")
         for line in report.findings():
             typer.echo(f"  found: {line}")
@@ -50,7 +50,7 @@ async def _push(settings: Settings, name: str | None) -> int:
     status = 0
     async with wiring.open_store(settings) as store:
         for partner in wiring.partners(settings, [name] if name else None):
-            report = await wiring.push_partner(settings, store, partner)
+            report = await partnering.push_partner(settings, store, partner)
             waits = f"; more from {report.waiting_until:%Y-%m-%d %H:%M:%S} UTC on" if report.waiting_until else ""
             counts = f"{len(report.delivered)} delivered, {len(report.undelivered)} left to a human"
             typer.echo(f"{partner.name}: {counts}, {len(report.withheld)} withheld by consent{waits}")

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from fhircm import wiring
+from fhircm import partnering, wiring
+from fhircm.coordination.build import coordinating_organization
 from fhircm.exchange import drift
 from fhircm.exchange.clients import Clients
 from fhircm.fhir.query import parse_query
 from fhircm.settings import Settings
 from fhircm.store.database import open_database
-from fhircm.store.resources import Store
+from fhircm.store.resources import Put, SetState, Store
 from tests.sandbox.ehrs import InProcess
 
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
@@ -29,18 +30,18 @@ async def rounds(store, ehr, folder: Path, **changes):
     settings, partner = Settings(), ehr.partner(folder, **changes)
     ehr.requests.clear()
     async with Clients([partner], lambda _: ehr.client(folder, **changes)) as clients:
-        await wiring._round(settings, store, clients, partner, wiring.context(settings, store, [partner]))
+        await partnering.round_of(settings, store, clients, partner, wiring.context(settings, store, [partner]))
     return {request.url.path.removeprefix(ehr.habits["base_path"]).split("/")[1] for request in ehr.requests}
 
 
 async def again(store):
     """The next round is due at once."""
-    await store.transact([wiring.SetState("pulled", "r4-partner", {"at": "2026-01-01T00:00:00+00:00"})], origin="hub")
+    await store.transact([SetState("pulled", "r4-partner", {"at": "2026-01-01T00:00:00+00:00"})], origin="hub")
 
 
 async def test_a_type_that_the_partner_lost_is_asked_for_again_when_it_returns(store, tmp_path):
     ehr = InProcess("r4", humans=2)
-    await store.transact([wiring.Put(wiring.build.coordinating_organization(Settings().organization_name))], origin="hub")
+    await store.transact([Put(coordinating_organization(Settings().organization_name))], origin="hub")
     assert {"CarePlan", "Goal", "Encounter"} <= await rounds(store, ehr, tmp_path)
     types = ehr.habits["types"]
     ehr.habits["types"] = {type: served for type, served in types.items() if type != "CarePlan"}
@@ -75,7 +76,7 @@ async def test_outside_its_hours_a_partner_is_not_pulled(store, tmp_path):
     assert await rounds(store, ehr, tmp_path, time_zone="UTC", schedule={"hours": elsewhen}) == set()
 
 
-@pytest.mark.parametrize("command", [wiring.pull_partner, wiring.reconcile_partner])
+@pytest.mark.parametrize("command", [partnering.pull_partner, partnering.reconcile_partner])
 async def test_a_pull_by_command_asks_what_the_partner_has_too(store, tmp_path, command):
     """Else nothing would be written back to a new partner until the worker's own pull, a whole interval later."""
     ehr = InProcess("r4", humans=2)

@@ -12,6 +12,7 @@ from fhircm.exchange.breaker import WHOLE
 from fhircm.exchange.case import concerns, gather, sent
 from fhircm.exchange.dead_letters import UNDELIVERED, letters
 from fhircm.exchange.due import queue
+from fhircm.exchange.gone import CODE as GONE_CODE
 from fhircm.exchange.mapping import hub_id
 from fhircm.exchange.native import written
 from fhircm.exchange.outbound import check_deliver, fulfils, occasions, occurring
@@ -20,6 +21,7 @@ from fhircm.exchange.ways import adapt
 from fhircm.fhir import json as fhir_json
 from fhircm.fhir.systems import DELIVERY
 from fhircm.reactions import TIMERS
+from fhircm.store.operations import Put
 from fhircm.worker import parked_at
 
 NATIVE = ("CarePlan", "CareTeam", "Goal", "Task", "ServiceRequest")
@@ -31,6 +33,7 @@ async def check_all(storm, fresh) -> None:
     """Raises AssertionError with the seed in it. `fresh` is a storm over the same EHRs with a hub that comes today."""
     async with storm.hub() as hub:
         await at_rest(storm, hub)
+        await nothing_unreacted(storm, hub)
         nothing_doubled(storm)
         in_order(storm)
         for name in storm.partners:
@@ -70,6 +73,23 @@ async def at_rest(storm, hub) -> None:
             task = build.stable_id("parked", where, what)
             assert ("Task", task) in await store.read_many([("Task", task)]), wrong(storm, f"{where}: nobody was told of {what}")
             storm.weather.happened["changes parked at a reaction"] += 1
+
+
+async def nothing_unreacted(storm, hub) -> None:
+    """Asked again about every resource as it stands, no reaction wants to make anything that is not there: none of its writes was lost."""
+    store = hub.store
+    for reaction in hub.worker.reactions:
+        parked = await store.states(parked_at(reaction.name))
+        marks = ", ".join(f"'{one}'" for one in sorted(reaction.types))
+        for row in await _rows(store, f"SELECT type, id, version FROM resource WHERE NOT deleted AND type IN ({marks})"):
+            what = f"{row['type']}/{row['id']}/_history/{row['version']}"
+            if what in parked:
+                continue
+            wanted = await reaction.function(await store.change(row["type"], row["id"], row["version"]))
+            made = [(one.resource.type, one.resource.id) for one in wanted if isinstance(one, Put)]
+            lost = sorted(set(made) - (await store.read_many(made)).keys())
+            storm.weather.happened["reactions asked again"] += 1
+            assert not lost, wrong(storm, f"{reaction.name} has still to make {lost[:3]} of {what}")
 
 
 # --- at the EHRs -------------------------------------------------------------------------------------------------------------
@@ -241,6 +261,14 @@ async def copies_agree(storm, hub, fresh) -> None:
     differ = [key for key in there if here.get(key) != there[key] and key[1] not in held]
     assert not differ, wrong(storm, f"{len(differ)} differ: {_difference(here, there, differ[0])}")
     gone = await _gone(hub.store, storm)
+    untold = [
+        key
+        for key in gone & here.keys() - there.keys()
+        if not any(tag.get("code") == GONE_CODE for tag in here[key]["meta"].get("tag", []))
+    ]
+    assert not untold, wrong(
+        storm, f"gone at the partner, and the copy does not say so: {[here[key]['meta']['source'] for key in untold[:3]]}"
+    )
     extra = [key for key in here.keys() - there.keys() if key not in gone and key[1] not in held]
     assert not extra, wrong(
         storm, f"not at the partner, and not marked as gone: {[here[key]['meta']['source'] for key in extra[:3]]}"

@@ -36,6 +36,7 @@ from fhircm.exchange.news import CURSOR, News
 from fhircm.exchange.partners import load_partner, load_partners
 from fhircm.exchange.tokens import SharedTokens
 from fhircm.fhir.outcome import FhirError
+from fhircm.partnering import round_of
 from fhircm.reactions import Reaction, reactions, timer_handlers
 from fhircm.sandbox.__main__ import sandbox
 from fhircm.sandbox.chart import Chart
@@ -47,7 +48,7 @@ from fhircm.settings import Settings
 from fhircm.store.changes import CursorMoved
 from fhircm.store.database import DatabaseUnavailable, open_database
 from fhircm.store.resources import Put, SetState, Store
-from fhircm.wiring import RULES, _parked, _round, _unparked, context
+from fhircm.wiring import RULES, _parked, _unparked, context
 from fhircm.worker import Worker
 from tests.faults.people import People
 from tests.faults.weather import Killed, Life, MortalDatabase, Weather, Wire
@@ -274,7 +275,7 @@ class Hub:
         listening = [*reactions(self.around), Reaction(CURSOR, reader.types, reader.tell)]
         park, unpark = partial(_parked, self.around), partial(_unparked, self.around)
         self.worker = Worker(store, listening, timer_handlers(self.around), park, unpark)
-        rounds = {one.name: partial(_round, storm.settings, store, self.clients, one, self.around) for one in chosen}
+        rounds = {one.name: partial(round_of, storm.settings, store, self.clients, one, self.around) for one in chosen}
         self.attendance = Attendance(store, rounds, self.worker.holder, self.worker.lease)
 
     @asynccontextmanager
