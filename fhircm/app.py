@@ -164,7 +164,8 @@ def _public_routes(app: FastAPI, config: AppConfig) -> None:
     )
     async def hl7v2_message(request: Request, partner: str) -> Response:
         """The answer is the acknowledgement, when everything is committed."""
-        return await hl7v2.message(request, partner, app.state.bearer, app.state.doors)
+        state = app.state
+        return await hl7v2.message(request, partner, state.bearer, state.doors, state.journal, state.fhir.admit)
 
     @app.get(
         "/metrics",

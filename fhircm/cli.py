@@ -27,7 +27,9 @@ from fhircm import (
     cli_exchange,
     cli_identity,
     cli_keys,
+    cli_loops,
     cli_mapping,
+    cli_operation,
     cli_organization,
     cli_partner,
     cli_people,
@@ -64,6 +66,7 @@ partner_app.command("new")(cli_partner.new)
 cli_smart.add_commands(app)
 app.add_typer(cli_keys.app, name="keys")
 cli_plan.add_commands(app)
+cli_loops.add_commands(app)
 app.add_typer(cli_people.user_app, name="user")
 app.add_typer(cli_organization.app, name="organization")
 app.add_typer(cli_quarantine.app, name="quarantine")
@@ -73,6 +76,7 @@ app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_bulk.app, name="bulk")
 app.add_typer(cli_emergency.app, name="emergency")
 app.add_typer(cli_mapping.app, name="mapping")
+app.add_typer(cli_operation.app, name="operation")
 app.command()(cli_exchange.reconcile)
 app.command()(cli_exchange.push)
 partner_app.command("status")(cli_exchange.status)

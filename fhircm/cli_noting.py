@@ -19,18 +19,21 @@ from fhircm.settings import load as load_settings
 from fhircm.store.resources import Store
 
 
-def with_store(work: Callable[[Settings, Store], Awaitable[int | None]], *, note: bool = True) -> None:
-    """Carry out a command over the store, written down unless it only looks at what tells of nobody; ends with its exit status."""
+def with_store(work: Callable[[Settings, Store], Awaitable[int | None]], *, note: bool = True, target: str | None = None) -> None:
+    """Carry out a command over the store, written down unless it only looks at what tells of nobody; ends with its exit status.
+
+    `target`: what it was done to, when that is not the word behind the command.
+    """
     settings = load_settings()
 
     async def go() -> int:
         async with wiring.open_store(settings) as store:
             return await work(settings, store) or 0
 
-    raise SystemExit(noted(settings, lambda: asyncio.run(go())) if note else asyncio.run(go()))
+    raise SystemExit(noted(settings, lambda: asyncio.run(go()), target) if note else asyncio.run(go()))
 
 
-def noted(settings: Settings, work: Callable[[], int | None]) -> int:
+def noted(settings: Settings, work: Callable[[], int | None], target: str | None = None) -> int:
     """Carry out the command that was given, and write it down; returns its exit status. Raises what it raises, and AuditUnavailable."""
     status = 1
     try:
@@ -38,9 +41,9 @@ def noted(settings: Settings, work: Callable[[], int | None]) -> int:
         return status
     finally:
         if settings.audit:
-            what, target = _given(sys.argv[1:])
+            what, given = _given(sys.argv[1:])
             journal = Journal(wiring.audit_folder(settings), settings.audit_limit)
-            audit.record_security(journal, what, status=400 if status else 200, login=operator(), target=target)
+            audit.record_security(journal, what, status=400 if status else 200, login=operator(), target=target or given)
             journal.close_segment()
 
 

@@ -11,11 +11,13 @@ import hmac
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST as CONTENT_TYPE
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from fhircm.coordination import open_loops
 from fhircm.exchange.breaker import WHOLE
 from fhircm.exchange.freshness import TypeFreshness
 from fhircm.exchange.news import CURSOR
@@ -54,6 +56,7 @@ class _Hub:
     head: Position
     behind: dict[str, Behind]  # by reaction
     timers: dict[str, Overdue]  # by kind
+    loops: dict[str, Any]  # of the last whole round of the check of open loops; empty before the first
 
 
 class Metrics:
@@ -77,8 +80,9 @@ class Metrics:
         found = await statuses(self._store, self._partners)
         figures, now = Figures(self._store.database), self._store.clock()
         behind = await figures.behind([*REACTIONS, CURSOR])
-        hub = _Hub(now, await figures.head(), behind, await figures.overdue(now))
-        return await asyncio.to_thread(exposed, [*_of_partners(found), *_of_types(found), *_of_hub(hub)])
+        checked = await self._store.state(open_loops.NAMESPACE, open_loops.ROUND) or {}
+        hub = _Hub(now, await figures.head(), behind, await figures.overdue(now), checked)
+        return await asyncio.to_thread(exposed, [*_of_partners(found), *_of_types(found), *_of_hub(hub), *_of_loops(hub.loops)])
 
 
 def exposed(metrics: Sequence[Metric]) -> bytes:
@@ -252,6 +256,19 @@ def _of_hub(hub: _Hub) -> Iterator[Metric]:
     )
     jobs = {kind.removeprefix(JOB): one for kind, one in hub.timers.items() if kind.startswith(JOB)}
     yield _gauge("jobs", "Jobs that are not ended", ["job"], (([kind], one.timers) for kind, one in jobs.items()))
+
+
+def _of_loops(checked: dict[str, Any]) -> Iterator[Metric]:
+    wrong = checked.get("wrong", {})
+    yield _gauge("open_loops", "Loops that are open, at the last check of all", [], [([], checked.get("loops"))])
+    yield _gauge(
+        "open_loops_wrong",
+        "Those of them that nobody has, or to which nothing happens next, by what is wrong",
+        ["kind"],
+        (([code], wrong.get(code, 0)) for code in open_loops.WRONG if checked),
+    )
+    ended = _stamp(datetime.fromisoformat(checked["at"])) if checked else None
+    yield _gauge("open_loops_checked_timestamp_seconds", "When the last check of all open loops ended", [], [([], ended)])
 
 
 def _since(at: datetime | None, now: datetime) -> float:

@@ -10,12 +10,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from fhircm.coordination import escalation, provenance, referral, transition
+from fhircm.coordination import assigning, changing_hands, escalation, open_loops, provenance, referral
 from fhircm.coordination.context import Context
+from fhircm.coordination.discharge import arrange as discharge
+from fhircm.coordination.discharge import follow as discharging
 from fhircm.coordination.longitudinal import follow as longitudinal
+from fhircm.coordination.transition import flags, notices, receiving
+from fhircm.coordination.transition import follow as transition
 from fhircm.exchange import directory, identity, merge
 from fhircm.jobs import export, exported
-from fhircm.store.resources import Change, Op, Timer
+from fhircm.store.resources import Change, Op, Plan, Timer
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,7 @@ class Reaction:
 
     name: str
     types: frozenset[str]
-    function: Callable[[Change], Awaitable[list[Op]]]
+    function: Callable[[Change], Awaitable[list[Op] | Plan]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class TimerHandler:
 
 
 # name of the cursor: resource types, and the function bound to what it may look at
-REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable[list[Op]]]]]] = {
+REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable[list[Op] | Plan]]]]] = {
     "identity": (
         "Patient Task",
         lambda context: partial(
@@ -54,24 +58,34 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
         " ".join([*directory.TYPES, "Task"]),
         lambda context: partial(directory.enlist, context.store, owner=f"Organization/{context.organization}"),
     ),
-    "transition": ("Encounter Patient Task", lambda context: partial(transition.follow, context)),
-    "referral": (
-        "ServiceRequest Task Encounter DocumentReference Person HealthcareService",
-        lambda context: partial(referral.follow, context),
+    "transition": (
+        "Communication DeviceRequest Encounter Patient Person ServiceRequest Task",
+        lambda context: partial(transition.follow, context),
     ),
-    "deadlines": ("Task", lambda context: partial(escalation.watch, context)),
+    "flags": ("Encounter Patient Person", lambda context: partial(flags.follow, context)),
+    "transition-document": ("Bundle Task", lambda context: partial(receiving.follow, context)),
+    "notices": ("Encounter", lambda context: partial(notices.follow, context)),
+    "referral": (" ".join(sorted(referral.TYPES)), lambda context: partial(referral.follow, context)),
+    "discharge": (discharging.TYPES, lambda context: partial(discharging.follow, context)),
+    escalation.REACTION: ("Task", lambda context: partial(escalation.watch, context)),
+    "assignment": ("PractitionerRole Task", lambda context: partial(assigning.follow, context)),
+    "claims": ("Task", lambda context: partial(changing_hands.follow, context)),
     "longitudinal": (
         "CarePlan CareTeam Condition Goal Patient Person Practitioner PractitionerRole ServiceRequest Task",
         lambda context: partial(longitudinal.mark, context),
     ),
     "provenance": (
-        "Task ServiceRequest CarePlan Goal CareTeam Communication Encounter DocumentReference Person RiskAssessment",
+        "Task ServiceRequest Appointment CarePlan Goal CareTeam Communication Encounter DocumentReference Person RiskAssessment",
         lambda context: partial(provenance.record, context),
     ),
 }
 
 TIMERS: dict[str, Callable[..., Awaitable[list[Op]]]] = {
+    changing_hands.KIND: changing_hands.over,
     escalation.KIND: escalation.overdue,
+    open_loops.KIND: open_loops.check,
+    discharge.KIND: discharging.look_again,
+    flags.KIND: flags.look_again,
     longitudinal.KIND: longitudinal.remake,
     export.EXPIRY: exported.expire,
     merge.KIND: merge.carry_on,

@@ -8,7 +8,7 @@ room below receives values.
 from __future__ import annotations
 
 import os
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -134,6 +134,20 @@ class Settings(BaseSettings):
     calendar_country: Annotated[
         str, Field(pattern="^[A-Z]{2}$", description="ISO 3166-1 code of the country whose public holidays are no business days.")
     ] = "US"
+    calendar_subdivision: Annotated[
+        str | None,
+        Field(description="ISO 3166-2 code, without the country, of the part of it whose public holidays count, too: `IL`."),
+    ] = None
+    calendar_closed: Annotated[
+        list[date], Field(description='Further days on which the coordinating organisation is closed, as JSON: `["2026-12-24"]`.')
+    ] = []
+    business_hours: Annotated[
+        str,
+        Field(
+            pattern=r"^([01]\d|2[0-3]):[0-5]\d-(([01]\d|2[0-3]):[0-5]\d|24:00)$",
+            description="When the coordinating organisation works on a business day, by its own clock; what is due in business hours counts them.",
+        ),
+    ] = "08:00-17:00"
     transition_window: Annotated[
         timedelta,
         Field(

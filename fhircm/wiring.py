@@ -7,7 +7,7 @@ import logging
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +24,9 @@ from fhircm.access.roles import unknown
 from fhircm.access.sealing import Seal
 from fhircm.access.sessions import Sessions
 from fhircm.coordination import build, rules, task_states
+from fhircm.coordination import open_loops as watch
 from fhircm.coordination.context import Context, Neighbour
-from fhircm.coordination.deadlines import BusinessCalendar
+from fhircm.coordination.deadlines import BusinessCalendar, Hours
 from fhircm.coordination.longitudinal import follow, words
 from fhircm.coordination.protocol import load_pathways
 from fhircm.coordination.timeline import rendered, timeline
@@ -224,9 +225,7 @@ def context(settings: Settings, store: Store, chosen: list[Partner]) -> Context:
             one.name,
             one.organization.npi,
             one.base_url,
-            BusinessCalendar(
-                one.time_zone, one.calendar.country, one.calendar.subdivision, one.calendar.closed, one.calendar.weekend
-            ),
+            _calendar_of(one),
             one.identity,
         )
         for one in chosen
@@ -236,11 +235,44 @@ def context(settings: Settings, store: Store, chosen: list[Partner]) -> Context:
         store=store,
         organization=organization.id or "",
         organization_name=settings.organization_name,
-        calendar=BusinessCalendar(settings.time_zone, settings.calendar_country),
+        calendar=_calendar(settings),
         neighbours=tuple(neighbours),
         pathways=load_pathways(),
         window=settings.transition_window,
     )
+
+
+def _calendar(settings: Settings) -> BusinessCalendar:
+    """That of the coordinating organisation. Raises SettingsWrong."""
+    begin, end = (_hour(part) for part in settings.business_hours.split("-"))
+    try:
+        return BusinessCalendar(
+            settings.time_zone,
+            settings.calendar_country,
+            settings.calendar_subdivision,
+            settings.calendar_closed,
+            hours=dict.fromkeys(range(7), ((begin, end),)),
+        )
+    except ValueError as error:
+        raise SettingsWrong(f"The calendar of the coordinating organisation: {error}") from error
+
+
+def _hour(text: str) -> time:
+    """A time of the day; 24:00 is the midnight at its end."""
+    return time() if text == "24:00" else time.fromisoformat(text)
+
+
+def _calendar_of(partner: Partner) -> BusinessCalendar:
+    said, hours = partner.calendar, dict[int, Hours]()
+    for one in said.hours:
+        for day in one.days:
+            hours[day] = (*hours.get(day, ()), ((datetime.min + one.start).time(), (datetime.min + one.end).time()))
+    return BusinessCalendar(partner.time_zone, said.country, said.subdivision, said.closed, said.weekend, hours or None)
+
+
+async def open_loops(settings: Settings, store: Store) -> list[watch.Loop]:
+    """Every open loop of the hub, with who has it, when something happens to it next, and what is wrong with it."""
+    return await watch.everything(context(settings, store, partners(settings, None)))
 
 
 @asynccontextmanager
@@ -262,6 +294,7 @@ async def worker(settings: Settings) -> AsyncIterator[Worker]:
         stack.push_async_callback(sources.close)
         jobs = partial(run_jobs, means(settings, store, sources), JOBS, settings.lease)
         reader = News(store, chosen)
+        await watch.begin(store)
         listening = [*reactions(around), Reaction(CURSOR, reader.types, reader.tell)]
         yield Worker(store, listening, timer_handlers(around), park, unpark, rounds, settings.lease, jobs)
 

@@ -22,6 +22,7 @@ from fhircm.exchange.news import DUE
 from fhircm.fhir.outcome import FhirError, NotFound, VersionConflict
 from fhircm.reactions import Reaction, TimerHandler
 from fhircm.store.changes import Change, CursorMoved, Position
+from fhircm.store.operations import Plan, preceded_by
 from fhircm.store.resources import FinishTimer, MoveCursor, Op, SetState, Store
 from fhircm.store.timers import StaleClaim, Timer
 
@@ -30,7 +31,9 @@ log = logging.getLogger("fhircm.worker")
 ATTEMPTS = 5  # of one change at one reaction, before it is parked for a human
 BATCH = 200
 RETRY = 0.2  # seconds before the second attempt; doubled each time
-IDLE = 1.0  # seconds; the longest time that a due timer, or a change whose signal was missed, waits to be noticed
+IDLE = 1.0  # seconds; the longest time that a change whose signal was missed waits to be noticed, or a timer when the clock was changed
+CLAIMED = 100  # timers at a time; many are due at the same moment, for days end at the same time for all
+TOGETHER = 25  # of one kind, whose outcomes commit together
 
 Park = Callable[[str, str, Exception], Op]
 Unpark = Callable[[str, str], Awaitable[Sequence[Op]]]
@@ -60,7 +63,7 @@ class Worker:
         async with asyncio.TaskGroup() as group:
             for reaction in self.reactions:
                 group.create_task(self._forever(f"reaction {reaction.name}", lambda reaction=reaction: self.react(reaction)))
-            group.create_task(self._forever("timers", self.run_timers))
+            group.create_task(self._forever("timers", self.run_timers, self._until_due))
             if self.jobs is not None:  # beside the timers: no deadline waits for a slice
                 group.create_task(self._forever("jobs", self.jobs))
             if self.partners:
@@ -79,14 +82,16 @@ class Worker:
             if not done:
                 return total
 
-    async def _forever(self, what: str, step: Callable[[], Awaitable[int]]) -> None:
+    async def _forever(
+        self, what: str, step: Callable[[], Awaitable[int]], idle: Callable[[], Awaitable[float]] | None = None
+    ) -> None:
         pause = RETRY
         while True:
             try:
                 done = await step()
                 pause = RETRY
                 if not done:
-                    await self.store.wait(IDLE)
+                    await self.store.wait(await idle() if idle else IDLE)
             except Exception as error:
                 # Texts of unknown errors may quote a resource, so only the kind is told.
                 log.error("%s failed with %s; again in %.1f s", what, type(error).__name__, pause)
@@ -113,7 +118,9 @@ class Worker:
                 operations = await reaction.function(change)
                 if not operations:
                     return before
-                await self.store.transact([*operations, MoveCursor(reaction.name, before, change.position)], origin="hub")
+                await self.store.transact(
+                    preceded_by(operations, MoveCursor(reaction.name, before, change.position)), origin="hub"
+                )
                 return change.position
             except CursorMoved:
                 raise
@@ -137,15 +144,38 @@ class Worker:
     async def run_timers(self) -> int:
         """Claim and handle the timers that are due. Returns how many."""
         handlers = {handler.kind: handler for handler in self.timers}
-        claimed = await self.store.claim_timers(frozenset(handlers), limit=20, lease=self.lease)
-        for timer in claimed:
-            await self._handle(handlers[timer.kind], timer)
+        claimed = await self.store.claim_timers(frozenset(handlers), limit=CLAIMED, lease=self.lease)
+        for kind, handler in handlers.items():
+            of_kind = [timer for timer in claimed if timer.kind == kind]
+            for start in range(0, len(of_kind), TOGETHER):
+                await self._handle_together(handler, of_kind[start : start + TOGETHER])
         return len(claimed)
+
+    async def _until_due(self) -> float:
+        """How long nothing is due, at most IDLE (seconds)."""
+        due = await self.store.next_due(frozenset(handler.kind for handler in self.timers))
+        return IDLE if due is None else min(IDLE, max(0.01, (due - self.store.clock()).total_seconds()))
+
+    async def _handle_together(self, handler: TimerHandler, timers: Sequence[Timer]) -> None:
+        """Timers in one transaction; when that fails, each for itself, so that one that is wrong holds back no other."""
+        if len(timers) > 1:
+            outcomes = await asyncio.gather(*(handler.function(timer) for timer in timers), return_exceptions=True)
+            try:
+                for failed in (one for one in outcomes if isinstance(one, BaseException)):
+                    raise failed
+                finished = [[FinishTimer(timer), *outcome] for timer, outcome in zip(timers, outcomes, strict=True)]
+                await self.store.transact([one for each in finished for one in each], origin="hub")
+                return
+            except Exception as error:
+                log.debug("%d timers of %s are handled one by one (%s)", len(timers), handler.kind, type(error).__name__)
+        for timer in timers:
+            await self._handle(handler, timer)
 
     async def _handle(self, handler: TimerHandler, timer: Timer) -> None:
         try:
             operations = await handler.function(timer)
-            await self.store.transact([*operations, FinishTimer(timer)], origin="hub")
+            # Finished first: a handler may set the same timer anew.
+            await self.store.transact(preceded_by(operations, FinishTimer(timer)), origin="hub")
         except StaleClaim:
             log.info("timer %s was taken over by another worker", timer.key)
         except Exception as error:
@@ -171,9 +201,9 @@ class Worker:
             raise NotFound(f"Nothing waits at {where} under {what}")
         operations = await self._again(where, what, row)
         done = SetState(parked_at(where), what, None, if_present=True)
-        await self.store.transact([*operations, done, *await self.unpark(where, what)], origin="hub")
+        await self.store.transact(preceded_by(operations, done, *await self.unpark(where, what)), origin="hub")
 
-    async def _again(self, where: str, what: str, row: Mapping[str, Any]) -> Sequence[Op]:
+    async def _again(self, where: str, what: str, row: Mapping[str, Any]) -> Sequence[Op] | Plan:
         reaction = next((one for one in self.reactions if one.name == where), None)
         if reaction is not None:
             type, id, _, version = what.split("/")

@@ -4,8 +4,11 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-from fhircm.coordination import escalation, provenance, referral, transition
+from fhircm.coordination import assigning, changing_hands, escalation, open_loops, provenance, referral
+from fhircm.coordination.discharge import follow as discharging
 from fhircm.coordination.longitudinal import follow as longitudinal
+from fhircm.coordination.transition import flags, notices, receiving
+from fhircm.coordination.transition import follow as transition
 from fhircm.exchange import directory, identity, merge
 from fhircm.fhir.definitions import definitions
 from fhircm.jobs import exported
@@ -30,9 +33,19 @@ def test_every_reaction_is_of_types_that_there_are_and_every_workflow_is_listed(
     listed = {one.function.func for one in (*reactions(AROUND), *timer_handlers(AROUND))}
     assert listed == {
         transition.follow,
+        flags.follow,
+        flags.look_again,
+        notices.follow,
+        receiving.follow,
         referral.follow,
+        assigning.follow,
+        changing_hands.follow,
+        changing_hands.over,
+        discharging.follow,
+        discharging.look_again,
         escalation.watch,
         escalation.overdue,
+        open_loops.check,
         longitudinal.mark,
         longitudinal.remake,
         provenance.record,

@@ -113,7 +113,7 @@ def _timely(year: Year, code: str, tree: Tree) -> None:
 
 def _level(tree: Tree) -> int:
     for one in tree.get("extension", []):
-        if one["url"].endswith("/escalated"):
+        if one["url"].endswith("/task-escalation"):
             return next((part["valueInteger"] for part in one["extension"] if part["url"] == "level"), 0)
     return 0
 

@@ -24,6 +24,7 @@ from fhircm.store.history import HistoryPage, HistoryQuery
 from fhircm.store.resources import Delete, Narrowing, Plan, Put, Store, Stored
 from fhircm.store.search import Page
 from fhircm.store.stored import micros
+from fhircm.store.work_list import WorkPage, WorkQuery
 from fhircm.store.write_guard import WriteGuard
 
 
@@ -65,6 +66,11 @@ class GuardedStore:
             self.principal.require("s", type)
         return await self.store.search(query, self._narrowing("s"))
 
+    async def work_list(self, query: WorkQuery) -> WorkPage:
+        """A page of work lists, narrowed like a search of Tasks; so are the Patients and risks that come along. Raises Forbidden."""
+        self.principal.require("s", "Task")
+        return await self.store.work_list(query, self._narrowing("s"))
+
     async def export_page(self, query: ExportQuery) -> ExportPage:
         """The next resources of an export, narrowed like a search. Raises Forbidden."""
         for verb in "rs":
@@ -102,6 +108,15 @@ class GuardedStore:
             updated = {type: updating.by_type[type] for verb, type in needed if verb == "u" and type not in within.by_type}
             operations = replace(operations, within=replace(within, by_type={**within.by_type, **updated}))
         return await self.store.transact(operations, origin=self.principal.origin, guard=guard, actor=self.principal.actor)
+
+    async def weigh(self, plan: Plan, needs: Iterable[tuple[str, str]]) -> list[Stored]:
+        """Write what a plan comes to that counts what the caller need not see; what it writes is held to what they may, as ever.
+
+        Raises Forbidden, and what Store.transact raises.
+        """
+        for verb, type in needs:
+            self.principal.require(verb, type)
+        return await self.store.transact(plan, origin=self.principal.origin, guard=self._guard(), actor=self.principal.actor)
 
     async def rehearse(self, operations: Sequence[Put | Delete], needs: Iterable[tuple[str, str]]) -> None:
         """Whether a write would be accepted: nothing is written. Raises what `transact` raises."""

@@ -47,7 +47,12 @@ class Principal:
     @property
     def actor(self) -> Actor:
         """Who it is to the rules of what is written. A custodian system speaks for everyone: it brings what others have done."""
-        return Actor(self.known_as, everyone=self.user is None and self.sees_everything, roles=self.roles)
+        return Actor(self.known_as, everyone=self.user is None and self.sees_everything, roles=self.roles, leads=self.leads)
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is a person who leads the others of their organisation."""
+        return self.user is not None and any(roles()[code].leads for code in self.roles if code in roles())
 
     @property
     def account(self) -> str:

@@ -30,6 +30,7 @@ class Role:
     directory: bool = False  # whether it says who organisations and practitioners are
     emergency: timedelta | None = None  # for how long an emergency access opens a record; None: it may not be asked for
     pages: tuple[str, ...] = ()
+    leads: bool = False  # whether it may pass on and give back what others of the organisation have claimed
 
 
 @cache
@@ -44,7 +45,8 @@ def roles() -> dict[str, Role]:
         purpose, directory = tree.get("purpose", "TREAT"), bool(tree.get("directory"))
         emergency = TypeAdapter(timedelta).validate_python(tree["emergency"]) if "emergency" in tree else None
         pages = tuple(tree.get("pages", ()))
-        role = Role(path.stem, tree["title"], tree["about"], may, tree["reach"], purpose, directory, emergency, pages)
+        leads = bool(tree.get("leads"))
+        role = Role(path.stem, tree["title"], tree["about"], may, tree["reach"], purpose, directory, emergency, pages, leads)
         found[path.stem] = role
     return found
 

@@ -13,7 +13,7 @@ from typing import Any
 from fhircm.access.guarded_store import GuardedStore
 from fhircm.coordination.context import Record
 from fhircm.fhir.outcome import VersionConflict
-from fhircm.store.operations import Delete, Put
+from fhircm.store.operations import Delete, Plan, Put
 from fhircm.store.resources import Stored
 
 _ATTEMPTS = 5  # to read anew what somebody else wrote in between
@@ -32,13 +32,16 @@ class Act(Record):
         return next(iter(self.said.get(name, ())), default)
 
 
-Verb = Callable[[Act], Awaitable[Sequence[Put | Delete]]]
+# A verb that weighs what everybody does gives a plan, of updates of what it is done to.
+Verb = Callable[[Act], Awaitable[Sequence[Put | Delete] | Plan]]
 
 
 async def act(
     store: GuardedStore, verb: Verb, type: str, id: str, said: Mapping[str, Sequence[Any]], *, if_version: int | None = None
 ) -> Stored:
-    """Do it, all or nothing; returns how the resource stands after that. When somebody else was faster, it looks again and decides anew.
+    """Do it, all or nothing; returns how the resource stands after that, or when the verb writes only others, the first of those.
+
+    When somebody else was faster, it looks again and decides anew.
 
     `if_version`: only at this version. Raises NotFound, Gone, Forbidden, VersionConflict, and what the verb and the write raise.
     """
@@ -48,12 +51,15 @@ async def act(
             raise VersionConflict(f"{type}/{id} is at version {about.version}, not {if_version}")
         writes = await verb(Act(store, about=about, said=said))
         try:
-            stored = await store.transact(list(writes), [_needed(write) for write in writes])
+            if isinstance(writes, Plan):
+                stored = await store.weigh(writes, [("u", type)])
+            else:
+                stored = await store.transact(list(writes), [_needed(write) for write in writes])
         except VersionConflict:
             if if_version is not None or attempt == _ATTEMPTS:
                 raise
         else:
-            return next((one for one in stored if (one.type, one.id) == (type, id)), about)
+            return next((one for one in stored if (one.type, one.id) == (type, id)), stored[0] if stored else about)
     raise AssertionError("unreachable")
 
 

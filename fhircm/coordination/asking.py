@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fhircm.coordination import capable, distribution, intermediary, referral_times
+from fhircm.coordination import capable, correlation, distribution, incomplete, intermediary, referral_times
 from fhircm.coordination.build import concept, for_a_human, instant, new, npi, profile, reference, stable_id
 from fhircm.coordination.codes import FULFILL, NPI, PLACER, member
 from fhircm.coordination.context import Context, Neighbour, token
 from fhircm.coordination.distribution import DIRECT, OPEN, Distribution
 from fhircm.coordination.loops import nobody_is_asked, offers_to_choose_from
-from fhircm.coordination.people import named, organization_of, patient_of
+from fhircm.coordination.package import Package, packed
+from fhircm.coordination.people import belonging_to, named, organization_of, patient_of, same_organization
 from fhircm.coordination.task_states import business, is_open, is_referral, mirrored
 from fhircm.coordination.times import moment
+from fhircm.fhir.references import parse_reference
 from fhircm.fhir.systems import REFERRAL
 from fhircm.store.resources import Op, Stored
 
@@ -43,11 +45,15 @@ async def give_out(context: Context, order: Stored) -> list[Op]:
         withdrawn: list[Op] = [_withdraw(context, one, "filled-by-another") for one in others]
         nobody = await nobody_is_asked(context, order, None, focused)
         return [*withdrawn, *nobody, *await offers_to_choose_from(context, order, [], focused)]
+    if _open(by_hand):  # the requester asks with Tasks of its own
+        return await nobody_is_asked(context, order, None, focused)
     earlier = [one for one in _open(tasks) if one not in here and one not in by_hand]
     operations: list[Op] = [_withdraw(context, one, "not-asked-any-more") for one in earlier]
-    asked, why = await _next(context, order, said, here, first=not tasks)
+    asked, why = await _next(context, order, said, [*here, *by_hand] if said.round == 1 else here, first=not tasks)
     operations += asked
-    operations += await nobody_is_asked(context, order, None if _open(by_hand) else why, focused)
+    if why and await intermediary.orders_below(context, order):
+        why = None  # somebody was asked in another way
+    operations += await nobody_is_asked(context, order, why, focused)
     operations += await offers_to_choose_from(context, order, [one for one in here if _is_offer(one.tree)], focused)
     return operations
 
@@ -87,12 +93,12 @@ async def _next(
     performers = await _performers(context, order.tree)
     by_need = not mirrored(order.tree) and not order.tree.get("performer") and "performerType" in order.tree
     how = said.how or (OPEN if by_need else DIRECT)
-    if first and not await _is_news(context, order):
+    if first and said.how is None and not await _is_news(context, order):
         return [], None
     if how == OPEN:
         return await _openly(context, order, said, here)
-    owners = {one.id: await context.follow(one.tree.get("owner")) for one in here}
-    fits = {one.id: next((it for it in performers if same(it, owners[one.id])), None) for one in here}
+    owners = await _owners(context, here)
+    fits = {one.id: next((it for it in performers if same_organization(it, owners[one.id])), None) for one in here}
     gone = [one for one in here if one.tree["status"] == "requested" and fits[one.id] is None and performers]
     operations: list[Op] = [_withdraw(context, one, "not-asked-any-more") for one in gone]
     waiting = [one for one in _open(here) if one not in gone]
@@ -117,7 +123,12 @@ async def _named_since_it_stopped(context: Context, order: Stored, here: list[St
     versions = await context.store.history("ServiceRequest", order.id)
     then = next((one for one in versions if one.last_updated <= at and not one.deleted), None)
     known = await _performers(context, then.tree) if then else []
-    return [one for one in fresh if not any(same(one, other) for other in known)]
+    return [one for one in fresh if not any(same_organization(one, other) for other in known)]
+
+
+def changes_nothing(task: Tree) -> bool:
+    """Whether what became of a Task changes nothing in whom its order asks: its owner was asked, or others have it."""
+    return (task["status"] in ("draft", "requested") and "owner" in task) or _was_withdrawn(task)
 
 
 def _was_withdrawn(task: Tree) -> bool:
@@ -132,11 +143,11 @@ def _why(here: list[Stored]) -> str:
     return "Those who were asked have declined, or ended without doing it"
 
 
-def same(one: Stored, other: Stored | None) -> bool:
-    """Whether two entries are of one organisation."""
-    if other is None:
-        return False
-    return one.id == other.id or (npi(one.tree) is not None and npi(one.tree) == npi(other.tree))
+async def _owners(context: Context, tasks: Sequence[Stored]) -> dict[str, Stored | None]:
+    """Who owns each of these, read at once: a request may be given to many."""
+    to = {one.id: parse_reference(one.tree.get("owner", {}).get("reference", "")) for one in tasks}
+    there = await context.store.read_many((it.type, it.id) for it in to.values() if it.kind == "local" and it.type and it.id)
+    return {id: there.get((it.type or "", it.id or "")) for id, it in to.items()}
 
 
 async def _performers(context: Context, order: Tree) -> list[Stored]:
@@ -145,9 +156,12 @@ async def _performers(context: Context, order: Tree) -> list[Stored]:
     Of an order that a partner keeps only those with an NPI, and none of its own house.
     """
     found: list[Stored] = []
-    for element in order.get("performer", []):
-        organization = await organization_of(context, element)
-        if organization is None or any(same(organization, one) for one in found):
+    asked = [parse_reference(one.get("reference", "")) for one in order.get("performer", [])]
+    there = await context.store.read_many((it.type, it.id) for it in asked if it.kind == "local" and it.type and it.id)
+    for it in asked:
+        entry = there.get((it.type or "", it.id or ""))
+        organization = await belonging_to(context, entry) if entry else None
+        if organization is None or any(same_organization(organization, one) for one in found):
             continue
         if mirrored(order):
             neighbour = context.neighbour(npi=npi(organization.tree))
@@ -166,8 +180,9 @@ async def _openly(context: Context, order: Stored, said: Distribution, here: lis
     waiting = _open(here)
     nobody = None if able else "Nobody is known who offers what is needed"
     if not here:
-        task = await _task(context, order, said, stable_id("referral", order.id, "open", str(said.round)))
-        return [new(capable.addressed(task, able))], nobody
+        carried = await packed(context, order.tree, {}, context.now())
+        task = await _task(context, order, said, stable_id("referral", order.id, "open", str(said.round)), carried)
+        return [new(capable.addressed(task, able)), *await incomplete.ask(context, task, carried)], nobody
     if not waiting:
         return [], _why(here)
     return [edited for one in waiting if (edited := capable.refreshed(one, able, context.now()))], nobody
@@ -198,10 +213,11 @@ async def _ask(
     if here or said.round > 1 or said.how not in (None, DIRECT):
         id = stable_id("referral", order.id, performer.id, str(said.round))
     owner = await _directory_entry(context, performer, neighbour)
-    task = await _task(context, order, said, id, owner, neighbour)
+    carried = await packed(context, order.tree, {"owner": reference(f"Organization/{owner.id}")}, context.now())
+    task = await _task(context, order, said, id, carried, owner, neighbour)
     if replaces is not None:
         task["extension"] = [*task["extension"], {"url": REPLACES, "valueReference": reference(f"Task/{replaces.id}")}]
-    operations: list[Op] = [new(task)]
+    operations: list[Op] = [new(task), *await incomplete.ask(context, task, carried)]
     if neighbour is None and mirrored(order.tree):
         operations.append(_nobody_there(context, task))
     return operations
@@ -221,6 +237,7 @@ async def _task(
     order: Stored,
     said: Distribution,
     id: str,
+    carried: Package,
     owner: Stored | None = None,
     neighbour: Neighbour | None = None,
 ) -> Tree:
@@ -231,7 +248,8 @@ async def _task(
     told = code.get("text") or next((one["display"] for one in code.get("coding", []) if one.get("display")), None)
     how = said.how or (DIRECT if owner else OPEN)
     asked = Distribution(how, said.round, said.respond_by)
-    return {
+    status = "draft" if carried.missing else "requested"
+    task: Tree = {
         "resourceType": "Task",
         "id": id,
         "meta": profile("referral-task"),
@@ -240,7 +258,7 @@ async def _task(
         "basedOn": [to_order],
         "groupIdentifier": {"system": REFERRAL, "value": distribution.group_id(order.id, said.round)},
         "partOf": await intermediary.above(context, tree),
-        "status": "requested",
+        "status": status,
         "businessStatus": business().concept("2.0"),
         "intent": "order",
         "priority": priority,
@@ -254,8 +272,10 @@ async def _task(
         "requester": await _requester(context, tree, encounter),
         "owner": await named(context, owner) if owner else None,
         "reasonCode": next(iter(tree.get("reasonCode", [])), None),
-        **referral_times.first_due(context, priority, context.calendar_of(neighbour), said.respond_by),
+        "input": carried.inputs if owner else None,  # those who may take an open request read it when they have it
+        **referral_times.first_due(context, priority, context.calendar_of(neighbour), said.respond_by, status),
     }
+    return task | correlation.learned(task, tree, ())
 
 
 def placer(id: str) -> Tree:

@@ -18,6 +18,7 @@ CLIENT = f"{BASE}/client"  # system of the identifier of a SMART client
 NPI = "http://hl7.org/fhir/sid/us-npi"
 FULFILL = ("http://hl7.org/fhir/CodeSystem/task-code", "fulfill")
 PLACER = ("http://terminology.hl7.org/CodeSystem/v2-0203", "PLAC")
+FILLER = ("http://terminology.hl7.org/CodeSystem/v2-0203", "FILL")
 
 
 def codings(*elements: Any) -> Iterator[tuple[str, str]]:

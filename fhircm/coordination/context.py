@@ -5,7 +5,7 @@ https://hl7.org/fhir/R4/search.html. The clock is the store's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -39,13 +39,18 @@ class Record:
 
     async def find(self, type: str, *parameters: tuple[str, str]) -> list[Stored]:
         """Everything that a search finds, over all its pages, by id: the same answer whenever the same things are there."""
-        query = parse_query(type, [*parameters, ("_count", str(_PAGE))])
+        return await self.find_any([(type, parameters)])
+
+    async def find_any(self, searches: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> list[Stored]:
+        """The same over several searches, each of a type with its parameters, in one question; what several find comes once."""
+        parsed = [parse_query(type, [*parameters, ("_count", str(_PAGE))]) for type, parameters in searches]
+        query = replace(parsed[0], others=tuple((one.type, one.conditions) for one in parsed[1:]))
         page = await self.store.search(query)
         found = list(page.matches)
         while page.next is not None:
             page = await self.store.search(replace(query, cursor=page.next))
             found += page.matches
-        return sorted(found, key=lambda stored: stored.id)
+        return sorted({(one.type, one.id): one for one in found}.values(), key=lambda stored: (stored.id, stored.type))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from typing import Any
 from fhircm.coordination.build import edit, instant, stable_id
 from fhircm.coordination.codes import identifiers
 from fhircm.coordination.context import Context
-from fhircm.coordination.task_states import is_referral
-from fhircm.fhir.outcome import IllegalTransition, Invalid
+from fhircm.coordination.task_states import is_open, is_referral
+from fhircm.fhir.outcome import IllegalTransition, Invalid, NotTheirStep
 from fhircm.fhir.systems import REFERRAL
 from fhircm.store.operations import Put, SetState, Write, WriteRule
 from fhircm.store.resources import Stored
@@ -109,6 +109,18 @@ def of_round(order: str, round: int, tasks: Sequence[Stored]) -> list[Stored]:
     return [one for one in tasks if (group_of(one.tree) or (one.id if one.id == task_id(order) else None)) == group]
 
 
+async def may_be_moved(context: Context, task: Stored) -> bool:
+    """Whether a Task may be moved by what is seen elsewhere: not when another has the request, nor as long as its offer is not chosen."""
+    group = group_of(task.tree)
+    if group is None or not is_open(task.tree):
+        return True
+    said = of(task.tree)
+    if "owner" not in task.tree or (said.how == OFFERS and not said.chosen):
+        return False
+    holder = await context.store.state(TAKEN, group)
+    return holder is None or holder.get("task") == task.id
+
+
 def ended(task: Stored, status: str, reason: Tree, at: datetime, **more: Any) -> Put:
     """A Task that ends for a reason."""
     return edit(task, status=status, statusReason=reason, lastModified=instant(at), **more)
@@ -123,6 +135,7 @@ def _check(write: Write) -> None:
     if new is None or write.origin.startswith("partner:"):
         return
     said = of(new)
+    _check_own_name(write, new)
     if said.how is not None and said.how not in WAYS:
         raise Invalid(f"The extension 'distribution' has no '{said.how}'; 'how' may be: {', '.join(WAYS)}", "extension")
     if new["resourceType"] != "Task" or not (is_referral(new) or is_referral(before)):
@@ -140,11 +153,23 @@ def _check(write: Write) -> None:
             " It may be 'accepted' (the offer stands) or 'cancelled' (the offer is withdrawn)",
             "Task.status",
         )
-    if said.how == OPEN and "owner" not in new and new["status"] not in ("draft", "requested", "cancelled", "entered-in-error"):
+    if "owner" not in new and new["status"] not in ("draft", "requested", "received", "cancelled", "entered-in-error"):
         raise IllegalTransition(
             "Nobody has this open request: it is accepted together with Task.owner, the organisation that takes it; who does not want it leaves"
             " it to others. Its requester may cancel it",
             "Task.owner",
+        )
+
+
+def _check_own_name(write: Write, new: Tree) -> None:
+    """A patient, or who acts for one, may ask; in nobody else's name."""
+    if new["resourceType"] != "ServiceRequest" or write.previous is not None or write.actor is None or write.actor.everyone:
+        return
+    if any(name.startswith(("Patient/", "RelatedPerson/")) for name in write.actor.known_as) and not write.actor.is_(
+        new.get("requester")
+    ):
+        raise NotTheirStep(
+            "ServiceRequest.requester: patients, and those who act for them, ask in their own name", "ServiceRequest.requester"
         )
 
 

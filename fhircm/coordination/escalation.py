@@ -1,8 +1,8 @@
-"""What is overdue: every open Task of the hub has a timer at its due time, and when it fires, the next in line has the Task.
+"""Who hears of a Task whose time is short, and who has it when its time is over: the next in line, at last who coordinates.
 
-https://hl7.org/fhir/R4/task.html (restriction.period is when it is due). How far a Task has gone up is written on it, in an
-extension: its `level`, and when the present owner's time is over (`due`). A handler that is run again finds the level raised
-and does nothing.
+https://hl7.org/fhir/R4/task.html (restriction.period is when it is due). Every open Task of the hub has one timer, at what happens to it next
+(fhircm/coordination/agenda.py). How far a Task has gone up is written on it (task_times.py): a handler that is run again finds the level
+raised, or the reminder written, and does nothing.
 """
 
 from __future__ import annotations
@@ -10,18 +10,26 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from fhircm.coordination.agenda import Agenda, agenda, is_whole, step_of
 from fhircm.coordination.build import concept, edit, for_a_human, instant, new, reference, stable_id
-from fhircm.coordination.codes import BASE
-from fhircm.coordination.context import Context
-from fhircm.coordination.people import in_role, linked, patient_of
-from fhircm.coordination.protocol import NextInLine, Step
-from fhircm.coordination.task_states import is_open, is_referral, mirrored
+from fhircm.coordination.calendars import calendar_of
+from fhircm.coordination.codes import NPI
+from fhircm.coordination.context import Context, token
+from fhircm.coordination.deadlines import BusinessCalendar, Span
+from fhircm.coordination.pausing import paused, resumed, status_after
+from fhircm.coordination.people import in_role, linked, organization_of, patient_of
+from fhircm.coordination.task_states import is_open, is_referral
+from fhircm.coordination.task_times import ESCALATED, PAUSED, due_of, is_loop, level_of, marked, parts, reset
 from fhircm.coordination.times import moment
+from fhircm.coordination.timing import Timing, timing_of
+from fhircm.fhir.systems import COORDINATION
 from fhircm.store.resources import CancelTimer, Change, Op, SetTimer, Stored, Timer
+
+__all__ = ["KIND", "key", "level_of", "overdue", "reset", "settle", "watch"]
 
 Tree = dict[str, Any]
 KIND = "deadline"
-ESCALATED = f"{BASE}/StructureDefinition/task-escalation"
+REACTION = "deadlines"  # the name of the reaction below
 _RAISED = {"routine": "urgent", "urgent": "asap"}  # what is higher stays
 
 
@@ -30,109 +38,172 @@ def key(task_id: str) -> str:
     return f"due:Task/{task_id}"
 
 
-def level_of(task: Tree) -> int:
-    """How often a Task was escalated."""
-    return next((one.get("valueInteger", 0) for one in _parts(task) if one["url"] == "level"), 0)
+def _timer(id: str, at: datetime) -> SetTimer:
+    return SetTimer(key(id), KIND, at, {"task": id})
 
 
-def due_of(task: Tree) -> datetime | None:
-    """When the present owner's time is over (UTC): as escalated, else as the Task was made."""
-    if level_of(task):
-        return moment(next((one.get("valueDateTime") for one in _parts(task) if one["url"] == "due"), None))
-    return moment(task.get("restriction", {}).get("period", {}).get("end"))
-
-
-def _parts(task: Tree) -> list[Tree]:
-    return next((one.get("extension", []) for one in task.get("extension", []) if one["url"] == ESCALATED), [])
-
-
-def reset(task: Tree) -> list[Tree] | None:
-    """The extensions of a Task without those of its escalation: a new step begins with a new deadline."""
-    return [one for one in task.get("extension", []) if one["url"] != ESCALATED] or None
+# --- by construction ---------------------------------------------------------------------------------------------------------------
 
 
 async def watch(context: Context, change: Change) -> list[Op]:
-    """Reaction to Task: the timer is where the due time is, and gone when the Task is closed."""
+    """Reaction to Task: an open one has an owner, a due time and a timer at what happens next; its time stands still while it is on hold."""
     stored = await context.get("Task", change.id)
-    tree = stored.tree if stored else None
-    if mirrored(tree):
+    if stored is None or not is_open(stored.tree):
+        return [CancelTimer(key(change.id))]
+    if not is_loop(stored.tree):
         return []
-    due = due_of(tree) if tree and is_open(tree) and not _is_whole(context, tree) else None
-    return [SetTimer(key(change.id), KIND, due, {"task": change.id}) if due else CancelTimer(key(change.id))]
+    return await settle(context, stored) or [CancelTimer(key(stored.id))]
 
 
-def _is_whole(context: Context, task: Tree) -> bool:
-    """Whether a Task stands for a whole pathway: its steps have due times of their own."""
-    pathway = context.pathway_of(task)
-    return pathway is not None and _step_of(context, task) is pathway.whole
+async def settle(context: Context, stored: Stored) -> list[Op]:
+    """What an open Task needs to be under watch; nothing for a whole pathway, which is watched by its steps."""
+    calendar = await calendar_of(context, stored.tree)
+    if members := await _missing(context, stored, calendar):
+        return [edit(stored, **members, lastModified=instant(context.now()))]  # which is a change again: then the timer is set
+    at = (await agenda(context, stored, calendar)).next
+    return [_timer(stored.id, at)] if at else []
+
+
+async def _missing(context: Context, stored: Stored, calendar: BusinessCalendar) -> Tree:
+    """What an open Task must say and does not."""
+    tree, members = stored.tree, dict[str, Any]()
+    if not tree.get("owner") and not tree.get("performerType") and not is_referral(tree):
+        members["owner"] = context.coordinator
+    if due_of(tree, calendar) is None and not level_of(tree):
+        within = timing_of(tree).within
+        assert within is not None  # one rule is for all Tasks
+        restriction = tree.get("restriction", {})
+        period = {"start": calendar.written(stored.last_updated), **restriction.get("period", {})}
+        begin = max(stored.last_updated, moment(period["start"], calendar) or stored.last_updated)
+        end = calendar.written(calendar.after(begin, within))
+        members["restriction"] = {**restriction, "period": {**period, "end": end}}
+    if is_whole(context, tree):
+        return members
+    tree = {**tree, **members}
+    if tree["status"] != "on-hold":
+        members |= await resumed(context, stored, calendar)
+        if parts(tree, ESCALATED).get("state", tree["status"]) != tree["status"]:
+            members["extension"] = reset({**tree, **members})
+    elif "since" not in parts(tree, PAUSED):
+        members |= await paused(context, stored, tree, calendar)
+    return members
+
+
+# --- when the time has come --------------------------------------------------------------------------------------------------------
 
 
 async def overdue(context: Context, timer: Timer) -> list[Op]:
-    """Timer handler: pass an open Task that is overdue to the next in line, once for each level."""
+    """Timer handler: remind the owner of an open Task, pass it on when it is overdue, take it up again when its pause is over; each once."""
     stored = await context.get("Task", timer.payload["task"])
-    if stored is None or mirrored(tree := stored.tree) or not is_open(tree):
+    if stored is None:
         return []
-    due = due_of(tree)
-    if due is None or due > context.now():
-        return []
-    return _referral_overdue(context, stored, due) if is_referral(tree) else await _pass_on(context, stored, due)
+    ahead = await agenda(context, stored)
+    now = [event for event in ahead.events if event.at <= context.now()]
+    if not now:
+        return [_timer(stored.id, ahead.next)] if ahead.next else []
+    what = {event.what for event in now}
+    if "resume" in what:
+        return await _end_pause(context, stored)
+    if "due" in what:
+        return await (_referral_overdue if is_referral(stored.tree) else _pass_on)(context, stored, ahead)
+    following = next(event.at for event in ahead.events if event.at > context.now())
+    return [new(_reminder(context, stored, now[-1].message, ahead)), _timer(stored.id, following)]
 
 
-async def _pass_on(context: Context, stored: Stored, due: datetime) -> list[Op]:
-    tree, level = stored.tree, level_of(stored.tree)
-    owner, following, place = await _next_owner(context, tree, level)
-    until = None
-    if following is not None:
-        calendar = await _calendar(context, tree)
-        until = calendar.written(calendar.due(context.now(), following.after.days, following.after.business))
+async def _pass_on(context: Context, stored: Stored, ahead: Agenda) -> list[Op]:
+    tree, level, timing = stored.tree, level_of(stored.tree), timing_of(stored.tree)
+    owner, after, place = await _next_owner(context, tree, level, timing)
+    calendar = await calendar_of(context, {**tree, "owner": owner})
     escalated = edit(
         stored,
         owner=owner,
         priority=_RAISED.get(tree.get("priority", "routine"), tree.get("priority")),
         lastModified=instant(context.now()),
-        extension=[*(reset(tree) or []), _mark(place, until)],
+        extension=_raised(context, tree, place, calendar, after, ahead.late_in),
     )
-    return [escalated, new(_message(context, stored, owner, place, due))]
+    return [escalated, new(_message(context, stored, owner, place, ahead))]
 
 
-async def _next_owner(context: Context, tree: Tree, level: int) -> tuple[Tree, NextInLine | None, int]:
+async def _next_owner(context: Context, tree: Tree, level: int, timing: Timing) -> tuple[Tree, Span | None, int]:
     """Who has it now, how long, and the level.
 
-    The next in the chain who is somebody else, at last the organisation that coordinates.
+    The next in the chain who is somebody else, at last the organisation that coordinates: to that it comes back again and again.
     """
-    step = _step_of(context, tree)
-    chain = step.chain if step else ()
+    step = step_of(context, tree)
+    chain = step.chain if step and step.chain else timing.chain or ()
     patient = patient_of(tree)
     patients = await linked(context, patient) if patient else []
     organization = await _organization(context, tree)
     for place, following in enumerate(chain[level:], start=level + 1):
         who = await in_role(context, following.role, patients, organization)
         if who is not None and who["reference"] != tree.get("owner", {}).get("reference"):
-            return who, following, place
-    return context.coordinator, None, len(chain) + 1
-
-
-def _step_of(context: Context, tree: Tree) -> Step | None:
-    pathway = context.pathway_of(tree)
-    return pathway.step(tree.get("instantiatesUri", "").rpartition("#")[2]) if pathway else None
+            return who, following.after, place
+    return context.coordinator, timing.again, len(chain) + 1
 
 
 async def _organization(context: Context, tree: Tree) -> Stored | None:
-    """Where the Task came about: the organisation of its Encounter."""
+    """Whose people are next in line: those of where the Task came about, by its Encounter; else those of its owner, or of who coordinates."""
     encounter = await context.follow(tree.get("encounter"))
-    return await context.follow(encounter.tree.get("serviceProvider")) if encounter else None
+    found = await context.follow(encounter.tree.get("serviceProvider")) if encounter else None
+    return found or await _of_owner(context, tree) or await context.get("Organization", context.organization)
 
 
-async def _calendar(context: Context, tree: Tree) -> Any:
-    encounter = await context.follow(tree.get("encounter"))
-    return context.calendar_of(context.source_of(encounter.tree) if encounter else None)
+async def _of_owner(context: Context, tree: Tree) -> Stored | None:
+    """The organisation of a Task's owner: as the record says, by a role that a person has, or the partner that the record is from."""
+    found = await organization_of(context, tree.get("owner"))
+    owner = await context.follow(tree.get("owner")) if found is None else None
+    if owner is None:
+        return found
+    for role in await context.find("PractitionerRole", ("practitioner", f"{owner.type}/{owner.id}")):
+        if (found := await context.follow(role.tree.get("organization"))) is not None:
+            return found
+    source = context.source_of(owner.tree)
+    entries = await context.find("Organization", ("identifier", token(NPI, source.npi))) if source else []
+    return next((one for one in entries if context.source_of(one.tree) == source), None)
 
 
-def _mark(level: int, until: str | None) -> Tree:
-    parts: list[Tree] = [{"url": "level", "valueInteger": level}]
-    if until is not None:
-        parts.append({"url": "due", "valueDateTime": until})
-    return {"url": ESCALATED, "extension": parts}
+def _raised(
+    context: Context, tree: Tree, level: int, calendar: BusinessCalendar, after: Span | None, late_in: str | None
+) -> list[Tree] | None:
+    until = calendar.written(calendar.after(context.now(), after)) if after else None
+    late_in = late_in or parts(tree, ESCALATED).get("state")
+    return marked(
+        tree,
+        ESCALATED,
+        level={"valueInteger": level},
+        due={"valueDateTime": until} if until else None,
+        state={"valueCode": late_in} if late_in else None,
+    )
+
+
+async def _end_pause(context: Context, stored: Stored) -> list[Op]:
+    """What is on hold goes on. A referral is its addressee's to take up: a human looks after it, and is told so again later."""
+    tree = stored.tree
+    if is_referral(tree):
+        calendar, again = await calendar_of(context, tree), timing_of(tree).again
+        assert again is not None  # one rule is for all Tasks
+        said = parts(tree, PAUSED)
+        until = calendar.written(calendar.after(context.now(), again))
+        kept = {name: _element(name, value) for name, value in said.items() if name != "until"}
+        later = edit(
+            stored,
+            extension=marked(tree, PAUSED, until={"valueDateTime": until}, **kept),
+            lastModified=instant(context.now()),
+        )
+        if await _looked_after(context, stored):
+            return [later]
+        return [later, _look_after(context, stored, "The referral is on hold, and its pause is over", str(said["until"]))]
+    status = status_after(tree)
+    going_on = edit(stored, status=status, statusReason=None, lastModified=instant(context.now()))
+    return [going_on, new(_over(context, stored))]
+
+
+def _element(name: str, value: Any) -> Tree:
+    kind = {"from": "valueCode", "remaining": "valueDuration"}.get(name, "valueDateTime")
+    return {kind: value}
+
+
+# --- in words ----------------------------------------------------------------------------------------------------------------------
 
 
 def _what(tree: Tree) -> str:
@@ -144,46 +215,87 @@ def _spoken(context: Context, at: datetime) -> str:
     return context.calendar.written(at)[:16].replace("T", " at ")
 
 
-def _message(context: Context, stored: Stored, owner: Tree, level: int, due: datetime) -> Tree:
-    """What the new owner is told. It is on its way (in-progress) until somebody says that it arrived."""
-    tree = stored.tree
-    task = reference(f"Task/{stored.id}")
-    words = f"{_what(tree)}: this was due {_spoken(context, due)} and is not done. It is yours now."
+def _told(context: Context, stored: Stored, id: str, topic: str, words: str, recipient: Tree, priority: str | None) -> Tree:
+    """What somebody is told of a Task. It is on its way (in-progress) until somebody says that it arrived."""
+    tree, task = stored.tree, reference(f"Task/{stored.id}")
     return {
         "resourceType": "Communication",
-        "id": stable_id("escalation", stored.id, str(level)),
+        "id": id,
         "partOf": [task],
         "status": "in-progress",
-        "priority": _RAISED.get(tree.get("priority", "routine"), tree.get("priority")),
+        "priority": priority,
         "subject": tree.get("for"),
-        "topic": concept("escalation"),
+        "topic": concept(topic),
         "about": [task],
         "encounter": tree.get("encounter"),
         "sent": instant(context.now()),
-        "recipient": [owner],
+        "recipient": [recipient],
         "sender": context.coordinator,
         "payload": [{"contentString": words}],
     }
 
 
-def _referral_overdue(context: Context, stored: Stored, due: datetime) -> list[Op]:
-    """A referral keeps its addressee; a human of the coordinating organisation looks after it, once for each of its steps."""
+def _message(context: Context, stored: Stored, owner: Tree, level: int, ahead: Agenda) -> Tree:
+    """What the new owner is told; who has it for good is told again each time."""
     tree = stored.tree
-    step = _step_of(context, tree)
-    marked = edit(
+    again = level_of(tree) == level
+    id = stable_id("escalation", stored.id, str(level), *([instant(ahead.due)] if again and ahead.due else []))
+    due = _spoken(context, ahead.due) if ahead.due else ""
+    why = f"it is '{ahead.late_in}' for too long, since {due}" if ahead.late_in else f"this was due {due} and is not done"
+    yours = "It is still yours." if again else "It is yours now."
+    raised = _RAISED.get(tree.get("priority", "routine"), tree.get("priority"))
+    return _told(context, stored, id, "escalation", f"{_what(tree)}: {why}. {yours}", owner, raised)
+
+
+def _reminder(context: Context, stored: Stored, id: str, ahead: Agenda) -> Tree:
+    """What the owner is told before the time is over; who coordinates, when the Task waits for somebody to take it."""
+    tree = stored.tree
+    due = _spoken(context, ahead.due) if ahead.due else ""
+    owner = tree.get("owner") or context.coordinator
+    return _told(context, stored, id, "reminder", f"{_what(tree)}: this is due {due}.", owner, tree.get("priority"))
+
+
+def _over(context: Context, stored: Stored) -> Tree:
+    tree = stored.tree
+    id = stable_id("hold-over", stored.id, str(parts(tree, PAUSED)["until"]))
+    owner = tree.get("owner") or context.coordinator
+    words = f"{_what(tree)}: the pause is over, and the time that was left runs again."
+    return _told(context, stored, id, "hold-over", words, owner, tree.get("priority"))
+
+
+async def _referral_overdue(context: Context, stored: Stored, ahead: Agenda) -> list[Op]:
+    """A referral keeps its addressee; a human of the coordinating organisation looks after it, for each of its steps as long as it is late."""
+    tree, timing = stored.tree, timing_of(stored.tree)
+    calendar = await calendar_of(context, tree)
+    marked_ = edit(
         stored,
         priority=_RAISED.get(tree.get("priority", "routine"), tree.get("priority")),
         lastModified=instant(context.now()),
-        extension=[*(reset(tree) or []), _mark(level_of(tree) + 1, None)],
+        extension=_raised(context, tree, level_of(tree) + 1, calendar, timing.again, ahead.late_in),
     )
-    follow_up = for_a_human(
-        stable_id("referral-overdue", stored.id, step.id if step else "", instant(due)),
+    step = step_of(context, tree)
+    due = ahead.due or context.now()
+    words = f"{step.title if step else 'An answer to the referral'} was due {_spoken(context, due)}"
+    if level_of(tree) and await _looked_after(context, stored):
+        return [marked_]
+    return [marked_, _look_after(context, stored, words, step.id if step else "", instant(due))]
+
+
+async def _looked_after(context: Context, stored: Stored) -> bool:
+    found = await context.find("Task", ("focus", f"Task/{stored.id}"), ("code", token(COORDINATION, "referral-overdue")))
+    return any(is_open(task.tree) for task in found)
+
+
+def _look_after(context: Context, stored: Stored, why: str, *which: str) -> Op:
+    """The Task of a human to look after a referral."""
+    tree = stored.tree
+    return for_a_human(
+        stable_id("referral-overdue", stored.id, *which),
         "referral-overdue",
-        f"{step.title if step else 'An answer to the referral'} was due {_spoken(context, due)}",
+        why,
         owner=context.coordinator,
         focus=f"Task/{stored.id}",
         patient=tree.get("for"),
         at=context.now(),
         priority=_RAISED.get(tree.get("priority", "routine"), tree.get("priority")),
     )
-    return [marked, follow_up]

@@ -13,7 +13,8 @@ from fhircm.coordination.build import edit, instant, reference
 from fhircm.coordination.codes import own
 from fhircm.coordination.context import Context
 from fhircm.coordination.evidence import in_line
-from fhircm.coordination.task_states import is_open, is_referral, machine, mirrored
+from fhircm.coordination.people import organization_of, same_organization
+from fhircm.coordination.task_states import is_open, is_referral, mirrored, protocol_of
 from fhircm.store.resources import Op, Stored
 
 Tree = dict[str, Any]
@@ -21,47 +22,48 @@ TYPE = "intermediary"
 _DEAD = ("revoked", "entered-in-error", "draft")
 
 
-def is_intermediary(context: Context, organization: Stored | None) -> bool:
-    """Whether an organisation passes referrals on: it says so by its type, or it is the one that runs the hub."""
-    if organization is None:
-        return False
-    return organization.id == context.organization or any(own(one) == TYPE for one in organization.tree.get("type", []))
-
-
 async def above(context: Context, order: Tree) -> list[Tree]:
-    """The Task of an intermediary that an order of its own is part of."""
+    """The Tasks that an order passes on: open ones, for an order that it is based on, of the organisation that asks now."""
     if order["intent"] != "filler-order":
         return []
+    asks = await organization_of(context, order.get("requester"))
     found = []
-    for element in order.get("basedOn", []):
+    for element in order.get("basedOn", []) if asks else []:
         source = await context.follow(element)
         if source is not None and source.type == "ServiceRequest":
             for task in await distribution.tasks_of(context, source.id):
-                if is_open(task.tree) and is_intermediary(context, await context.follow(task.tree.get("owner"))):
+                if is_open(task.tree) and same_organization(asks, await organization_of(context, task.tree.get("owner"))):
                     found.append(reference(f"Task/{task.id}"))
     return found
 
 
-async def orders_below(context: Context, task: Stored) -> list[Stored]:
-    """The requests that an intermediary made for the one it was sent."""
-    order = await context.follow(task.tree.get("focus"))
+async def orders_below(context: Context, order: Stored | None) -> list[Stored]:
+    """The requests of the hub that were made for an order, and are good still."""
     if order is None:
         return []
     found = await context.find("ServiceRequest", ("based-on", f"ServiceRequest/{order.id}"), ("intent", "filler-order"))
-    return [one for one in found if not mirrored(one.tree)]
+    return [one for one in found if not mirrored(one.tree) and one.tree["status"] not in _DEAD]
+
+
+async def _passed_on(context: Context, task: Stored) -> list[Stored]:
+    """Those that the owner of a Task made for it."""
+    below = await orders_below(context, await context.follow(task.tree.get("focus")))
+    owner = await organization_of(context, task.tree.get("owner")) if below else None
+    makers = [await organization_of(context, one.tree.get("requester")) for one in below]
+    return [one for one, maker in zip(below, makers, strict=True) if owner is not None and same_organization(owner, maker)]
 
 
 async def pass_on(context: Context, task: Stored) -> list[Op]:
     """What the requests below a Task mean for it: one step, its new outputs; and their end, when it has ended without being done."""
     tree = task.tree
-    if not is_referral(tree) or not is_intermediary(context, await context.follow(tree.get("owner"))):
+    if tree["status"] in ("draft", "completed") or not is_referral(tree):
         return []
-    below = [one for one in await orders_below(context, task) if one.tree["status"] not in _DEAD]
+    below = await _passed_on(context, task)
     if not is_open(tree):
-        if tree["status"] == "completed":
-            return []
         return [edit(one, status="revoked") for one in below if one.tree["status"] in ("active", "on-hold")]
     children = {one.id: await distribution.tasks_of(context, one.id) for one in below}
+    if below and not await distribution.may_be_moved(context, task):
+        return []
     members = _members(tree, children, instant(context.now()))
     return [edit(task, **members, lastModified=instant(context.now()))] if members else []
 
@@ -83,7 +85,7 @@ def _members(tree: Tree, children: dict[str, list[Stored]], now: str) -> Tree:
         goal = "completed"
     elif any(distribution.has_it(task) for task in tasks) and tree["status"] in ("requested", "accepted"):
         goal = "in-progress"
-    way = machine("Task", "referral").path(tree["status"], goal) if goal else None
+    way = protocol_of(tree).machine.path(tree["status"], goal) if goal else None
     if way:
         members |= {"status": way[0], "statusReason": None, **in_line(tree, way[0])}
         if way[0] in ("in-progress", "completed"):
@@ -93,9 +95,10 @@ def _members(tree: Tree, children: dict[str, list[Stored]], now: str) -> Tree:
 
 
 async def nobody_below(context: Context, task: Stored) -> bool:
-    """Whether an intermediary accepted a request and has passed it on to nobody so far."""
+    """Whether one who does nothing but pass on (its Organization says so by its type) has accepted a request and passed it on to nobody."""
     if task.tree["status"] not in ("accepted", "in-progress"):
         return False
-    if not is_intermediary(context, await context.follow(task.tree.get("owner"))):
+    owner = await organization_of(context, task.tree.get("owner"))
+    if owner is None or not any(own(one) == TYPE for one in owner.tree.get("type", [])):
         return False
-    return not [one for one in await orders_below(context, task) if one.tree["status"] not in _DEAD]
+    return not await _passed_on(context, task)

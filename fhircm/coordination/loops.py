@@ -7,12 +7,13 @@ a plain update of the order or the referral need not touch it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from itertools import count
 from typing import Any
 
 from fhircm.coordination import referral_times
-from fhircm.coordination.build import concept, edit, for_a_human, instant, npi, reference, stable_id
-from fhircm.coordination.codes import own
+from fhircm.coordination.build import concept, edit, for_a_human, instant, new, npi, reference, stable_id
+from fhircm.coordination.codes import FULFILL, own
 from fhircm.coordination.context import Context
 from fhircm.coordination.people import named, organization_of, patient_of
 from fhircm.coordination.task_states import is_open, is_referral, machine, mirrored
@@ -242,3 +243,34 @@ async def _complete_question(context: Context, asked: Stored, referral: Stored) 
     if not lacks:
         return []
     return [edit(asked, **lacks, lastModified=instant(context.now()))]
+
+
+# --- please stop -------------------------------------------------------------------------------------------------------------
+
+
+def please_stop(task: Stored, reason: Tree, at: datetime) -> Tree:
+    """The Task by which a requester asks a performer to stop, where it may not cancel by itself and a status has no word for it."""
+    tree = task.tree
+    return {
+        "resourceType": "Task",
+        "id": stable_id("abort", task.id),
+        "status": "requested",
+        "intent": "order",
+        "priority": tree.get("priority", "routine"),
+        "code": {"coding": [{"system": FULFILL[0], "code": "abort"}], "text": "Stop doing this"},
+        "focus": reference(f"Task/{task.id}"),
+        "for": tree.get("for"),
+        "authoredOn": instant(at),
+        "lastModified": instant(at),
+        "requester": tree.get("requester"),
+        "owner": tree.get("owner"),
+        "reasonCode": reason,
+    }
+
+
+async def asked_to_stop(context: Context, task: Stored, why: str | None) -> list[Op]:
+    """The performer is asked once to stop, when there is a reason."""
+    if why is None or "owner" not in task.tree:
+        return []
+    asked = please_stop(task, {"text": why}, context.now())
+    return [] if await context.get("Task", asked["id"]) else [new(asked)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from fhircm.coordination.build import reference
+from fhircm.coordination.build import npi, reference
 from fhircm.coordination.codes import codings
 from fhircm.coordination.context import Context, Record, any_of, token
 from fhircm.coordination.times import moment
@@ -35,7 +35,8 @@ def patient_of(tree: Tree) -> str | None:
         to = parse_reference((tree.get(name) or {}).get("reference", ""))
         if to.kind == "local" and to.type == "Patient":
             return to.id
-    return None
+    actors = (parse_reference((one.get("actor") or {}).get("reference", "")) for one in tree.get("participant", []))
+    return next((to.id for to in actors if to.kind == "local" and to.type == "Patient"), None)  # an Appointment
 
 
 def patients_value(ids: list[str]) -> tuple[str, str]:
@@ -56,10 +57,10 @@ async def in_role(context: Context, role: Tree, patients: list[str], organizatio
     The first record's own team goes before those of the records that are linked to it, and these before the one that the hub makes out of all.
     """
     wanted = set(codings(role))
-    teams = await context.find("CareTeam", patients_value(patients), ("status", "active"))
-    for team in sorted(teams, key=lambda team: (_is_made(team.tree), patient_of(team.tree) != patients[0], team.id)):
+    teams = await context.find("CareTeam", patients_value(patients), ("status", "active")) if patients else []
+    for team in sorted(teams, key=lambda team: (is_made(team.tree), patient_of(team.tree) != patients[0], team.id)):
         for participant in team.tree.get("participant", []):
-            if wanted & set(codings(participant.get("role", []))) and _current(participant, context.now()):
+            if wanted & set(codings(participant.get("role", []))) and current(participant, context.now()):
                 who = await context.follow(participant.get("member"))
                 if who is not None and who.type != "Patient":
                     return await named(context, who)
@@ -67,16 +68,18 @@ async def in_role(context: Context, role: Tree, patients: list[str], organizatio
         at = ("organization", f"Organization/{organization.id}")
         role_codes = ("role", any_of(token(*one) for one in sorted(wanted)))
         for who in await context.find("PractitionerRole", at, role_codes):
-            if who.tree.get("active") is not False and _current(who.tree, context.now()):
+            if who.tree.get("active") is not False and current(who.tree, context.now()):
                 return await named(context, who)
     return None
 
 
-def _is_made(team: Tree) -> bool:
+def is_made(team: Tree) -> bool:
+    """Whether the hub made it out of what all partners say."""
     return any(one.get("system") == LONGITUDINAL for one in team.get("identifier", []))
 
 
-def _current(tree: Tree, now: datetime) -> bool:
+def current(tree: Tree, now: datetime) -> bool:
+    """Whether the period of an element has not ended."""
     end = moment(tree.get("period", {}).get("end"))
     return end is None or end > now
 
@@ -111,10 +114,23 @@ async def name_of(record: Record, stored: Stored) -> str | None:
 async def organization_of(record: Record, element: Tree | None) -> Stored | None:
     """The Organization behind a Reference: itself, or that of a PractitionerRole or HealthcareService."""
     found = await record.follow(element)
-    if found is None or found.type == "Organization":
+    return await belonging_to(record, found) if found else None
+
+
+async def belonging_to(record: Record, found: Stored) -> Stored | None:
+    """The Organization to which what was found belongs: see organization_of."""
+    if found.type == "Organization":
         return found
     for name in ("organization", "providedBy"):
         organization = await record.follow(found.tree.get(name))
         if organization is not None and organization.type == "Organization":
             return organization
     return None
+
+
+def same_organization(one: Stored, other: Stored | None) -> bool:
+    """Whether two entries are of one organisation."""
+    if other is None:
+        return False
+    number = npi(one.tree)
+    return one.id == other.id or (number is not None and number == npi(other.tree))

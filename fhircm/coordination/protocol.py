@@ -1,10 +1,14 @@
 """Pathways as data: what a PlanDefinition says must happen, when, by whom, and who is next when it does not.
 
 https://hl7.org/fhir/R4/plandefinition.html, profiles/plan-definition/. A pathway is a top-level action whose trigger names an
-event (`discharge`, `referral`); the actions in it are its steps. Three things are read beyond the plain resource:
+event (`admission`, `discharge`, `referral`); the actions in it are its steps. A step is mandatory when its `requiredBehavior` is
+`must`; its `output` says which resources show that it is done; and a `relatedAction` before the end of the pathway's own action
+(with an `offsetDuration`) makes it due so long before the whole is expected to end. Four things are read beyond the plain resource:
 
-- an action may be due in business days: extension `business-days` on `timingDuration`;
+- an action is due in days (UCUM d) or hours (h), and in those of business with the extension `business-days` or `business-hours` on
+  `timingDuration`;
 - the first participant's role owns a step, and extensions `escalation` (`role`, `after`) are those next in line, in order;
+- an action may say with how many attempts to reach somebody it is done though nobody was reached: extension `contact-attempts`;
 - a condition is FHIRPath of the form `%name = 'value'`, `%name != 'value'` or `%name in ('a' | 'b')`. Any other is refused when
   the file is read.
 """
@@ -19,16 +23,18 @@ from pathlib import Path
 from typing import Any
 
 from fhircm.coordination.codes import BASE
-from fhircm.coordination.deadlines import BusinessCalendar
+from fhircm.coordination.deadlines import BusinessCalendar, Span
 from fhircm.fhir.artefacts import folder
 from fhircm.fhir.json import loads
 from fhircm.fhir.validation import check
 
 Tree = dict[str, Any]
-BUSINESS_DAYS = f"{BASE}/StructureDefinition/business-days"
+BUSINESS = {"d": f"{BASE}/StructureDefinition/business-days", "h": f"{BASE}/StructureDefinition/business-hours"}
 ESCALATION = f"{BASE}/StructureDefinition/escalation"
+ATTEMPTS = f"{BASE}/StructureDefinition/contact-attempts"
 _EQUAL = re.compile(r"\s*%([a-z]+)\s*(=|!=)\s*'([^'\\]*)'\s*")
 _AMONG = re.compile(r"\s*%([a-z]+)\s+in\s+\(\s*('[^'\\]*'(?:\s*\|\s*'[^'\\]*')*)\s*\)\s*")
+_NOTHING = {"value": 0, "code": "d"}
 _NO_LATER = frozenset(("before-end", "concurrent-with-end", "before-start", "before"))
 
 
@@ -37,11 +43,15 @@ class ProtocolWrong(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """A number of days, or of business days."""
+class Shown:
+    """One kind of resource that shows that a step is done: every filter must hold of it (`DataRequirement`)."""
 
-    days: int
-    business: bool
+    type: str
+    profile: tuple[str, ...] = ()  # of a QuestionnaireResponse: its questionnaires
+    codes: tuple[tuple[str, frozenset[tuple[str, str]]], ...] = ()  # element: codings of which it bears one
+    signed: bool = False  # by a patient or who speaks for them
+    in_language: bool = False  # of the patient
+    no_older: int | None = None  # days before the expected end of the whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,10 @@ class Step:
     no_later_than: tuple[str, ...]  # ids of steps of which one applies
     conditions: tuple[Condition, ...]
     chain: tuple[NextInLine, ...]
+    mandatory: bool = False
+    before_end: Span | None = None  # of the whole
+    shown: tuple[Shown, ...] = ()
+    attempts: int | None = None  # so many attempts that reach nobody are enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +109,20 @@ class Pathway:
         """What Task.instantiatesCanonical names."""
         return f"{self.url}|{self.version}"
 
+    def applies(self, variables: Mapping[str, str]) -> bool:
+        """Whether the conditions of the whole hold."""
+        return all(condition.holds(variables) for condition in self.whole.conditions)
+
     def applicable(self, variables: Mapping[str, str]) -> list[Step]:
         """The steps whose conditions hold, in order."""
         return [step for step in self.steps if all(condition.holds(variables) for condition in step.conditions)]
 
     def due(self, step: Step, start: datetime, calendar: BusinessCalendar, variables: Mapping[str, str]) -> datetime | None:
         """When a step is due (UTC) that begins to run at `start`: by itself, and no later than the steps that it precedes."""
-        ends = [calendar.due(start, step.within.days, step.within.business)] if step.within else []
+        ends = [calendar.after(start, step.within)] if step.within else []
         for other in self.applicable(variables):
             if other.id in step.no_later_than and other.within:
-                ends.append(calendar.due(start, other.within.days, other.within.business))
+                ends.append(calendar.after(start, other.within))
         return min(ends, default=None)
 
     def step(self, id: str) -> Step | None:
@@ -129,8 +147,8 @@ def read_pathways(plan: Tree) -> list[Pathway]:
     for number, action in enumerate(plan.get("action", [])):
         place = f"{name}: action[{number}]"
         for event in _events(action):
-            steps = tuple(_step(one, f"{place}.action[{at}]") for at, one in enumerate(action.get("action", [])))
-            pathway = Pathway(plan["url"], plan["version"], event, _step(action, place), steps)
+            steps = tuple(_step(one, f"{place}.action[{at}]", action["id"]) for at, one in enumerate(action.get("action", [])))
+            pathway = Pathway(plan["url"], plan["version"], event, _step(action, place, ""), steps)
             _agree(pathway, place)
             found.append(pathway)
     return found
@@ -140,11 +158,13 @@ def _events(action: Tree) -> Iterable[str]:
     return (trigger["name"] for trigger in action.get("trigger", []) if trigger["type"] == "named-event")
 
 
-def _step(action: Tree, place: str) -> Step:
+def _step(action: Tree, place: str, whole: str) -> Step:
     for needed in ("id", "title", "code"):
         if not action.get(needed):
             raise ProtocolWrong(f"{place}.{needed} is missing")
     participants = (one["role"] for one in action.get("participant", []) if "role" in one)
+    related = [one for one in action.get("relatedAction", []) if one["relationship"] in _NO_LATER]
+    offsets = (one.get("offsetDuration", _NOTHING) for one in related if one["actionId"] == whole)
     return Step(
         id=action["id"],
         title=action["title"],
@@ -152,18 +172,39 @@ def _step(action: Tree, place: str) -> Step:
         code=action["code"][0],
         role=next(participants, None),
         within=_span(action["timingDuration"], f"{place}.timingDuration") if "timingDuration" in action else None,
-        no_later_than=tuple(one["actionId"] for one in action.get("relatedAction", []) if one["relationship"] in _NO_LATER),
+        no_later_than=tuple(one["actionId"] for one in related if one["actionId"] != whole),
         conditions=tuple(_condition(one["expression"], f"{place}.condition") for one in action.get("condition", [])),
         chain=tuple(_next_in_line(one, place) for one in action.get("extension", []) if one["url"] == ESCALATION),
+        mandatory=action.get("requiredBehavior") == "must",
+        before_end=next((_span(one, f"{place}.relatedAction.offsetDuration") for one in offsets), None),
+        shown=tuple(_shown(one, f"{place}.output") for one in action.get("output", [])),
+        attempts=next((one["valuePositiveInt"] for one in action.get("extension", []) if one["url"] == ATTEMPTS), None),
     )
 
 
 def _span(duration: Tree, place: str) -> Span:
-    value = duration.get("value")
-    if duration.get("code") != "d" or value is None or value != int(value) or value < 0:
-        raise ProtocolWrong(f"{place} must be a whole number of days (UCUM code d)")
-    business = any(one["url"] == BUSINESS_DAYS and one.get("valueBoolean") for one in duration.get("extension", []))
-    return Span(int(value), business)
+    value, unit = duration.get("value"), duration.get("code")
+    if unit not in ("d", "h") or value is None or value != int(value) or value < 0:
+        raise ProtocolWrong(f"{place} must be a whole number of days (UCUM code d) or hours (h)")
+    business = any(one["url"] == BUSINESS[unit] and one.get("valueBoolean") for one in duration.get("extension", []))
+    return Span(int(value), business, unit)
+
+
+def _shown(requirement: Tree, place: str) -> Shown:
+    said = {one["url"].rpartition("/")[2]: one for one in requirement.get("extension", [])}
+    if any("path" not in one or not one.get("code") for one in requirement.get("codeFilter", [])):
+        raise ProtocolWrong(f"{place}.codeFilter needs a path and the codes, one by one")
+    return Shown(
+        requirement["type"],
+        tuple(requirement.get("profile", [])),
+        tuple(
+            (one["path"], frozenset((code.get("system", ""), code["code"]) for code in one["code"]))
+            for one in requirement.get("codeFilter", [])
+        ),
+        signed=bool(said.get("signed", {}).get("valueBoolean")),
+        in_language=bool(said.get("in-language", {}).get("valueBoolean")),
+        no_older=said.get("days-before-end", {}).get("valueInteger"),
+    )
 
 
 def _next_in_line(extension: Tree, place: str) -> NextInLine:

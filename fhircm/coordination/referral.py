@@ -13,7 +13,20 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from fhircm.coordination import asking, capable, distribution, evidence, intermediary, loops, referral_times
+from fhircm.coordination import (
+    asking,
+    capable,
+    correlation,
+    distribution,
+    evidence,
+    incomplete,
+    intermediary,
+    loops,
+    referral_follow_up,
+    referral_questions,
+    referral_record,
+    referral_times,
+)
 from fhircm.coordination.build import edit, instant
 from fhircm.coordination.codes import FULFILL, identifiers, own
 from fhircm.coordination.context import Context, any_of, token
@@ -25,11 +38,12 @@ from fhircm.fhir.systems import REFERRAL
 from fhircm.store.resources import Change, Op, Put, Stored
 
 Tree = dict[str, Any]
+TYPES = referral_record.EVIDENCE | {"Consent", "HealthcareService", "Person", "PractitionerRole", "ServiceRequest", "Task"}
 _OPEN = any_of(state for state in machine("Task", "referral").next if state not in machine("Task", "referral").terminal)
 
 
 async def follow(context: Context, change: Change) -> list[Op]:
-    """Reaction to ServiceRequest, Task, Encounter, DocumentReference, Person and HealthcareService: ask who is to be asked, and move it on."""
+    """Reaction to what a referral is made of, and to what shows how it stands: ask who is to be asked, and move it on."""
     stored = await context.get(change.type, change.id)
     if stored is None:
         return []
@@ -38,9 +52,15 @@ async def follow(context: Context, change: Change) -> list[Op]:
             return _once(await _order(context, stored))
         case "Task":
             return _once(await _task(context, stored))
-        case "HealthcareService":
+        case "PractitionerRole":
             return _once(await _service(context))
-    return _once([op for task in await _evident(context, stored) for op in await _move(context, task, change.type)])
+        case "HealthcareService":
+            return _once([*await _service(context), *await _moved(context, await _of_service(context, stored), change.type)])
+    return _once(await _moved(context, await _evident(context, stored), change.type))
+
+
+async def _moved(context: Context, tasks: Iterable[Stored], because_of: str) -> list[Op]:
+    return [op for task in tasks for op in await _move(context, task, because_of)]
 
 
 def _once(operations: Iterable[Op]) -> list[Op]:
@@ -53,27 +73,33 @@ def _once(operations: Iterable[Op]) -> list[Op]:
 
 async def _order(context: Context, order: Stored) -> list[Op]:
     operations = await asking.give_out(context, order)
+    if mirrored(order.tree):  # the copy that a performer keeps
+        operations += await _moved(context, await _evident(context, order), evidence.REPLY)
     for task in await distribution.tasks_of(context, order.id):
         if identifiers(task.tree, REFERRAL):
             operations += await _move(context, task, "ServiceRequest")
             operations += await intermediary.pass_on(context, task)
         operations += await loops.acknowledgement(context, task, order)
     for element in order.tree.get("basedOn", []) if order.tree["intent"] == "filler-order" else []:
-        to = parse_reference(element.get("reference", ""))
-        for task in await distribution.tasks_of(context, to.id or "") if to.type == "ServiceRequest" else []:
-            operations += await _above(context, task)
+        source = await context.follow(element)
+        if source is not None and source.type == "ServiceRequest":
+            operations += await asking.give_out(context, source)
+            for task in await distribution.tasks_of(context, source.id):
+                operations += await _above(context, task)
     return operations
 
 
 async def _task(context: Context, task: Stored) -> list[Op]:
     if mirrored(task.tree):
-        return []
+        return await _moved(context, await _evident(context, task), evidence.REPLY)
     if not is_referral(task.tree):
         return await _left_to_do(context, task)
     order = await context.follow(task.tree.get("focus"))
     if not identifiers(task.tree, REFERRAL):
         return _adopted(context, task)
-    operations = await asking.give_out(context, order) if order is not None and order.type == "ServiceRequest" else []
+    operations: list[Op] = []
+    if order is not None and order.type == "ServiceRequest" and not asking.changes_nothing(task.tree):
+        operations += await asking.give_out(context, order)
     operations += await _move(context, task, "Task")
     operations += await _above(context, task)
     for element in task.tree.get("partOf", []):
@@ -97,6 +123,9 @@ async def _left_to_do(context: Context, task: Stored) -> list[Op]:
     if loops.is_question(task.tree):
         return await loops.question(context, task)
     code = own(task.tree.get("code"))
+    if code in (incomplete.CODE, *referral_follow_up.CODES):
+        of = [await context.follow(one.get("valueReference")) for one in task.tree.get("input", [])]
+        return await _moved(context, [one for one in of if one is not None and is_referral(one.tree)], "Task")
     about = await context.follow(task.tree.get("focus")) if code in loops.CODES else None
     if about is None:
         return []
@@ -141,13 +170,33 @@ async def _service(context: Context) -> list[Op]:
 
 
 async def _evident(context: Context, stored: Stored) -> list[Stored]:
-    """The referrals of the hub to which a visit, a report or a Person can matter."""
+    """The referrals of the hub to which something can matter: by a number, by its order, by its patient."""
+    found: list[Stored] = []
     if stored.type == "Person":
         found = await _of_person(context, stored)
-    elif numbers := evidence.numbers(stored.tree):
-        found = await context.find("Task", ("identifier", any_of(token(REFERRAL, number) for number in sorted(numbers))))
-    else:
-        found = []
+    elif stored.type == "Consent":
+        found = await _incomplete(context, stored.tree)
+    elif stored.type not in referral_record.EVIDENCE or referral_record.tells(stored.tree):
+        found = await correlation.quoted_tasks(context, stored.tree)
+    return [task for task in found if identifiers(task.tree, REFERRAL) and not mirrored(task.tree) and task.id != stored.id]
+
+
+async def _incomplete(context: Context, tree: Tree) -> list[Stored]:
+    """The referrals of this human that are not sent yet."""
+    patient = patient_of(tree)
+    if patient is None:
+        return []
+    patients = await linked(context, patient)
+    return await context.find("Task", patients_value(patients), ("code", token(*FULFILL)), ("status", "draft"))
+
+
+async def _of_service(context: Context, service: Stored) -> list[Stored]:
+    """The open referrals that are addressed to a service."""
+    orders = await context.find("ServiceRequest", ("performer", f"HealthcareService/{service.id}"), ("status", "active"))
+    if not orders:
+        return []
+    focus = any_of(f"ServiceRequest/{order.id}" for order in orders)
+    found = await context.find("Task", ("focus", focus), ("status", _OPEN))
     return [task for task in found if identifiers(task.tree, REFERRAL) and not mirrored(task.tree)]
 
 
@@ -166,22 +215,16 @@ async def _of_person(context: Context, person: Stored) -> list[Stored]:
 
 async def _move(context: Context, task: Stored, because_of: str) -> list[Op]:
     """One step of a referral, and what a human must look at."""
-    found = await evidence.gather(context, task, await linked(context, patient_of(task.tree) or ""))
-    operations = await evidence.questions(context, task, found)
-    members: Tree = {}
-    if await _is_its(context, task):
-        members = evidence.next_step(task.tree, found, because_of, instant(context.now())) or {}
-        members |= await referral_times.moved(context, task, members.get("status", task.tree["status"]))
+    patients = await linked(context, patient_of(task.tree) or "")
+    found = await referral_record.gather(context, task, patients)
+    operations = await referral_questions.questions(context, task, found)
+    operations += await referral_follow_up.follow_up(context, task, found, patients)
+    seen = found if await distribution.may_be_moved(context, task) else referral_record.Evidence(order=found.order)
+    members = evidence.next_step(task.tree, seen, because_of, instant(context.now())) or {}
+    completed, asked = await incomplete.go_on(context, task, found.order, members)
+    members |= completed
+    members |= correlation.learned(task.tree, found.order, (*seen.replies, *seen.visits, *seen.reports))
+    members |= await referral_times.moved(context, task, members.get("status", task.tree["status"]))
+    operations += asked
+    operations += await loops.asked_to_stop(context, task, evidence.stop_is_to_be_asked_for(task.tree, found))
     return [*operations, edit(task, **members, lastModified=instant(context.now()))] if members else operations
-
-
-async def _is_its(context: Context, task: Stored) -> bool:
-    """Whether a Task may be moved by what is seen: not when another has the request, nor as long as its offer is not chosen."""
-    group = distribution.group_of(task.tree)
-    if group is None or not is_open(task.tree):
-        return True
-    said = distribution.of(task.tree)
-    if said.how == distribution.OPEN and "owner" not in task.tree:
-        return False
-    holder = await context.store.state(distribution.TAKEN, group)
-    return holder is None or holder.get("task") == task.id

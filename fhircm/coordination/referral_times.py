@@ -20,7 +20,13 @@ from fhircm.store.resources import Stored
 Tree = dict[str, Any]
 EVENT = "referral"
 # What the performer has to do next in a status.
-_NEXT = {"requested": "respond-to-referral", "accepted": "schedule-visit", "on-hold": "report-back", "in-progress": "report-back"}
+_NEXT = {
+    "draft": "complete-package",
+    "requested": "respond-to-referral",
+    "accepted": "schedule-visit",
+    "on-hold": "report-back",
+    "in-progress": "report-back",
+}
 
 
 def due(context: Context, code: str | None, priority: str, since: datetime, calendar: BusinessCalendar) -> Tree:
@@ -37,9 +43,15 @@ def due(context: Context, code: str | None, priority: str, since: datetime, cale
     }
 
 
-def first_due(context: Context, priority: str, calendar: BusinessCalendar, until: str | None) -> Tree:
-    """The same of a referral that was just sent; `until` is what the requester says itself."""
-    found = due(context, _NEXT["requested"], priority, context.now(), calendar)
+def step(context: Context, code: str, priority: str) -> Step | None:
+    """The step of a referral that is about this, at this priority."""
+    found = _step(context, code, priority)
+    return found[1] if found else None
+
+
+def first_due(context: Context, priority: str, calendar: BusinessCalendar, until: str | None, status: str = "requested") -> Tree:
+    """The same of a referral that was just made; `until` is what the requester says itself."""
+    found = due(context, _NEXT[status], priority, context.now(), calendar)
     if until:
         start = found.get("restriction", {}).get("period", {}).get("start") or calendar.written(context.now())
         found["restriction"] = {"period": {"start": start, "end": until}}

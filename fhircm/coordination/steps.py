@@ -6,6 +6,7 @@ reached from the last one is legal there, the first one may be any, and who did 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fhircm.coordination.codes import codings
@@ -136,6 +137,17 @@ class Sides:
         return f"you are the {' and the '.join(names)}" if names else "you are neither"
 
 
+def parties(write: Write) -> Iterator[str]:
+    """The references to those on whose side somebody who writes a Task or an order could be."""
+    for tree in (write.previous, write.new):
+        if tree is None or tree["resourceType"] not in ("Task", "ServiceRequest"):
+            continue
+        several = (*tree.get("restriction", {}).get("recipient", ()), *tree.get("performer", ()))
+        for element in (tree.get("requester", {}), tree.get("owner", {}), *several):
+            if (reference := element.get("reference")) is not None:
+                yield reference
+
+
 def _requests(actor: Actor, order: Tree, performer: bool) -> bool:
     """The requester of an order. One that is not told, or of whom no organisation is known, speaks through whoever is not asked to do it."""
     requester = (order.get("requester") or {}).get("reference")
@@ -144,10 +156,16 @@ def _requests(actor: Actor, order: Tree, performer: bool) -> bool:
 
 def _performs(actor: Actor, task: Tree, queue: bool) -> bool:
     if "owner" in task:
-        return actor.is_(task["owner"])
+        return actor.is_(task["owner"]) or leads(actor, task)
     recipients = task.get("restriction", {}).get("recipient", ())
     addressed = recipients or task.get("performerType")
     return not addressed or queue or any(actor.is_(one) for one in recipients)
+
+
+def leads(actor: Actor, task: Tree) -> bool:
+    """Whether somebody leads those for whom a Task is: at the organisation that owns it, or to which it is addressed."""
+    places = (task.get("owner"), *task.get("restriction", {}).get("recipient", ()))
+    return actor.leads and any(actor.is_(one) for one in places)
 
 
 def _check_actor(protocol: Protocol, sides: Sides, actor: Actor, previous: Tree | None, new: Tree) -> None:
@@ -165,6 +183,16 @@ def _check_actor(protocol: Protocol, sides: Sides, actor: Actor, previous: Tree 
         if not sides.may(who):
             place = f"{protocol.type}.requester"
             raise NotTheirStep(f"{place} is changed by the requester alone: {sides}", place)
+
+
+def check_deletion(write: Write) -> None:
+    """What somebody else asked for or does is not deleted: it would be a step out of every table. Raises NotTheirStep."""
+    tree = write.previous
+    if tree is None or tree["resourceType"] not in ("Task", "ServiceRequest") or write.actor is None or write.actor.everyone:
+        return
+    who, type = "requester" if tree["resourceType"] == "ServiceRequest" else "concerned", tree["resourceType"]
+    if not (sides := Sides.of(write.actor, tree)).may(who):
+        raise NotTheirStep(f"This {type} is deleted by {_PHRASES[who].format(type=type)}; {sides}", type)
 
 
 def _named(tree: Tree, element: str) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 
 from fhircm.coordination.codes import codings
 from fhircm.coordination.state_tables import TYPES, Business, Machine, Protocol, Tree, business, machine, protocols
-from fhircm.coordination.steps import check
+from fhircm.coordination.steps import check, check_deletion, parties
 from fhircm.store.operations import Write, WriteRule
 
 __all__ = [
@@ -77,8 +77,10 @@ def is_open(task: Tree) -> bool:
 
 def enforce(write: Write) -> None:
     """The write rule of all that has states. Raises IllegalTransition and NotTheirStep, with the steps that are allowed."""
-    assert write.new is not None
-    check(protocol_of(write.new, write.previous), write)
+    if write.new is None:
+        check_deletion(write)
+    else:
+        check(protocol_of(write.new, write.previous), write)
 
 
-RULE = WriteRule(TYPES, enforce)
+RULE = WriteRule(TYPES, enforce, deletes=True, parties=parties)

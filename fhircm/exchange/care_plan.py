@@ -19,11 +19,11 @@ from typing import Any
 
 from fhircm.exchange.care_plan_bundle import bundle
 from fhircm.exchange.case import Case, concept_text, local_time, name_of, organization, read
-from fhircm.exchange.disclosure import may_tell
 from fhircm.exchange.human import instant
 from fhircm.exchange.letter import attachment, page
 from fhircm.fhir import json
 from fhircm.fhir.artefacts import folder
+from fhircm.fhir.disclosure import may_tell
 
 _FONTS = ("fontpkg_noto_sans", "fontpkg_noto_sans_arabic")  # beside those that the typesetter itself brings
 _PEOPLE = ("Practitioner", "PractitionerRole", "Organization", "RelatedPerson", "Patient", "CareTeam")
@@ -53,7 +53,7 @@ async def care_plan_attachments(case: Case, key: str, created: str) -> list[dict
     plan = await gathered(case)
     document = await bundle(case, plan, key, instant(case.stored.last_updated))
     readable = await readable_attachment(case, plan, created)
-    return [readable, _attachment("application/fhir+json", document, f"{plan.title} (FHIR document)", created)]
+    return [readable, file_attachment("application/fhir+json", document, f"{plan.title} (FHIR document)", created)]
 
 
 async def gathered(case: Case) -> Plan:
@@ -164,7 +164,7 @@ async def readable_attachment(case: Case, plan: Plan, created: str) -> dict[str,
     told = _told(case, plan)
     document = await asyncio.to_thread(pdf, told)
     if document is not None:
-        return {**_attachment("application/pdf", document, plan.title, created), "language": "en"}
+        return {**file_attachment("application/pdf", document, plan.title, created), "language": "en"}
     lines = [
         (section.heading, [": ".join([name, " · ".join(facts)]).rstrip(": ") for name, facts in section.items])
         for section in plan.sections
@@ -226,7 +226,8 @@ def _fonts() -> list[str]:
     return [str(Path(spec.origin).parent / "files") for spec in found if spec is not None and spec.origin]
 
 
-def _attachment(kind: str, body: bytes, title: str, created: str) -> dict[str, Any]:
+def file_attachment(kind: str, body: bytes, title: str, created: str) -> dict[str, Any]:
+    """Bytes as an Attachment, in it."""
     return {
         "contentType": kind,
         "data": base64.b64encode(body).decode(),

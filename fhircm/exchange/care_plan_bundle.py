@@ -41,9 +41,9 @@ async def bundle(case: Case, plan: Plan, key: str, at: str) -> bytes:
     patient_url = f"{case.partner.base_url}/Patient/{case.need_patient()}"
     composition = _composition(case, plan, at, patient_url, urls)
     entries = [{"fullUrl": f"urn:uuid:{composition['id']}", "resource": composition}]
-    entries.append({"fullUrl": patient_url, "resource": _patient(case)})
+    entries.append({"fullUrl": patient_url, "resource": patient_entry(case)})
     for name, tree in included.items():
-        entries.append({"fullUrl": urls[name], "resource": await _copy(case, tree, urls, patient_url)})
+        entries.append({"fullUrl": urls[name], "resource": await copied(case, tree, urls, patient_url)})
     whole = {
         "resourceType": "Bundle",
         "id": stable_id(key, "document"),
@@ -103,7 +103,8 @@ def _narrative(items: list[tuple[str, list[str]]]) -> dict[str, str]:
     return {"status": "generated", "div": f'<div xmlns="http://www.w3.org/1999/xhtml">{inside}</div>'}
 
 
-def _patient(case: Case) -> dict[str, Any]:
+def patient_entry(case: Case) -> dict[str, Any]:
+    """The Patient as a document tells of them: the partner's own, by name, gender and date of birth."""
     known = case.patient or {}
     return {
         "resourceType": "Patient",
@@ -112,7 +113,8 @@ def _patient(case: Case) -> dict[str, Any]:
     }
 
 
-async def _copy(case: Case, tree: dict[str, Any], urls: dict[str, str], patient_url: str) -> dict[str, Any]:
+async def copied(case: Case, tree: dict[str, Any], urls: dict[str, str], patient_url: str) -> dict[str, Any]:
+    """A resource as an entry of a document: it refers to the other entries (`urls`), or to what the partner has."""
     told = await without_withheld(case.store, case.disclosure, tree)
     kept = {name: value for name, value in told.items() if name not in _LEFT_OUT}
     targets: dict[str, dict[str, Any]] = {}
@@ -124,8 +126,8 @@ async def _copy(case: Case, tree: dict[str, Any], urls: dict[str, str], patient_
         if there.get("reference"):
             there = {**there, "reference": f"{case.partner.base_url}/{there['reference']}"}
         targets[url] = there
-    copied: dict[str, Any] = rewrite(kept, targets)
+    told_there: dict[str, Any] = rewrite(kept, targets)
     for name in ("subject", "patient", "for"):
-        if name in kept and "reference" not in copied.get(name, {}):
-            copied[name] = {"reference": patient_url}
-    return copied
+        if name in kept and "reference" not in told_there.get(name, {}):
+            told_there[name] = {"reference": patient_url}
+    return told_there

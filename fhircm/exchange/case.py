@@ -22,7 +22,7 @@ from fhircm.fhir.systems import LONGITUDINAL, REFERRAL
 from fhircm.store.resources import Store, Stored
 
 if TYPE_CHECKING:
-    from fhircm.exchange.disclosure import Disclosure
+    from fhircm.fhir.disclosure import Disclosure
 
 NPI = "http://hl7.org/fhir/sid/us-npi"
 

@@ -1,96 +1,46 @@
 """Whether a patient's consents let the hub tell a partner of something.
 
 https://hl7.org/fhir/R4/consent.html and docs/explanation/access.md: the same rules by which people see the record
-(fhircm/fhir/consent_rules.py), for the partner's organisation as who looks. What cannot be told apart is read in the patient's favour.
+(fhircm/fhir/disclosure.py), for the partner's organisation as who looks. What cannot be told apart is read in the patient's favour.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from fhircm.exchange.case import NPI
-from fhircm.exchange.outbound import codes
 from fhircm.exchange.partners import Partner
 from fhircm.fhir.consent_rules import ConsentRule, consent_rules
+from fhircm.fhir.disclosure import Disclosure, may_tell
 from fhircm.fhir.query import parse_query
-from fhircm.fhir.ranges import EARLIEST, LATEST
 from fhircm.fhir.references import parse_reference, references
-from fhircm.store.resources import Store
-
-PURPOSES = ("TREAT", "CAREMGT", "COC")  # http://terminology.hl7.org/CodeSystem/v3-ActReason: what a partner is told things for
-CONFIDENTIAL = frozenset(
-    {"R", "V", "ETH", "HIV", "PSY", "SDV", "SEX", "SUD", "ETHUD", "PSYTHPN"}
-)  # v3-ActCode, v3-Confidentiality
-_CODED_BY = ("code", "category", "type")
-
-
-@dataclass(frozen=True, slots=True)
-class Disclosure:
-    """The rules of one patient's consents, one list for each, and who asks at which time."""
-
-    consents: tuple[tuple[ConsentRule, ...], ...]
-    known_as: frozenset[str]  # local references of the partner's organisation
-    now: int  # microseconds since the epoch
-
-    def permits(self, tree: dict[str, Any]) -> bool:
-        """Whether nothing stands against telling the partner of this resource."""
-        return not any(self._denied(rules, tree) for rules in self.consents)
-
-    def _denied(self, rules: Iterable[ConsentRule], tree: dict[str, Any]) -> bool:
-        rules = list(rules)
-        for rule in rules:
-            if rule.permit or not self._applies(rule, tree):
-                continue
-            below = [other for other in rules if other.permit and other.path.startswith(f"{rule.path}.")]
-            if not any(self._applies(other, tree) for other in below):
-                return True
-        return False
-
-    def _applies(self, rule: ConsentRule, tree: dict[str, Any]) -> bool:
-        if not rule.low <= self.now < rule.high:
-            return False
-        named = f"{tree['resourceType']}/{tree.get('id')}"
-        labels = {
-            code.casefold() for code in codes(tree.get("meta", {}).get("security", [])) | codes(tree.get("securityLabel", []))
-        }
-        things = {named, *(f"~{reference.url}" for reference in references(tree))} if rule.things else set()
-        return (
-            _in(rule.actors, self.known_as)
-            and _in(rule.purposes, PURPOSES)
-            and _in(rule.classes, [tree["resourceType"]])
-            and _in(rule.labels, labels)
-            and _in(rule.codes, _written(tree))
-            and _in(rule.things, things)
-            # A denial of data of some time denies it of any time; a permission of some time lifts nothing.
-            and (not rule.permit or (rule.data_low, rule.data_high) == (EARLIEST, LATEST))
-        )
-
-
-def _in(listed: str, wanted: Iterable[str]) -> bool:
-    return not listed or any(f"|{one}|" in listed for one in wanted)
-
-
-def _written(tree: dict[str, Any]) -> set[str]:
-    found: set[str] = set()
-    for name in _CODED_BY:
-        concepts = tree.get(name, [])
-        for concept in concepts if isinstance(concepts, list) else [concepts]:
-            for coding in concept.get("coding", ()) if isinstance(concept, dict) else ():
-                code = str(coding.get("code", "")).casefold()
-                found |= {f"{coding.get('system', '')}#{code}", f"#{code}"}
-    return found
+from fhircm.store.resources import Store, Stored
 
 
 async def disclosure(store: Store, partner: Partner, patient: dict[str, Any] | None, now: datetime) -> Disclosure:
     """What the consents of this human, on any of their records, say of the partner's organisation."""
+    return await _disclosure(store, partner.organization.npi, None, patient, now)
+
+
+async def disclosure_to(store: Store, organization: Stored | None, patient: dict[str, Any] | None, now: datetime) -> Disclosure:
+    """The same of any organisation; of one that is not known, what they say of everybody."""
+    numbers = (
+        [one.get("value") for one in organization.tree.get("identifier", []) if one.get("system") == NPI] if organization else []
+    )
+    return await _disclosure(store, next(iter(numbers), None), organization, patient, now)
+
+
+async def _disclosure(
+    store: Store, npi: str | None, organization: Stored | None, patient: dict[str, Any] | None, now: datetime
+) -> Disclosure:
     consents: list[tuple[ConsentRule, ...]] = []
     for reference in await records(store, patient):
         page = await store.search(parse_query("Consent", [("patient", reference), ("status", "active")]))
         consents += [tuple(rules) for stored in page.matches if (rules := consent_rules(stored.tree))]
-    known_as = await _known_as(store, partner) if consents else frozenset()
+    known_as = await _known_as(store, npi) if consents and npi else frozenset()
+    if organization is not None:
+        known_as |= {f"Organization/{organization.id}"}
     return Disclosure(tuple(consents), known_as, int(now.timestamp() * 1_000_000))
 
 
@@ -105,16 +55,9 @@ async def records(store: Store, patient: dict[str, Any] | None) -> list[str]:
     return sorted({own, *(one for one in linked if one.startswith("Patient/"))})
 
 
-async def _known_as(store: Store, partner: Partner) -> frozenset[str]:
-    page = await store.search(parse_query("Organization", [("identifier", f"{NPI}|{partner.organization.npi}")]))
+async def _known_as(store: Store, npi: str) -> frozenset[str]:
+    page = await store.search(parse_query("Organization", [("identifier", f"{NPI}|{npi}")]))
     return frozenset(f"Organization/{stored.id}" for stored in page.matches)
-
-
-def may_tell(disclosure: Disclosure | None, tree: dict[str, Any]) -> bool:
-    """Whether neither a consent nor a confidential label keeps a resource back."""
-    if codes(tree.get("meta", {}).get("security", [])) & CONFIDENTIAL:
-        return False
-    return disclosure is None or disclosure.permits(tree)
 
 
 async def without_withheld(store: Store, disclosure: Disclosure | None, tree: dict[str, Any]) -> dict[str, Any]:

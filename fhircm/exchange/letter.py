@@ -12,6 +12,7 @@ from html import escape
 from typing import Any
 
 from fhircm.exchange.case import Case, concept_text, name_of, read
+from fhircm.exchange.referral_document import content, said
 
 
 async def letter(case: Case) -> str:
@@ -24,7 +25,7 @@ async def letter(case: Case) -> str:
         ("From", case.words.get("requester", "")),
         ("To", case.words.get("performer", "") or case.partner.organization.name),
     ]
-    sections = await _order(case) if case.occasion.to == "performer" else []
+    sections = [*await _order(case), *await _along(case)] if case.occasion.to == "performer" else []
     return page(case.title, [(label, value) for label, value in facts if value], case.text, sections)
 
 
@@ -60,6 +61,12 @@ async def _order(case: Case) -> list[tuple[str, list[str]]]:
     ]
     kept = [(heading, [line for line in dict.fromkeys(lines) if line]) for heading, lines in told]
     return [(heading, lines) for heading, lines in kept if lines]
+
+
+async def _along(case: Case) -> list[tuple[str, list[str]]]:
+    """What is in the file that goes along with the letter that sends a referral."""
+    carried = await content(case) if case.occasion.name == "referral-sent" else []
+    return [("Comes along", [said(tree) for tree in carried])] if carried else []
 
 
 def _wanted(order: dict[str, Any]) -> str:

@@ -142,24 +142,36 @@ class Mirror:
     async def write(self, batch: Batch, progress: Facts = lambda *_: ()) -> Written:
         """Write what changed, all of it with its Provenance and its fingerprints, or nothing; `progress` is asked for at the commit.
 
-        Raises the store's errors when others write the same resources again and again.
+        What the store refuses beside the others, such as one that closes a cycle, goes to quarantine. Raises the store's errors when
+        others write the same resources again and again.
         """
+        refused: dict[Source, FhirError] = {}
+        attempt = 1
         async with self._one:
-            for attempt in range(1, ATTEMPTS + 1):
+            while True:
                 try:
-                    return await self._write(batch, progress)
-                except (VersionConflict, Invalid):
+                    return await self._write(batch, progress, refused)
+                except (VersionConflict, Invalid) as error:
                     self._here.clear()
-                    if attempt == ATTEMPTS:
+                    one = self._about(batch, error) if attempt > 1 else None  # at first others may have written in between
+                    if one is not None and one not in refused:
+                        refused[one] = error
+                    elif attempt == ATTEMPTS:
                         raise
-        raise AssertionError("unreachable")
+                    else:
+                        attempt += 1
 
-    async def _write(self, batch: Batch, progress: Facts) -> Written:
+    def _about(self, batch: Batch, error: FhirError) -> Source | None:
+        """Which of a batch the store refused."""
+        there = (one for one in (*batch.own, *batch.shared) if isinstance(error, Invalid))
+        return next((one for one in there if error.issues[0].resource == (one.type, hub_id(self.base, str(one)))), None)
+
+    async def _write(self, batch: Batch, progress: Facts, refused_before: Mapping[Source, FhirError]) -> Written:
         resources = {**{one: got for one, got in batch.shared.items() if one not in self.settled}, **batch.own}
         before = {one: batch.row.of.get(str(one)) for one in batch.own}
         before |= {one: await self._fingerprint(one) for one in resources if one not in batch.own}
         as_mapped, failed = self._by_map(resources)
-        judged = await self._judge(batch, as_mapped, before, failed)
+        judged = await self._judge(batch, as_mapped, before, {**failed, **refused_before})
         marks = {one: _mark(body, resources[one]) for one, body in judged.mapped.items()}
         for one, why in judged.refused.items():
             if isinstance(why, quarantine.Misplaced):  # the same may be where it belongs as well

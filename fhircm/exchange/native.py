@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fhircm.exchange.case import Case, Unfit, counterpart_key
-from fhircm.exchange.disclosure import may_tell, without_withheld
+from fhircm.exchange.disclosure import without_withheld
 from fhircm.exchange.repoint import repoint
+from fhircm.fhir.disclosure import may_tell
 from fhircm.fhir.systems import DELIVERY
 from fhircm.store.resources import Store
 

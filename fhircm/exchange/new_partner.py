@@ -110,6 +110,7 @@ def _text(name: str, facts: Facts, shape: shapes.Shape) -> str:
         f"  country: {_quoted(facts.country)}   # public holidays, by ISO 3166",
         f"  subdivision: {_quoted(facts.subdivision)}" if facts.subdivision else "  # subdivision: IL",
         "  # closed: [2026-12-24]            # further days",
+        '  # hours: [{days: [monday, tuesday, wednesday, thursday, friday], from: "08:00", to: "17:00"}]   # of business; without it, these',
         "",
         "panel:                              # who is pulled: one of group, list, search and roster",
         *_panel(facts),

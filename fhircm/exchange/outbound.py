@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from fhircm.fhir.artefacts import folder
+from fhircm.fhir.coded import codes
 
 NOBODY = "none"  # as the last way: nothing is sent, and no human is told
 PORTAL = "portal-task"  # a human enters it in the partner's own system
@@ -25,6 +26,7 @@ WAYS = (
     "referral-task",
     "referral-order",
     "letter",
+    "referral-document",
     "forward-output",
     "message",
     "native-update",
@@ -125,15 +127,3 @@ def _same(occasion: Occasion, tree: dict[str, Any], before: dict[str, Any]) -> b
 def fulfils(tree: dict[str, Any], condition: Condition) -> bool:
     """Whether each element that the condition names holds one of its codes."""
     return all(codes(tree.get(element)) & set(allowed) for element, allowed in condition.items())
-
-
-def codes(value: Any) -> set[str]:
-    """The codes in a code, Coding or CodeableConcept, or a list of them."""
-    if isinstance(value, str):
-        return {value}
-    if isinstance(value, list):
-        return {code for one in value for code in codes(one)}
-    if isinstance(value, dict):
-        own = {value["code"]} if isinstance(value.get("code"), str) else set()
-        return own | codes(value.get("coding", []))
-    return set()

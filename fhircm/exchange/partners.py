@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,7 +40,7 @@ from fhircm.exchange.matching import Thresholds, own_thresholds
 from fhircm.exchange.plan import Budget
 from fhircm.exchange.pull_types import PullType, fill
 from fhircm.exchange.roster import Membership
-from fhircm.exchange.schedule import WEEKDAYS, Schedule
+from fhircm.exchange.schedule import WEEKDAYS, Schedule, Window, window
 from fhircm.exchange.subscription_shape import Subscriptions
 from fhircm.exchange.yaml_keys import Keys, YamlWrong, load
 from fhircm.fhir.artefacts import folder as shipped_folder
@@ -76,12 +76,13 @@ class Organization:
 
 @dataclass(frozen=True, slots=True)
 class Calendar:
-    """The days on which the partner's organisation works."""
+    """The days and hours in which the partner's organisation works."""
 
     country: str  # ISO 3166-1
     subdivision: str | None  # ISO 3166-2 without the country
     closed: tuple[date, ...]  # beside the public holidays
     weekend: tuple[int, ...]  # 0 is Monday
+    hours: tuple[Window, ...] = ()  # without any, those of an office
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,7 @@ def _partner(own: Keys, path: Path, base_url: str | None) -> Partner:
         scopes=_scopes(keys),
         organization=_organization(keys.keys("organization", "id, name and npi of the partner's organisation")),
         time_zone=time_zone,
-        calendar=_calendar(keys.keys("calendar", "country, subdivision, closed and weekend")),
+        calendar=_calendar(keys.keys("calendar", "country, subdivision, closed, weekend and hours")),
         group=membership if isinstance(membership, str) else "",
         panel=None if isinstance(membership, str) else membership,
         pull=pull_types.read(keys, parameters),
@@ -319,8 +320,16 @@ def _calendar(keys: Keys) -> Calendar:
             keys.wrong(f"weekend[{number}]", f"must be one of {', '.join(WEEKDAYS)}")
     if len(set(weekend)) == 7:
         keys.wrong("weekend", "leaves no day to work on")
+    hours = tuple(keys.each("hours", "a list of windows with days, from and to", window, []))
+    for number, one in enumerate(hours):
+        if one.end > timedelta(days=1):
+            keys.wrong(
+                f"hours[{number}].to", "must be later than from, and no later than 24:00: work over midnight is two windows"
+            )
+        if one.days <= {WEEKDAYS.index(name) for name in weekend}:
+            keys.wrong(f"hours[{number}].days", "are of the weekend only: say which days the weekend is")
     keys.done()
-    return Calendar(country, subdivision, tuple(closed), tuple(WEEKDAYS.index(name) for name in weekend))
+    return Calendar(country, subdivision, tuple(closed), tuple(WEEKDAYS.index(name) for name in weekend), hours)
 
 
 def _limits(keys: Keys) -> Limits:

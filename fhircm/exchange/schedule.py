@@ -116,9 +116,9 @@ def read(keys: Keys, time_zone: str = "UTC") -> Schedule:
     section = keys.keys("schedule", "a mapping of every, full and hours", {})
     every = _duration(section, "every", timedelta(seconds=1), timedelta(days=31))
     full = _duration(section, "full", timedelta(minutes=1), timedelta(days=366))
-    hours = section.each("hours", "a list of windows with days, from and to", _window, [])
+    hours = section.each("hours", "a list of windows with days, from and to", window, [])
     section.done()
-    maintenance = keys.each("maintenance", "a list of windows with days, from and to", _window, [])
+    maintenance = keys.each("maintenance", "a list of windows with days, from and to", window, [])
     schedule = Schedule(time_zone, every, full, hours, maintenance)
     if not _ever_open(schedule):
         keys.wrong("maintenance" if maintenance else "schedule.hours", "leaves no time in which the partner is open")
@@ -146,7 +146,8 @@ def _duration(keys: Keys, key: str, least: timedelta, most: timedelta) -> timede
     return read
 
 
-def _window(keys: Keys) -> Window:
+def window(keys: Keys) -> Window:
+    """A window as a file says it: days, from and to."""
     days = keys.take("days", list, "a list of days of the week", list(WEEKDAYS))
     for number, name in enumerate(days):
         if name not in WEEKDAYS:

@@ -15,16 +15,17 @@ from typing import Any
 import yaml
 
 from fhircm.exchange.attachments import Fetch, held
-from fhircm.exchange.care_plan import care_plan_attachments
+from fhircm.exchange.care_plan import care_plan_attachments, file_attachment
 from fhircm.exchange.case import Case, Unfit, read, sent, source_at
-from fhircm.exchange.disclosure import CONFIDENTIAL, may_tell
 from fhircm.exchange.human import instant
 from fhircm.exchange.letter import attachment, letter
 from fhircm.exchange.map_rules import Notes
 from fhircm.exchange.native import Native, counterpart, native
 from fhircm.exchange.outbound import codes
 from fhircm.exchange.partners import Partner
+from fhircm.exchange.referral_document import document
 from fhircm.exchange.repoint import known_as, repoint
+from fhircm.fhir.disclosure import CONFIDENTIAL, may_tell
 from fhircm.fhir.systems import DELIVERY, REFERRAL
 
 _FORWARDED = ("status", "docStatus", "type", "category", "date", "description", "securityLabel", "content", "context", "language")
@@ -191,13 +192,28 @@ async def _note(case: Case, key: str, patient: str) -> dict[str, Any]:
 
 
 async def _letter(case: Case, fetch: Fetch | None) -> list[Shipment]:
-    key, patient = f"{case.key}/letter", case.need_patient()
+    return await _sent_as_letter(case, f"{case.key}/letter", [])
+
+
+async def _referral_document(case: Case, fetch: Fetch | None) -> list[Shipment]:
+    """The letter that sends a referral, with what it carries as a second file."""
+    key = f"{case.key}/referral-document"
+    body = await document(case, key, _when(case), fetch)
+    if body is None:
+        raise Unfit("it carries nothing besides the order")
+    carried = file_attachment("application/fhir+json", body, f"{case.title} (FHIR document)", _when(case))
+    return await _sent_as_letter(case, key, [carried])
+
+
+async def _sent_as_letter(case: Case, key: str, besides: list[dict[str, Any]]) -> list[Shipment]:
+    patient = case.need_patient()
     related = [{"identifier": number(case.words["number"])}] if case.words.get("number") else []
     if case.order_there:
         related.append({"reference": f"ServiceRequest/{case.order_there}"})
+    written = attachment(await letter(case), case.title, _when(case))
     tree = {
         **await _note(case, key, patient),
-        "content": [{"attachment": attachment(await letter(case), case.title, _when(case))}],
+        "content": [{"attachment": one} for one in (written, *besides)],
         "context": {"related": related} if related else None,
     }
     return [Create(key, _clean(tree))]
@@ -339,6 +355,7 @@ WAYS: dict[str, Way] = {
     "referral-task": Way("Task", "create", _referral_task),
     "referral-order": Way("ServiceRequest", "create", _referral_order),
     "letter": Way("DocumentReference", "create", _letter),
+    "referral-document": Way("DocumentReference", "create", _referral_document),
     "forward-output": Way("DocumentReference", "create", _forward_output),
     "message": Way("Communication", "create", _message),
     "native-update": Way(ITS_OWN, "update", _native("update")),

@@ -52,14 +52,15 @@ class Party:
 class Kind:
     """A kind of relationship. `types`: those of the record that it opens (None: all). `except_`: what has this value says nothing.
 
+    `only`: what has not this code, or this value, says nothing. `shares_named`: it shares what its resource names, and not that one alone.
     `emergency`: it overrides consents and labels.
     """
 
     code: str
     title: str
     resource: str
-    only: tuple[str, str] | None
-    except_: tuple[str, str] | None
+    only: tuple[str, frozenset[str]] | None
+    except_: tuple[str, frozenset[str]] | None
     active: tuple[str, frozenset[Any]] | None
     ended: frozenset[Any]
     inactive: tuple[str, frozenset[Any]] | None
@@ -69,6 +70,7 @@ class Kind:
     period: str
     lasts: int
     shares_record: bool
+    shares_named: bool
     types: frozenset[str] | None
     emergency: bool
 
@@ -96,7 +98,7 @@ def _kind(code: str, tree: dict[str, Any]) -> Kind:
 
     ended = states("ended")
     types = tree.get("types")
-    if tree["resource"] not in definitions().resource_types or tree["shares"] not in ("record", "what it names"):
+    if tree["resource"] not in definitions().resource_types or tree["shares"] not in ("record", "what it names", "itself"):
         raise ValueError(f"care-relationship/{code}.yaml: a resource type or a share that is not known")
     if types and set(types) - definitions().resource_types:
         raise ValueError(f"care-relationship/{code}.yaml: {', '.join(set(types) - definitions().resource_types)} is no type")
@@ -104,8 +106,8 @@ def _kind(code: str, tree: dict[str, Any]) -> Kind:
         code=code,
         title=tree["title"],
         resource=tree["resource"],
-        only=(tree["only"]["path"], tree["only"]["code"]) if "only" in tree else None,
-        except_=(tree["except"]["path"], tree["except"]["value"]) if "except" in tree else None,
+        only=_test(tree.get("only")),
+        except_=_test(tree.get("except")),
         active=states("active"),
         ended=ended[1] if ended else frozenset(),
         inactive=states("inactive"),
@@ -115,9 +117,15 @@ def _kind(code: str, tree: dict[str, Any]) -> Kind:
         period=tree.get("period", ""),
         lasts=_days(tree["lasts"]) * _DAY if "lasts" in tree else 0,
         shares_record=tree["shares"] == "record",
+        shares_named=tree["shares"] == "what it names",
         types=frozenset(types) if types else None,
         emergency=bool(tree.get("emergency")),
     )
+
+
+def _test(tree: dict[str, Any] | None) -> tuple[str, frozenset[str]] | None:
+    """A path, and the codes or values of which one stands there."""
+    return tree and (tree["path"], frozenset(tree.get("values", ())) or frozenset({tree.get("code") or tree.get("value")}))
 
 
 def _days(text: str) -> int:
@@ -169,9 +177,9 @@ def _of_kind(kind: Kind, tree: Mapping[str, Any]) -> Iterator[Relationship]:
 
 def _span_of(kind: Kind, tree: Mapping[str, Any]) -> tuple[int, int] | None:
     """When the relationships of a resource hold; None: it makes none."""
-    if kind.only and kind.only[1] not in _codes(_values(tree, kind.only[0])):
+    if kind.only and kind.only[1].isdisjoint(_said(_values(tree, kind.only[0]))):
         return None
-    if kind.except_ and kind.except_[1] in _values(tree, kind.except_[0]):
+    if kind.except_ and not kind.except_[1].isdisjoint(_said(_values(tree, kind.except_[0]))):
         return None
     low, high = _period(tree, kind.period)
     if kind.lasts and high != LATEST:
@@ -204,6 +212,8 @@ def _shared(kind: Kind, tree: Mapping[str, Any], own: str) -> Iterator[tuple[str
                     yield "Patient", patient[8:], always
         return
     yield tree["resourceType"], tree["id"], always
+    if not kind.shares_named:
+        return
     for reference in references(dict(tree)):
         if reference.kind == "local" and reference.type and reference.id:
             yield reference.type, reference.id, always
@@ -222,8 +232,11 @@ def _values(tree: Any, path: str) -> list[Any]:
     return found
 
 
-def _codes(elements: Sequence[Any]) -> set[str]:
-    return {coding.get("code", "") for one in elements for coding in one.get("coding", ()) if isinstance(coding, dict)}
+def _said(elements: Sequence[Any]) -> set[str]:
+    """What elements say: values as they are, and the codes of concepts."""
+    concepts = [one for one in elements if isinstance(one, dict)]
+    codes = {coding.get("code", "") for one in concepts for coding in one.get("coding", ()) if isinstance(coding, dict)}
+    return codes | {one for one in elements if isinstance(one, str)}
 
 
 def _local(tree: Any, path: str, own: str) -> Iterator[str]:

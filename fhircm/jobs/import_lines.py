@@ -149,11 +149,27 @@ async def take(store: Store, lines: Mapping[Key, Written], *, may_create: bool, 
             taken.refused.append(refused(line, *issues))
         else:
             fresh[key] = line
-    taken.missing = _unresolved(fresh, wanted, heads)
-    taken.waiting = [fresh.pop(key) for key in taken.missing]
-    taken.fresh = list(fresh.values())
-    taken.puts = [Put(line.resource, present[key].version if key in present else 0) for key, line in fresh.items()]
+    while True:
+        taken.missing = _unresolved(fresh, wanted, heads)
+        together = {key: line for key, line in fresh.items() if key not in taken.missing}
+        taken.puts = [Put(line.resource, present[key].version if key in present else 0) for key, line in together.items()]
+        wrong = await _wrong_together(store, taken.puts) if careful else None
+        if wrong is None or wrong[0] not in together:
+            break
+        taken.refused.append(refused(fresh.pop(wrong[0]), *wrong[1]))
+    taken.waiting = [fresh[key] for key in taken.missing]
+    taken.fresh = list(together.values())
     return taken
+
+
+async def _wrong_together(store: Store, puts: Sequence[Put]) -> tuple[Key, Sequence[Issue]] | None:
+    """Which of these could not be written with the others, and why: a chain that comes back is seen only when all are there."""
+    try:
+        await store.rehearse(puts, origin=ORIGIN)
+    except FhirError as error:
+        about = error.issues[0].resource
+        return (about, error.issues) if about else None
+    return None
 
 
 def _refusals(store: Store, line: Written, stored: Stored | None, may_create: bool, careful: bool) -> Iterator[Issue]:

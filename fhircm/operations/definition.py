@@ -61,7 +61,7 @@ class Operation:
 
     def of_query(self, query: Iterable[tuple[str, str]]) -> list[Argument]:
         """The arguments of a call by GET. Raises Invalid, NotSupported."""
-        given = [(self._parameter(name), text) for name, text in query if name not in ("_format", "_pretty")]
+        given = [(self.parameter(name), text) for name, text in query if name not in ("_format", "_pretty")]
         return self._complete([Argument(one.name, one.type, _from_text(one, text)) for one, text in given])
 
     def of_body(self, tree: dict[str, Any] | None) -> list[Argument]:
@@ -85,7 +85,8 @@ class Operation:
         """Whether it has a parameter of this name."""
         return any(one.name == name for one in self.parameters)
 
-    def _parameter(self, name: str) -> Parameter:
+    def parameter(self, name: str) -> Parameter:
+        """The parameter of this name. Raises NotSupported, with those that there are."""
         return _named(self.code, self.parameters, name)
 
     def _complete(self, arguments: list[Argument]) -> list[Argument]:

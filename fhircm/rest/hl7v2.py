@@ -6,20 +6,50 @@ partner's organisation; any other is refused.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from starlette.requests import Request
 from starlette.responses import Response
 
+from fhircm.access.audit import Touched, record
+from fhircm.access.audit_journal import Journal
 from fhircm.access.bearer import Bearer
+from fhircm.access.principal import Principal
 from fhircm.exchange.adt_doors import Doors
 from fhircm.exchange.hl7v2 import LIMIT
-from fhircm.fhir.outcome import Forbidden, TooLarge, UnsupportedMediaType
+from fhircm.fhir.outcome import FhirError, Forbidden, TooLarge, UnsupportedMediaType
 
 MEDIA_TYPE = "application/hl7-v2"
 
 
-async def message(request: Request, partner: str, bearer: Bearer, doors: Doors) -> Response:
-    """Take one message. 200 with AA; 422 with AE or AR, as HL7 over HTTP has it: the acknowledgement says why."""
-    principal = await bearer.principal(request.headers.get("authorization"))
+async def message(
+    request: Request, partner: str, bearer: Bearer, doors: Doors, journal: Journal | None, admit: Callable[[str], None]
+) -> Response:
+    """Take one message, and write down that it was sent. 200 with AA; 422 with AE or AR, as HL7 over HTTP has it: the acknowledgement says why.
+
+    `admit` raises when a client has asked too often.
+    """
+    principal, status = None, 500
+    if journal is not None:
+        journal.require_room()
+    try:
+        principal = await bearer.principal(request.headers.get("authorization"))
+        admit(principal.client_id)
+        answer = await _taken(request, partner, principal, doors)
+        status = answer.status_code
+        return answer
+    except FhirError as error:
+        status = error.status
+        raise
+    finally:
+        if journal is not None:
+            client = request.client
+            address, id = client.host if client else None, request.headers.get("x-request-id")
+            said = {"address": address, "request": id, "target": None, "query": ""}
+            record(journal, Touched("$hl7v2"), principal, status=status, method="POST", **said)
+
+
+async def _taken(request: Request, partner: str, principal: Principal, doors: Doors) -> Response:
     if principal.user is not None or doors.organization(partner) not in principal.known_as:
         raise Forbidden("Only a client of the partner's own organisation may send its messages")
     principal.require("c", "Encounter")

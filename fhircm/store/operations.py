@@ -5,9 +5,10 @@ docs/decisions/reactions-return-operations.md
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fhircm.fhir.conditions import Condition
@@ -48,12 +49,14 @@ class Actor:
     """Who writes: the references by which resources name them. `everyone`: a system that acts for whoever is concerned.
 
     `roles`: their codes of profiles/role/. `unplaced`: references to people of whom no organisation is known, as far as a rule asked.
+    `leads`: they lead the others of their organisation.
     """
 
     known_as: frozenset[str]
     everyone: bool = False
     roles: frozenset[str] = frozenset()
     unplaced: frozenset[str] = frozenset()
+    leads: bool = False
 
     def is_(self, element: Mapping[str, Any] | None) -> bool:
         """Whether a Reference names them."""
@@ -65,26 +68,34 @@ class Write:
     """One write of a resource, as a rule sees it, under the lock of that resource.
 
     `previous` None: there was none; `new` None: it is deleted. `actor` None: the hub itself, or a record that comes from elsewhere
-    (`origin` says from where).
+    (`origin` says from where). `now`: when, by the store's clock, in UTC; None when it is only asked whether it could be made.
     """
 
     previous: dict[str, Any] | None
     new: dict[str, Any] | None
     origin: str
     actor: Actor | None = None
+    now: datetime | None = None
+
+
+Chains = Mapping[str, Mapping[str, str]]  # resource type: element: the search parameter that tells what it refers to
 
 
 class WriteRule(NamedTuple):
     """What every write of these types must obey: `check` raises what is wrong.
 
     `deletes`: it is asked of a deletion, too. `facts`: what else is true with the write, in the same transaction: with `if_absent` a fact
-    is held by one resource at a time, however many are written at the same moment.
+    is held by one resource at a time, however many are written at the same moment. `parties`: the references to those on whose side the
+    writer could be; `check` finds those of the writer's organisations among what the actor is known as. `chains`: what must not lead back
+    to where it began.
     """
 
     types: frozenset[str]
     check: Callable[[Write], None]
     deletes: bool = False
     facts: Callable[[Write], Sequence[SetState]] | None = None
+    parties: Callable[[Write], Iterable[str]] | None = None
+    chains: Chains = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,3 +290,10 @@ Op = (
     | Hold
     | LetGo
 )
+
+
+def preceded_by(operations: Sequence[Op] | Plan, *more: Op) -> Sequence[Op] | Plan:
+    """The same, with more before it in the same transaction."""
+    if isinstance(operations, Plan):
+        return replace(operations, make=lambda found: [*more, *operations.make(found)])
+    return [*more, *operations]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fhircm.fhir.definitions import param_key
 from fhircm.store.database import Connection, Database
+from fhircm.store.operations import Actor
 from fhircm.store.search_sql import Builder
 from fhircm.store.search_tests import Listed
 from fhircm.store.visibility import MANY
@@ -107,6 +108,42 @@ async def known_as(connection: Connection, dialect: str, references: Iterable[st
     await _follow(connection, dialect, known, "Organization", "partof", "Organization", _ROUNDS)
     await _follow(connection, dialect, known, "PractitionerRole", "practitioner", "Practitioner", 1)
     return frozenset(known)
+
+
+# Of whom somebody is: the search parameters that tell it of a resource itself.
+_HOUSES = {"PractitionerRole": "organization", "HealthcareService": "organization", "CareTeam": "participant"}
+
+
+async def placed(connection: Connection, dialect: str, actor: Actor, references: Iterable[str]) -> Actor:
+    """The actor, known besides as those of these references that are of its organisations, or of a team that it is in.
+
+    Practitioners in no role of any organisation are `unplaced`.
+    """
+    asked = {(type, id) for type, _, id in (one.partition("/") for one in set(references) - actor.known_as) if id}
+    builder, parts = Builder(dialect), []
+    for source, parameter in _HOUSES.items():
+        if ids := sorted(id for type, id in asked if type == source):
+            parts.append(
+                f"SELECT r.type, r.id, s.target_type, s.target_id FROM resource r JOIN search_reference s ON s.resource_key = r.key"
+                f" AND s.param = {param_key(source, parameter)} WHERE NOT r.deleted AND r.type = {builder.argument(source)}"
+                f" AND r.id {builder.argument(Listed(ids))}"
+            )
+    people = sorted(id for type, id in asked if type == "Practitioner")
+    if people:
+        parts.append(
+            "SELECT p.target_type AS type, p.target_id AS id, s.target_type, s.target_id FROM search_reference p"
+            " JOIN resource r ON r.key = p.resource_key AND NOT r.deleted JOIN search_reference s ON s.resource_key = r.key"
+            f" AND s.param = {param_key('PractitionerRole', 'organization')}"
+            f" WHERE p.param = {param_key('PractitionerRole', 'practitioner')} AND p.target_type = 'Practitioner'"
+            f" AND p.target_id {builder.argument(Listed(people))}"
+        )
+    rows = await connection.fetch(" UNION ".join(parts), *builder.arguments) if parts else []
+    houses: dict[str, set[str]] = {}
+    for row in rows:
+        houses.setdefault(f"{row['type']}/{row['id']}", set()).add(f"{row['target_type']}/{row['target_id']}")
+    ours = {one for one, of in houses.items() if not of.isdisjoint(actor.known_as)}
+    alone = {name for id in people if (name := f"Practitioner/{id}") not in houses}
+    return replace(actor, known_as=actor.known_as | ours, unplaced=frozenset(alone))
 
 
 async def _copies(connection: Connection, dialect: str, type: str, known: set[str]) -> set[str]:

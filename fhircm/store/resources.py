@@ -33,6 +33,7 @@ from fhircm.store import quarantine as quarantining
 from fhircm.store import reindex as reindexing
 from fhircm.store import search as searching
 from fhircm.store import timers as timing
+from fhircm.store import work_list as working
 from fhircm.store import writers as writing
 from fhircm.store.database import Connection, Database
 from fhircm.store.guides import GuidesFollowed, GuidesMoved
@@ -264,6 +265,11 @@ class Store:
                 query = await self.terminology.resolved(connection, query, within)
             return await searching.search(connection, self.database.dialect, query, within)
 
+    async def work_list(self, query: working.WorkQuery, within: Narrowing | None = None) -> working.WorkPage:
+        """A page of work lists, with the Patients and what is known of their risk."""
+        async with self.database.reading() as connection:
+            return await working.work_list(connection, self.database.dialect, query, within)
+
     async def types(self) -> frozenset[str]:
         """The resource types of which there is, or was, any: the index is leapt through. It only grows."""
         async with self.database.reading() as connection:
@@ -306,7 +312,7 @@ class Store:
         """What a write of this would have to obey, before it is written. Raises what the rules for its type raise."""
         for rule in self.rules:
             if new.type in rule.types:
-                rule.check(Write(previous.tree if previous else None, new.tree, origin))
+                rule.check(Write(previous.tree if previous else None, new.tree, origin, now=self.clock()))
 
     async def rehearse(
         self, operations: Sequence[Op], *, origin: str, guard: WriteGuard | None = None, actor: Actor | None = None
@@ -478,6 +484,13 @@ class Store:
                 connection, self.database.dialect, sorted(kinds), self.clock(), time.time(), limit, lease
             )
 
+    async def next_due(self, kinds: Collection[str]) -> datetime | None:
+        """When the next timer of these kinds that nobody has claimed is due, or was; None when there is none."""
+        if not kinds:
+            return None
+        async with self.database.reading() as connection:
+            return await timing.next_due(connection, sorted(kinds), time.time())
+
     async def timer(self, key: str) -> Timer | None:
         """A timer as it stands, to be looked at."""
         async with self.database.reading() as connection:
@@ -579,9 +592,9 @@ class Store:
 def _order(operation: Op) -> tuple[str, ...]:
     match operation:
         case SetTimer(key=key) | CancelTimer(key=key):
-            return "1", key
+            return "1", key  # of one timer in the order given: it is finished, then set anew
         case FinishTimer(timer=timer) | RepeatTimer(timer=timer):
-            return "2", timer.key
+            return "1", timer.key
         case SetState(namespace=namespace, key=key, value=value):
             return "3", f"{namespace} {key}", "" if value is None else "set"  # one lets go of a fact before another takes it
         case ClearStates(namespace=namespace):

@@ -16,6 +16,7 @@ from fhircm.fhir.definitions import param_key
 from fhircm.fhir.extract import ANY_REFERENCE, search_values
 from fhircm.fhir.values import Amount, Component, Place, Span, Target, Text, Token, Uri
 from fhircm.fhir.words import Words, full_text
+from fhircm.fhir.work_list import PatientRisk, WorkLine, patient_risks, work_lines
 from fhircm.store.database import Connection
 from fhircm.store.full_text import mark
 
@@ -42,6 +43,8 @@ _LAYOUT: dict[type, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ConsentRule._fields[1:],
         ("text", "text", "boolean", "bigint", "bigint", *["text"] * 6, "bigint", "bigint"),
     ),
+    WorkLine: ("work_line", WorkLine._fields[1:], ("text", "bigint", "integer", "text", "text", "bigint", "text")),
+    PatientRisk: ("patient_risk", PatientRisk._fields[1:], ("text", "bigint", "integer")),
 }
 SEARCH_TABLES = tuple(table for table, _, _ in _LAYOUT.values())
 
@@ -60,7 +63,7 @@ def search_rows(resource_key: int, type: str, tree: dict[str, Any], *, words: bo
         table = _LAYOUT[value.__class__][0]
         param = ANY_PARAM if value.parameter == ANY_REFERENCE else param_key(type, value.parameter)
         by_table[table].append((resource_key, param, *value[1:]))
-    for one in (*relationships(tree), *consent_rules(tree)):
+    for one in (*relationships(tree), *consent_rules(tree), *work_lines(tree), *patient_risks(tree)):
         by_table[_LAYOUT[one.__class__][0]].append((resource_key, param_key(type, one.parameter), *one[1:]))
     for text in full_text(tree) if words else ():
         param = param_key(type, text.parameter)

@@ -362,6 +362,43 @@ class ConsentRule(SQLModel, table=True):
     data_high: int = _column(BigInteger)
 
 
+class WorkLine(SQLModel, table=True):
+    """An open Task in one work list, in the order of that list: fhircm/fhir/work_list.py. `param` tells whether of an owner or of a role."""
+
+    __tablename__ = "work_line"
+    __table_args__ = (
+        PrimaryKeyConstraint("list", "due", "priority", "resource_key"),
+        Index("work_line_priority", "list", "priority", "due", "resource_key"),
+        Index("work_line_resource", "resource_key"),
+        _CLUSTERED,
+    )
+    resource_key: int = _column(BigInteger)
+    param: int = _column(Integer)
+    list: str = _column(_Plain)
+    due: int = _column(BigInteger)
+    priority: int = _column(Integer)
+    patient: str = _column(_Plain)
+    status: str = _column(_Plain)
+    hidden: int = _column(BigInteger)
+    why: str = _column(_Plain)
+
+
+class PatientRisk(SQLModel, table=True):
+    """What a RiskAssessment says of its Patient: the newest counts."""
+
+    __tablename__ = "patient_risk"
+    __table_args__ = (
+        PrimaryKeyConstraint("patient", "at", "resource_key"),
+        Index("patient_risk_resource", "resource_key"),
+        _CLUSTERED,
+    )
+    resource_key: int = _column(BigInteger)
+    param: int = _column(Integer)
+    patient: str = _column(_Plain)
+    at: int = _column(BigInteger)
+    level: int = _column(Integer)
+
+
 class SearchToken(SQLModel, table=True):
     """Codes, identifiers, booleans. Keys by resource right behind the code: the newest come straight from the index."""
 

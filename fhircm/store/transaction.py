@@ -16,8 +16,10 @@ from fhircm.fhir import json
 from fhircm.fhir.outcome import Conflict, FhirError, Forbidden, Gone, Invalid, Issue, NotFound, VersionConflict
 from fhircm.fhir.query import Query
 from fhircm.fhir.references import Reference
+from fhircm.store import cycles
 from fhircm.store.database import Connection
 from fhircm.store.operations import Actor, Delete, Narrowing, Put, SetState, Write, WriteRule
+from fhircm.store.principals import placed
 from fhircm.store.search_rows import SearchRows, delete_search_rows, insert_statements, search_rows, write_search_rows
 from fhircm.store.stored import Stored, instant, micros
 from fhircm.store.write_guard import WriteGuard, referred_to, require_open, require_same_identity, seen
@@ -66,7 +68,18 @@ async def write_resources(
             _check_condition(write, current.get(_identity(write)))
     puts = [write for write in writes if isinstance(write, Put)]
     deletes = [write for write in writes if isinstance(write, Delete) and not current[_identity(write)].deleted]
-    facts = await _check_rules(connection, (*puts, *deletes), current, rules, origin, actor)
+    previous = await _previous(connection, (*puts, *deletes), current, rules)
+    seen_as = {}
+    for one in (*puts, *deletes):
+        identity = _identity(one)
+        new = None if isinstance(one, Delete) else {**one.resource.tree, "id": identity[1]}
+        seen_as[identity] = Write(previous.get(identity), new, origin, actor, now)
+    facts = await _check_rules(connection, dialect, seen_as, rules, actor)
+    chains = {type: elements for rule in rules for type, elements in rule.chains.items()}
+    longer = cycles.grown(seen_as, chains)
+    cycles.require_none_within(longer)
+    if cycles.needs_a_look(longer) and dialect == "postgresql":
+        await _lock(connection, ["chains"])  # after it nobody else's are half written, as long as this transaction lasts
     if deletes and dialect == "postgresql":  # before anything of them is written: waits for those who are about to refer to them
         doomed = sorted(current[_identity(delete)].key for delete in deletes)
         await connection.execute("SELECT key FROM resource WHERE key = ANY($1::bigint[]) ORDER BY key FOR UPDATE", doomed)
@@ -92,6 +105,7 @@ async def write_resources(
     if stored:
         write_versions = _write_at_once if dialect == "postgresql" else _write_in_turn
         await write_versions(connection, list(stored.values()), trees, current, origin, words)
+    await cycles.require_none(connection, longer, chains)
     if guard is not None:
         await _require_still_seen(connection, dialect, guard, puts, stored)
     return [stored.get(_identity(write)) or _deleted_before(write, current, now) for write in writes], facts
@@ -249,32 +263,45 @@ async def _hidden(
     return {(source, target) for source, target in uses if target in unseen} - before
 
 
-async def _check_rules(
+async def _previous(
     connection: Connection,
     writes: Sequence[Put | Delete],
     current: Mapping[Identity, _Current],
     rules: Sequence[WriteRule],
-    origin: str,
-    actor: Actor | None,
-) -> list[SetState]:
-    facts: list[SetState] = []
-    for write in writes:
-        identity, deletes = _identity(write), isinstance(write, Delete)
-        concerned = [rule for rule in rules if identity[0] in rule.types and (rule.deletes or not deletes)]
-        if not concerned:
-            continue
+) -> dict[Identity, Tree]:
+    """What is there now of what the rules are about."""
+    types = {type for rule in rules for type in rule.types}
+    trees: dict[Identity, Tree] = {}
+    for identity in map(_identity, writes):
         found = current.get(identity)
-        previous = None
-        if found and not found.deleted:
+        if identity[0] in types and found and not found.deleted:
             body = await connection.fetchval(
                 "SELECT body FROM version WHERE resource_key = $1 AND version = $2", found.key, found.version
             )
-            previous = json.loads(bytes(body))
-        seen = Write(previous, None if isinstance(write, Delete) else write.resource.tree, origin, actor)
+            trees[identity] = json.loads(bytes(body))
+    return trees
+
+
+async def _check_rules(
+    connection: Connection, dialect: str, writes: Mapping[Identity, Write], rules: Sequence[WriteRule], actor: Actor | None
+) -> list[SetState]:
+    """What the rules want to be true with the writes. Raises what they raise."""
+    concerned = [
+        (identity, write, rule)
+        for identity, write in writes.items()
+        for rule in rules
+        if identity[0] in rule.types and (rule.deletes or write.new is not None)
+    ]
+    if actor is not None and not actor.everyone:
+        parties = {one for _, write, rule in concerned if rule.parties for one in rule.parties(write)}
+        if parties - actor.known_as:
+            actor = await placed(connection, dialect, actor, parties)
+    facts: list[SetState] = []
+    for identity, write, rule in concerned:
         with _About(identity):
-            for rule in concerned:
-                rule.check(seen)
-                facts += rule.facts(seen) if rule.facts else ()
+            known = replace(write, actor=actor) if rule.parties else write
+            rule.check(known)
+            facts += rule.facts(known) if rule.facts else ()
     return facts
 
 

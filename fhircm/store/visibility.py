@@ -150,6 +150,7 @@ class _Visibility:
         recorded = [one for one in self.types if one not in _types("own")]
         self.opening = [kind for kind in kinds() if kind.shares_record and any(map(kind.opens, recorded))]
         self.sharing = [kind for kind in kinds() if not kind.shares_record]
+        self.naming = [kind for kind in kinds() if kind.shares_named]
         self.aliases = 0
 
     def alias(self) -> str:
@@ -217,9 +218,10 @@ class _Visibility:
             )
         return f"({' OR '.join(ways) or '1 = 0'})"
 
-    def _good(self, g: str, whole: bool) -> str:
-        """That a relationship is the viewer's, of a kind that opens or shares, and holds at this time."""
-        listed = ", ".join(str(kind.key) for kind in (self.opening if whole else self.sharing)) or "NULL"
+    def _good(self, g: str, whole: bool, *, around: bool = False) -> str:
+        """That a relationship is the viewer's, of a kind that opens or shares (`around`: also what is around it), and holds at this time."""
+        fitting = self.opening if whole else self.naming if around else self.sharing
+        listed = ", ".join(str(kind.key) for kind in fitting) or "NULL"
         if whole and self.any:
             part = [kind for kind in self.opening if kind.types is not None]
             tests = [f"{self.type_sql} NOT IN ({_quoted(_types('own'))})"]
@@ -243,7 +245,8 @@ class _Visibility:
         x, g = self.alias(), self.alias()
         return self.exists(
             f"SELECT 1 FROM search_reference {x} JOIN care_relationship {g} ON {g}.type = {x}.target_type AND {g}.id = {x}.target_id"
-            f" WHERE {x}.resource_key = {self.key} AND {x}.target_type IN ({_quoted(_types('about'))}) AND {self._good(g, False)}"
+            f" WHERE {x}.resource_key = {self.key} AND {x}.target_type IN ({_quoted(_types('about'))})"
+            f" AND {self._good(g, False, around=True)}"
         )
 
     def _names_viewer(self) -> str:
@@ -375,7 +378,7 @@ class _Visibility:
         h, y = self.alias(), self.alias()
         about = (
             f"SELECT {y}.resource_key FROM care_relationship {h} CROSS JOIN search_reference {y} CROSS JOIN resource {x}"
-            f" WHERE {self._good(h, False)} AND {h}.type IN ({_quoted(_types('about'))})"
+            f" WHERE {self._good(h, False, around=True)} AND {h}.type IN ({_quoted(_types('about'))})"
             f" AND {y}.param = 0 AND {y}.target_id = {h}.id AND {y}.target_type = {h}.type AND {x}.key = {y}.resource_key AND {x}.type = {type}"
         )
         return " UNION ".join([*self._records(type), shared, about, self._naming(type)])

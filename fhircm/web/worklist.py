@@ -1,4 +1,4 @@
-"""The work list: what somebody, their role or their organisation is asked to do, by due time, and the apps to do it with.
+"""The work list: what somebody, their role or their organisation is asked to do, and the apps to do it with.
 
 An app is opened by an EHR launch at the address that it is registered with, never at another:
 https://hl7.org/fhir/smart-app-launch/app-launch.html#launch-app-ehr-launch and https://hl7.org/fhir/smart-app-launch/task-launch.html
@@ -6,9 +6,10 @@ https://hl7.org/fhir/smart-app-launch/app-launch.html#launch-app-ehr-launch and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from urllib.parse import urlencode
 
 from starlette.applications import Starlette
@@ -16,24 +17,51 @@ from starlette.responses import Response
 
 from fhircm.access.guarded_store import GuardedStore
 from fhircm.coordination.codes import own
-from fhircm.coordination.emergency import OPEN
 from fhircm.coordination.task_states import is_open
-from fhircm.fhir.outcome import FhirError, Forbidden, Gone, NotFound
-from fhircm.fhir.query import parse_query
-from fhircm.fhir.systems import ROLE
+from fhircm.coordination.worklist import WHY, Line, lines, lists_of
+from fhircm.fhir.outcome import Forbidden, Gone, NotFound
+from fhircm.fhir.ranges import EARLIEST, LATEST
+from fhircm.fhir.work_list import PRIORITIES, RISKS
 from fhircm.smart.clients import Client
 from fhircm.smart.launch import Launches, LaunchWrong, context_of, task_launch
-from fhircm.store.stored import Stored
+from fhircm.store.stored import micros
+from fhircm.store.work_list import WorkQuery
 from fhircm.web.noting import note_done, note_shown
 from fhircm.web.pages import Problem, Visit, at, sources
 from fhircm.web.parts import parts, seen_by
-from fhircm.web.records import name_of
 from fhircm.web.rooms import in_room
 from fhircm.web.tasks import Work, work
 
 _PAGE = 20
-_ALL = "1000"
-_AT_ONCE = 200  # references by which somebody is known, of one search
+DAY = 86_400_000_000  # microseconds
+# What the form offers: for each field its values and what they are called; the first is the one without a choice.
+FILTERS = {
+    "why": {
+        "": "everything of mine",
+        "mine": "what I have",
+        "role": "what waits for my role",
+        "organization": "what my organisation has",
+        "escalated": "what came to me late",
+        "delegated": "what was passed on to me",
+        "offered": "what I am offered",
+    },
+    "due": {"": "any time", "overdue": "overdue", "today": "within a day", "week": "within a week"},
+    "priority": {"": "any", "urgent": "urgent or more", "asap": "as soon as possible or more", "stat": "at once"},
+    "risk": {"": "any", "high": "high", "moderate": "moderate or high"},
+    "sort": {"": "due time", "priority": "priority", "risk": "risk of the patient"},
+    "hidden": {"": "leave out", "true": "show"},
+}
+STEPS = {
+    "received": "confirm that it came",
+    "accepted": "accept",
+    "rejected": "decline",
+    "ready": "make ready",
+    "in-progress": "begin",
+    "on-hold": "pause",
+    "completed": "finish",
+    "failed": "end without success",
+    "cancelled": "cancel",
+}
 
 
 def add_routes(app: Starlette) -> None:
@@ -43,38 +71,66 @@ def add_routes(app: Starlette) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A Task with the name of its patient; `asks`: what the app is called that the Task itself asks to open, if it does."""
+class Shown:
+    """A line with its Task in words; `asks`: what the app is called that the Task itself asks to open, if it does; `next`: what may be done."""
 
+    line: Line
     work: Work
-    patient: str
-    overdue: bool
+    why: str
+    next: str
     asks: str
 
 
 async def show(visit: Visit) -> Response:
-    """A page of the list."""
+    """A page of the list: by due time, or as the form asks."""
     store = await seen_by(visit)
-    found, more = await _open_tasks(visit, store)
-    text = visit.asked("page")
-    page = max(1, int(text)) if text.isascii() and text.isdigit() and len(text) < 5 else 1
-    pages = max(1, -(-len(found) // _PAGE))
-    page = min(page, pages)
-    shown = found[(page - 1) * _PAGE : page * _PAGE]
-    works = [work(one.tree) for one in shown]
-    names = await _names(visit, store, [one.patient for one in works if one.patient])
-    note_shown(visit, "search-type", store.principal, "Task", shown, query=urlencode({"owner": visit.login.fhir_user}))
+    asked = {name: value for name, options in FILTERS.items() if (value := visit.asked(name)) and value in options}
+    after, now = _place(visit, store)
+    page = await lines(store, _query(visit, store, asked, after, now))
+    tasks = [line.task for line in page.lines]
+    note_shown(visit, "search-type", store.principal, "Task", tasks, query=urlencode({"owner": visit.login.fhir_user}))
+    if people := list({line.patient.id: line.patient for line in page.lines if line.patient}.values()):
+        ids = ",".join(sorted(one.id for one in people))
+        note_shown(visit, "search-type", store.principal, "Patient", people, query=urlencode({"_id": ids}))
     apps = await launchable(visit)
-    now = store.now
+    following = urlencode(asked | {"after": ".".join(map(str, (now, *page.next)))}) if page.next else ""
     return visit.page(
         "worklist.html",
         form_action=[source for app in apps for source in sources(str(app.launch_uri))],
-        lines=[_line(visit, one, names, apps, now) for one in works],
+        lines=[_shown(visit, one, apps) for one in page.lines],
         apps=apps,
-        page=page,
-        pages=pages,
-        total=len(found),
-        more=more,
+        filters=FILTERS,
+        asked=asked,
+        whole=urlencode(asked),
+        following=following,
+        later=after is not None,
+    )
+
+
+def _place(visit: Visit, store: GuardedStore) -> tuple[tuple[int, ...] | None, int]:
+    """Behind which line the page begins, and the moment of the first one: numbers of ours, which open nothing to who makes them up."""
+    text = visit.asked("after")
+    if not re.fullmatch(r"-?\d{1,19}(\.-?\d{1,19}){3}", text, re.ASCII):
+        return None, micros(store.now)
+    now, *after = (max(EARLIEST, min(LATEST, int(one))) for one in text.split("."))
+    return tuple(after), now
+
+
+def _query(visit: Visit, store: GuardedStore, asked: Mapping[str, str], after: tuple[int, ...] | None, now: int) -> WorkQuery:
+    names, reasons = lists_of(store.principal, why=asked.get("why") or None)
+    sort = asked.get("sort") or "due"
+    ends = {"overdue": now + 1, "today": now + DAY, "week": now + 7 * DAY}
+    return WorkQuery(
+        names,
+        now,
+        sort,
+        _PAGE,
+        (None, ends.get(asked.get("due", ""))),
+        tuple(range(PRIORITIES.index(asked["priority"]) + 1)) if asked.get("priority") else (),
+        tuple(range(RISKS.index(asked["risk"]) + 1)) if asked.get("risk") else (),
+        reasons=reasons,
+        hidden=asked.get("hidden") == "true",
+        after=after,
     )
 
 
@@ -110,43 +166,15 @@ async def launchable(visit: Visit) -> list[Client]:
     return sorted(found, key=lambda app: (app.name.casefold(), app.id))
 
 
-async def _open_tasks(visit: Visit, store: GuardedStore) -> tuple[list[Stored], bool]:
-    """What is open and seen, by due time; and whether there is more than can be listed."""
-    principal = store.principal
-    names = sorted(principal.known_as)
-    ours = [[("owner", ",".join(names[at : at + _AT_ONCE]))] for at in range(0, len(names), _AT_ONCE)]
-    roles = ",".join(f"{ROLE}|{code}" for code in sorted(principal.roles))
-    queues = [("performer", roles), ("owner:missing", "true")]
-    tasks: dict[str, Stored] = {}
-    more = False
-    for way in (*ours, queues):
-        page = await store.search(parse_query("Task", [*way, ("status", ",".join(OPEN)), ("_count", _ALL)]))
-        tasks |= {one.id: one for one in page.matches}
-        more |= page.next is not None
-    return sorted(tasks.values(), key=lambda one: work(one.tree).order), more
-
-
-async def _names(visit: Visit, store: GuardedStore, patients: Sequence[str]) -> dict[str, str]:
-    """What these patients are called whom the person may see."""
-    if not patients:
-        return {}
-    ids = ",".join(sorted(set(patients)))
-    try:
-        found = (await store.search(parse_query("Patient", [("_id", ids), ("_count", _ALL)]))).matches
-    except FhirError:
-        return {}
-    note_shown(visit, "search-type", store.principal, "Patient", found, query=urlencode({"_id": ids}))
-    return {one.id: name_of(one.tree) for one in found}
-
-
-def _line(visit: Visit, one: Work, names: dict[str, str], apps: Sequence[Client], now: datetime) -> Line:
+def _shown(visit: Visit, line: Line, apps: Sequence[Client]) -> Shown:
     asks = ""
-    try:
-        address = task_launch(one.tree, _launches(visit).fhir_base).application
+    with suppress(LaunchWrong):
+        address = task_launch(line.tree, _launches(visit).fhir_base).application
         asks = next((app.name for app in apps if app.launch_uri == address), "")
-    except LaunchWrong:
-        pass
-    return Line(one, names.get(one.patient, "") if one.patient else "", one.due is not None and one.due < now, asks)
+    steps = [STEPS[status] for status in line.next if status in STEPS]
+    following = f"{', '.join(steps[:-1])} or {steps[-1]}" if len(steps) > 1 else "".join(steps)
+    why = next((WHY[one] for one in line.why if one in WHY), "")
+    return Shown(line, work(line.tree), why, following, asks)
 
 
 def _launches(visit: Visit) -> Launches:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from fhircm.app import AppConfig, create_app
-from fhircm.coordination.task_states import RULE
+from fhircm.coordination.rules import RULES
 from fhircm.rest.exchange import RestSettings
 
 BASE = "http://hub.example"
@@ -42,7 +42,7 @@ def opened(databases, clock, tmp_path):
         settings = {"body_limit": 200_000, "bundle_limit": 2_000_000, "update_create": False, "conditional_delete_limit": 1}
         rest = RestSettings(**{**settings, "full_text": True, "grace": timedelta(days=GRACE_DAYS), **options})
         async with databases() as url:
-            app = create_app(AppConfig(url, BASE, tmp_path / "keys", rest, False, clock, [RULE]))
+            app = create_app(AppConfig(url, BASE, tmp_path / "keys", rest, False, clock, RULES))
             async with (
                 app.router.lifespan_context(app),
                 httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE) as http,

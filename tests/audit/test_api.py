@@ -11,7 +11,7 @@ import pytest
 from fhircm.access.audit import RULE
 from fhircm.access.audit_drain import Drain
 from fhircm.app import AppConfig, AuditConfig, create_app
-from fhircm.coordination.task_states import RULE as TASK_RULE
+from fhircm.coordination.rules import RULES
 from fhircm.fhir.validation import check
 from tests.rest.conftest import REST
 from tests.rest.signing import BASE, register, signed_in
@@ -47,7 +47,7 @@ async def audited(database_url, clock, folder, limit=10**8):
     await register(database_url, "app", "system/*.cruds")
     await register(database_url, "reader", "system/Patient.rs")
     config = AppConfig(
-        database_url, BASE, folder / "keys", REST, False, clock, [TASK_RULE, RULE], audit=AuditConfig(folder / "audit", limit)
+        database_url, BASE, folder / "keys", REST, False, clock, [*RULES, RULE], audit=AuditConfig(folder / "audit", limit)
     )
     app = create_app(config)
     async with (
@@ -287,3 +287,11 @@ async def test_what_clients_do_at_the_authorization_server_leaves_its_event(hub)
     (revoked,) = await hub.events()
     assert revoked["subtype"][-1]["code"] == "revoke"
     assert token not in json.dumps([issued, refused, revoked])
+
+
+async def test_a_message_of_hl7_v2_leaves_its_event_too(hub):
+    await hub.events()
+    answer = await hub.http.post("/hl7v2/nobody", content=b"MSH|", headers={"Content-Type": "application/hl7-v2"})
+    (event,) = await hub.events()
+    assert answer.status_code == 404, "there is no such partner"
+    assert event["subtype"][-1]["code"].endswith("hl7v2") and event["outcome"] != "0"

@@ -6,12 +6,14 @@ from uuid import NAMESPACE_URL, uuid5
 
 import pytest
 
-from fhircm.coordination import escalation, provenance, referral, transition
+from fhircm.coordination import escalation, provenance, referral
 from fhircm.coordination.build import coordinating_organization
 from fhircm.coordination.context import Context, Neighbour
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.protocol import load_pathways
 from fhircm.coordination.rules import RULES
+from fhircm.coordination.transition import flags, notices, receiving
+from fhircm.coordination.transition import follow as transition
 from fhircm.fhir.outcome import VersionConflict
 from fhircm.fhir.validation import check
 from fhircm.store.database import open_database
@@ -20,15 +22,35 @@ from fhircm.store.resources import Store
 
 SCT, NPI = "http://snomed.info/sct", "http://hl7.org/fhir/sid/us-npi"
 REACTIONS = [
-    ("transition", {"Encounter", "Patient", "Task"}, transition.follow),
-    ("referral", {"ServiceRequest", "Task", "Encounter", "DocumentReference", "Person", "HealthcareService"}, referral.follow),
+    (
+        "transition",
+        {"Communication", "DeviceRequest", "Encounter", "Patient", "Person", "ServiceRequest", "Task"},
+        transition.follow,
+    ),
+    ("flags", {"Encounter", "Patient", "Person"}, flags.follow),
+    ("transition-document", {"Bundle", "Task"}, receiving.follow),
+    ("notices", {"Encounter"}, notices.follow),
+    ("referral", set(referral.TYPES), referral.follow),
     ("deadlines", {"Task"}, escalation.watch),
     (
         "provenance",
-        {"Task", "ServiceRequest", "CarePlan", "Goal", "CareTeam", "Communication", "Encounter", "DocumentReference", "Person"},
+        {
+            "Task",
+            "ServiceRequest",
+            "Appointment",
+            "CarePlan",
+            "Goal",
+            "CareTeam",
+            "Communication",
+            "Encounter",
+            "DocumentReference",
+            "Person",
+        },
         provenance.record,
     ),
 ]
+
+TIMERS = {escalation.KIND: escalation.overdue}
 
 
 class Place:
@@ -70,15 +92,17 @@ class Place:
             f"Encounter/{id}",
             status=status or ("finished" if end else "in-progress"),
             **{"class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": cls}},
-            subject=self.ref("Patient/p1"),
             serviceProvider=self.ref(f"Organization/{self.name}"),
             period={"start": start, **({"end": end} if end else {})},
-            **{**hospitalization, **members},
+            **{"subject": self.ref("Patient/p1"), **hospitalization, **members},
         )
 
 
 class World:
     """The hub, its neighbours, and its reactions."""
+
+    reactions = REACTIONS
+    timer_handlers = TIMERS
 
     def __init__(self, store, clock):
         self.store, self.clock = store, clock
@@ -104,7 +128,7 @@ class World:
         """React until nothing is left to do; with a name, only that reaction, once over what is there."""
         while True:
             done = 0
-            for reaction, types, function in REACTIONS:
+            for reaction, types, function in self.reactions:
                 if name in (None, reaction):
                     done += await self._react(reaction, frozenset(types), function)
             if not done or name:
@@ -121,6 +145,8 @@ class World:
                 for _ in range(5):
                     try:
                         operations = await function(self.context, change)
+                        if not operations and change is not batch.changes[-1]:
+                            break  # the cursor moves with the next
                         await self.store.transact([*operations, MoveCursor(name, before, change.position)], origin="hub")
                     except VersionConflict:
                         continue
@@ -133,17 +159,17 @@ class World:
     async def again(self):
         """Take every change through every reaction once more, as after a crash; returns the operations that came of it."""
         found = []
-        for _, types, function in REACTIONS:
+        for _, types, function in self.reactions:
             for change in (await self.store.changes((0, 0), types=frozenset(types), limit=1000)).changes:
                 found += [one for one in await function(self.context, change) if isinstance(one, Put)]
         return found
 
     async def timers(self):
         """Handle what is due; returns how many."""
-        claimed = await self.store.claim_timers({escalation.KIND}, limit=50, lease=timedelta(seconds=30))
+        claimed = await self.store.claim_timers(set(self.timer_handlers), limit=50, lease=timedelta(seconds=30))
         for timer in claimed:
-            operations = await escalation.overdue(self.context, timer)
-            await self.store.transact([*operations, FinishTimer(timer)], origin="hub")
+            operations = await self.timer_handlers[timer.kind](self.context, timer)
+            await self.store.transact([FinishTimer(timer), *operations], origin="hub")
         return len(claimed)
 
     async def find(self, type, **parameters):

@@ -1,13 +1,13 @@
 """Due times against dates worked out by hand on a calendar, and against laws that hold for every start."""
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fhircm.coordination.deadlines import BusinessCalendar
+from fhircm.coordination.deadlines import BusinessCalendar, Span
 from fhircm.coordination.times import moment, months_before
 
 CHICAGO = BusinessCalendar("America/Chicago", "US")
@@ -86,6 +86,101 @@ def test_calendar_days_end_with_the_local_day(zone, start, days):
     assert calendar.due(calendar.start_of(calendar.day_of(start)), days, False) == due, "the hour does not matter"
 
 
+# --- hours of business ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("start", "span", "due"),
+    [
+        ("2026-03-02T09:00-06:00", "4 business hours", "2026-03-02T13:00-06:00"),
+        ("2026-03-02T16:00-06:00", "4 business hours", "2026-03-03T11:00-06:00"),  # closes at five, opens at eight
+        ("2026-03-06T16:00-06:00", "4 business hours", "2026-03-09T11:00-05:00"),  # over a weekend on which the clocks go forward
+        ("2026-03-07T12:00-06:00", "1 business hour", "2026-03-09T09:00-05:00"),  # Saturday
+        ("2026-02-27T16:30-06:00", "1 business hour", "2026-03-02T08:30-06:00"),
+        ("2028-02-28T16:30-06:00", "1 business hour", "2028-02-29T08:30-06:00"),  # a leap day
+        ("2028-02-29T10:00-06:00", "1 business day", "2028-03-01T23:59:59-06:00"),
+        ("2026-12-24T16:00-06:00", "2 business hours", "2026-12-28T09:00-06:00"),  # Friday is Christmas
+        ("2026-03-07T23:00-06:00", "3 hours", "2026-03-08T03:00-05:00"),  # of the clock: two to three does not exist
+        ("2026-11-01T00:30-05:00", "2 hours", "2026-11-01T01:30-06:00"),  # one to two comes twice
+    ],
+)
+def test_hours_worked_out_by_hand(start, span, due):
+    assert CHICAGO.after(datetime.fromisoformat(start), Span.read(span)) == datetime.fromisoformat(due)
+
+
+@pytest.mark.parametrize(
+    ("due", "span", "before"),
+    [
+        ("2026-03-04T23:59:59-06:00", "1 business day", "2026-03-03T08:00-06:00"),
+        ("2026-03-02T23:59:59-06:00", "1 business day", "2026-02-27T08:00-06:00"),
+        ("2026-03-02T23:59:59-06:00", "1 day", "2026-03-01T08:00-06:00"),  # a Sunday has no hours: those of an office
+        ("2026-03-03T09:00-06:00", "4 business hours", "2026-03-02T14:00-06:00"),
+        ("2026-03-03T23:59:59-06:00", "2 business hours", "2026-03-03T15:00-06:00"),
+        ("2026-03-08T03:30-05:00", "1 hour", "2026-03-08T01:30-06:00"),
+    ],
+)
+def test_moments_before_worked_out_by_hand(due, span, before):
+    assert CHICAGO.before(datetime.fromisoformat(due), Span.read(span)) == datetime.fromisoformat(before)
+
+
+def test_hours_in_pieces_and_over_a_change_of_clocks():
+    split = {day: ((time(8), time(12)), (time(13), time(17))) for day in range(5)}
+    calendar = BusinessCalendar("America/Chicago", "US", hours=split)
+    assert calendar.worked(datetime.fromisoformat("2026-03-02T11:00-06:00"), timedelta(hours=2)) == datetime.fromisoformat(
+        "2026-03-02T14:00-06:00"
+    )
+    night = BusinessCalendar("America/Chicago", "US", weekend=(), hours={6: ((time(), time()),)})
+    sundays = [night.opening(date(2026, month, day)) for month, day in ((3, 8), (3, 15), (11, 1))]
+    assert [sum((end - begin for begin, end in day), timedelta()) / timedelta(hours=1) for day in sundays] == [23, 24, 25]
+
+
+@given(zones, starts, st.integers(0, 200), st.integers(0, 200))
+def test_hours_of_business_add_up_and_can_be_counted(zone, start, first, second):
+    calendar = BusinessCalendar(zone, "US")
+    one, other = timedelta(minutes=first * 7), timedelta(minutes=second * 7)
+    end = calendar.worked(start, one)
+    assert calendar.time_between(start, end) == one
+    assert calendar.worked(start, one + other) >= end
+    assert calendar.time_between(start, calendar.worked(end, other)) == one + other
+    assert calendar.is_business_day(calendar.day_of(end))
+
+
+@given(zones, starts, starts, st.integers(1, 30))
+def test_what_was_left_in_days_is_left_after_a_pause(zone, paused, resumed, days):
+    calendar = BusinessCalendar(zone, "US")
+    due = calendar.due(paused, days, True)
+    left = calendar.days_between(paused, due)
+    again = calendar.due(resumed, left, True)
+    assert left == days
+    assert calendar.ends_a_day(again)
+    assert calendar.days_between(resumed, again) == left
+
+
+@given(zones, starts, starts, st.integers(1, 400))
+def test_what_was_left_in_hours_is_left_after_a_pause(zone, paused, resumed, minutes):
+    calendar = BusinessCalendar(zone, "US")
+    left = calendar.time_between(paused, calendar.worked(paused, timedelta(minutes=minutes)))
+    assert calendar.time_between(resumed, calendar.worked(resumed, left)) == timedelta(minutes=minutes)
+
+
+@given(zones, starts, st.integers(0, 12), st.booleans(), st.sampled_from("dh"))
+def test_a_reminder_comes_before_and_further_ones_earlier(zone, due, count, business, unit):
+    calendar = BusinessCalendar(zone, "US")
+    moments = [calendar.before(due, Span(count + more, business, unit)) for more in (0, 1, 2)]
+    assert moments == sorted(moments, reverse=True)
+    assert moments[1] < due
+
+
+@pytest.mark.parametrize("words", ["2 weeks", "two days", "2 businessdays", "-1 days", 2, None, "2 business days "])
+def test_spans_that_cannot_be_read_are_refused(words):
+    with pytest.raises(ValueError, match="number of days or hours"):
+        Span.read(words)
+
+
+def test_spans_say_what_they_are():
+    assert [str(Span.read(text)) for text in ("1 business day", "2 hours", "0 days")] == ["1 business day", "2 hours", "0 days"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -94,6 +189,8 @@ def test_calendar_days_end_with_the_local_day(zone, start, days):
         ("UTC", "US", "ZZ"),
         ("UTC", "US", None, (), range(7)),
         ("UTC", "US", None, (), (7,)),
+        ("UTC", "US", None, (), (5, 6), {0: ((time(9), time(9)),)}),
+        ("UTC", "US", None, (), (5, 6), {5: ((time(9), time(12)),)}),
     ],
 )
 def test_a_calendar_that_cannot_be_is_refused(arguments):

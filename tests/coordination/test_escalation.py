@@ -44,6 +44,12 @@ async def contact(world):
     return task
 
 
+async def told(world, topic="escalation", **parameters):
+    """What was said of Tasks for a reason."""
+    found = await world.find("Communication", **parameters)
+    return [one for one in found if one["topic"]["coding"][0]["code"] == topic]
+
+
 async def pass_to(world, day, hour=6):
     """Let the time come (UTC), and everything happen that is due."""
     world.clock.now = world.clock.now.replace(month=3, day=day, hour=hour, minute=0, second=0)
@@ -68,7 +74,8 @@ async def test_a_team_of_the_record_goes_before_the_one_that_the_hub_makes_out_o
 
 
 async def test_nothing_happens_before_its_time(opened):
-    assert await pass_to(opened, 5, 5) == 0  # 23:00 of the 4th in Chicago
+    await pass_to(opened, 5, 5)  # 23:00 of the 4th in Chicago
+    assert await told(opened) == []
     assert (await contact(opened))["owner"]["display"] == "Nora Nurse"
 
 
@@ -77,7 +84,7 @@ async def test_an_overdue_task_goes_up_the_line_to_the_end(opened):
     task = await contact(opened)
     assert (task["owner"]["display"], task["priority"], task["status"]) == ("Dr. Primary", "urgent", "ready")
     assert escalation.level_of(task) == 1
-    (message,) = await opened.find("Communication", part_of=f"Task/{task['id']}")
+    (message,) = await told(opened, part_of=f"Task/{task['id']}")
     assert message["recipient"] == [task["owner"]]
     assert message["about"] == [{"reference": f"Task/{task['id']}"}]
     assert (message["status"], message["subject"]) == ("in-progress", opened.lakeside.ref("Patient/p1"))
@@ -85,13 +92,17 @@ async def test_an_overdue_task_goes_up_the_line_to_the_end(opened):
         message["payload"][0]["contentString"]
         == "Contact the patient: this was due 2026-03-04 at 23:59 and is not done. It is yours now."
     )
-    assert await pass_to(opened, 6, 5) == 0, "Dr. Primary has one business day"
+    await pass_to(opened, 6, 5)
+    assert (await contact(opened))["owner"]["display"] == "Dr. Primary", "who has one business day"
     await pass_to(opened, 7)
     task = await contact(opened)
     assert (task["owner"]["display"], task["priority"], escalation.level_of(task)) == ("Lakeside care coordination", "asap", 2)
     await pass_to(opened, 30)
-    assert (await contact(opened))["meta"]["versionId"] == task["meta"]["versionId"], "there is nobody above"
-    assert len(await opened.find("Communication", part_of=f"Task/{task['id']}")) == 2
+    kept = await contact(opened)
+    assert (kept["owner"], escalation.level_of(kept)) == (task["owner"], 2), "there is nobody above"
+    words = [one["payload"][0]["contentString"] for one in await told(opened, part_of=f"Task/{task['id']}")]
+    assert len(words) == 3
+    assert "Contact the patient: this was due 2026-03-09 at 23:59 and is not done. It is still yours." in words, "it comes back"
 
 
 async def test_what_is_done_is_not_escalated(opened):
@@ -100,7 +111,7 @@ async def test_what_is_done_is_not_escalated(opened):
     await opened.edit("Task", task["id"], status="completed")
     await opened.react()
     assert await pass_to(opened, 5) == 0
-    assert await opened.find("Communication") == []
+    assert await told(opened) == []
 
 
 async def test_what_was_done_at_the_last_moment_is_not_escalated_either(opened):
@@ -108,14 +119,14 @@ async def test_what_was_done_at_the_last_moment_is_not_escalated_either(opened):
     task = await contact(opened)
     await opened.edit("Task", task["id"], status="cancelled")
     assert await pass_to(opened, 5) == 1
-    assert await opened.find("Communication") == []
+    assert await told(opened) == []
 
 
 async def test_a_deadline_that_is_put_off_counts(opened):
     task = await contact(opened)
     later = {"period": {"end": "2026-03-09T23:59:59-05:00"}}
     await opened.edit("Task", task["id"], restriction=later)
-    assert await pass_to(opened, 5) == 1, "claimed by the old time, and left alone"
+    assert await pass_to(opened, 5), "claimed by the old time, and left alone"
     assert (await contact(opened))["owner"]["display"] == "Nora Nurse"
     await pass_to(opened, 10)
     assert (await contact(opened))["owner"]["display"] == "Dr. Primary"
@@ -128,9 +139,10 @@ async def test_two_workers_escalate_once(opened):
     await opened.store.transact([*first, FinishTimer(timer)], origin="hub")
     with pytest.raises((VersionConflict, StaleClaim)):
         await opened.store.transact([*second, FinishTimer(timer)], origin="hub")
-    assert await escalation.overdue(opened.context, timer) == [], "and who looks again sees the level raised"
+    again = await escalation.overdue(opened.context, timer)
+    assert [one for one in again if isinstance(one, Put)] == [], "and who looks again sees the level raised"
     await opened.react()
-    assert len(await opened.find("Communication")) == 1
+    assert len(await told(opened)) == 1
 
 
 async def test_who_comes_next_is_somebody_else(opened):
@@ -160,7 +172,8 @@ async def test_a_whole_has_no_deadline_beside_those_of_its_steps(opened):
         await pass_to(opened, day)
     (whole,) = await opened.find("Task", code=f"{CODES}|transition-of-care")
     assert whole["meta"]["versionId"] == "1"
-    assert len(await opened.find("Communication")) == 6, "three steps, two levels"
+    spoken = [one["payload"][0]["contentString"] for one in await told(opened)]
+    assert len([one for one in spoken if one.endswith("It is yours now.")]) == 6, "three steps, two levels"
 
 
 async def test_the_tasks_of_a_partner_are_left_alone(world):

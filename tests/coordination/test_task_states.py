@@ -201,7 +201,7 @@ async def test_an_illegal_step_changes_nothing(database_url, clock):
     await store.transact([Put(check(json.dumps(body).encode()))], origin="client:x")
     other = {**body, "id": "u"}
     with pytest.raises(IllegalTransition, match="in-progress"):
-        both = [check(json.dumps(tree).encode()) for tree in (other, {**body, "status": "completed"})]
+        both = [check(json.dumps(tree).encode()) for tree in (other, {**body, "status": "failed"})]
         await store.transact([Put(one) for one in both], origin="client:x")
     assert (await store.read("Task", "t")).version == 1
     assert await store.read_many([("Task", "u")]) == {}

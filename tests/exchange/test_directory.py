@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fhircm.coordination.task_states import RULE
+from fhircm.coordination.rules import RULES
 from fhircm.exchange.directory import CODE, ENTITIES, TYPES, at_partner, enlist
 from fhircm.exchange.mapping import hub_id
 from fhircm.exchange.repoint import known_as
@@ -54,7 +54,7 @@ class Hub:
 
 @pytest.fixture
 def hub(store):
-    store.rules = (RULE,)
+    store.rules = RULES
     return Hub(store)
 
 

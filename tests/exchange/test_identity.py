@@ -4,7 +4,7 @@ from itertools import permutations
 
 import pytest
 
-from fhircm.coordination.task_states import RULE
+from fhircm.coordination.rules import RULES
 from fhircm.exchange.features import features
 from fhircm.exchange.identity import link_person
 from fhircm.exchange.mapping import hub_id
@@ -105,7 +105,7 @@ def sources(*pairs):
 
 @pytest.fixture
 async def hub(store):
-    store.rules = (RULE,)
+    store.rules = RULES
     await store.transact([Put(check_tree({"resourceType": "Organization", "id": "hub", "name": "Coordination"}))], origin="hub")
     return Hub(store)
 

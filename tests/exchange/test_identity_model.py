@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from fhircm.coordination.task_states import RULE
+from fhircm.coordination.rules import RULES
 from fhircm.exchange import review
 from fhircm.exchange.features import features
 from fhircm.exchange.linkage import Linkage, ordered
@@ -57,7 +57,7 @@ def written(draw, base, id):
 
 @pytest.mark.parametrize("seed", (9, 12))
 async def test_the_persons_are_those_of_the_records_and_answers_of_now(store, seed):
-    store.rules = (RULE,)
+    store.rules = RULES
     await store.transact([Put(check_tree({"resourceType": "Organization", "id": "hub", "name": "Coordination"}))], origin="hub")
     hub, model, draw = Hub(store), Model(), random.Random(seed)
     for step in range(22):

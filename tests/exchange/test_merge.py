@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fhircm.coordination.task_states import RULE
+from fhircm.coordination.rules import RULES
 from fhircm.exchange import merge
 from fhircm.exchange.case import patient_at
 from fhircm.exchange.identity import link_person
@@ -86,7 +86,7 @@ def consent(id, of, type):
 
 @pytest.fixture
 async def hub(store):
-    store.rules = (RULE,)
+    store.rules = RULES
     await store.transact([Put(check_tree({"resourceType": "Organization", "id": "hub", "name": "Coordination"}))], origin="hub")
     return Hub(store)
 

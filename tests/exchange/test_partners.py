@@ -96,6 +96,14 @@ def test_the_shipped_partners_are_good():
         ({"calendar": {"country": "US", "subdivision": "Illinois"}}, "calendar.subdivision is not one of US"),
         ({"calendar": {"country": "US", "closed": ["Christmas"]}}, r"calendar.closed\[0\] must be a date"),
         ({"calendar": {"country": "US", "weekend": ["sun"]}}, r"calendar.weekend\[0\] must be one of monday"),
+        (
+            {"calendar": {"country": "US", "hours": [{"days": ["monday"], "from": "22:00", "to": "06:00"}]}},
+            r"calendar.hours\[0\].to must be later",
+        ),
+        (
+            {"calendar": {"country": "US", "hours": [{"days": ["sunday"], "from": "08:00", "to": "12:00"}]}},
+            r"calendar.hours\[0\].days are of the weekend",
+        ),
         ({"panel": {"group": "a/b"}}, "panel.group must be"),
         ({"panel": "panel"}, "panel must be"),
         ({"pull": [{"type": "CarePlans", "by_reference": True}]}, r"pull\[0\].type must be an R4 resource type"),

@@ -6,6 +6,7 @@ from datetime import timedelta
 import httpx
 import pytest
 
+from fhircm.coordination.rules import RULES
 from fhircm.exchange.holding import Busy
 from fhircm.exchange.mapping import hub_id
 from fhircm.exchange.pull import pull
@@ -71,7 +72,7 @@ async def test_what_is_gone_at_the_partner_is_no_longer_kept(store):
 async def test_it_is_tried_again_when_a_rule_was_mended_without_asking_the_partner(database_url, clock):
     strict = [True]
 
-    def rule(previous, new, origin):
+    def rule(write):
         if strict[0]:
             raise IllegalTransition("not so", "Task.status")
 
@@ -91,6 +92,24 @@ async def test_it_is_tried_again_when_a_rule_was_mended_without_asking_the_partn
     await once(ehr, store)
     assert await names(store) == []
     await store.close()
+
+
+async def test_a_partners_chain_that_comes_back_is_kept_and_stops_nothing(store):
+    store.rules = RULES
+    ehr = Ehr(1)
+    for one, other in ("xy", "yx"):
+        ehr.put("Task", one, status="requested", intent="order", **{"for": ref("Patient/p0")}, partOf=[ref(f"Task/{other}")])
+    await once(ehr, store)
+    (held,) = await store.held_page(NORTH)
+    assert "Task.partOf leads back to this Task" in held.reason
+    other = {"Task/x": "y", "Task/y": "x"}[held.name]
+    kept = (await store.read("Task", hub_id(BASE, f"Task/{other}"))).tree
+    assert kept["partOf"] == [{"reference": f"{BASE}/{held.name}"}], "it leads to the partner, where the hub has nothing"
+    assert (await store.read("Condition", hub_id(BASE, "Condition/p0-c"))).version == 1
+    ehr.put("Task", held.name[-1], status="requested", intent="order", **{"for": ref("Patient/p0")})
+    await once(ehr, store)
+    assert await names(store) == []
+    assert (await store.read("Task", hub_id(BASE, held.name))).version == 1
 
 
 async def test_a_release_waits_for_no_pull_and_disturbs_none(store):

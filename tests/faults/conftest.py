@@ -4,13 +4,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from fhircm.coordination.task_states import RULE
+from fhircm.coordination.rules import RULES
 from fhircm.store.database import open_database
 from fhircm.store.resources import Store
 
 
 @pytest.fixture
 async def store(database_url):
-    opened = Store(await open_database(database_url), clock=lambda: datetime.now(UTC), rules=[RULE])
+    opened = Store(await open_database(database_url), clock=lambda: datetime.now(UTC), rules=RULES)
     yield opened
     await opened.close()

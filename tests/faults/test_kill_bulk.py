@@ -34,7 +34,7 @@ async def until(look, process):
         await asyncio.sleep(0.005)
 
 
-async def test_a_process_that_is_killed_at_any_phase_of_an_export_is_followed_by_one_that_goes_on(sqlite_url, tmp_path):
+async def test_a_process_that_is_killed_at_any_phase_of_an_export_is_preceded_by_one_that_goes_on(sqlite_url, tmp_path):
     signing_key(tmp_path / "keys", PARTNER, "RS384")
     (tmp_path / "jwks.json").write_text(json.dumps(public_jwks(tmp_path / "keys")))
     base = f"http://127.0.0.1:{PORT}/api/FHIR/R4"

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from fhircm.coordination.task_states import RULE
+from fhircm.coordination.rules import RULES
 from fhircm.fhir.outcome import Conflict, NotFound
 from fhircm.fhir.validation import check_tree
 from fhircm.jobs import job as jobs
@@ -17,7 +17,7 @@ from fhircm.store.timers import StaleClaim
 
 @pytest.fixture
 async def store(store):
-    store.rules = (RULE,)  # a job lives by the rules for Tasks
+    store.rules = RULES  # a job lives by the rules for Tasks
     return store
 
 

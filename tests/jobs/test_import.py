@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fhircm.coordination.task_states import RULE
+from fhircm.coordination.rules import RULES
 from fhircm.exchange.source_address import Allowed
 from fhircm.exchange.sources import Sources
 from fhircm.fhir.references import references
@@ -104,7 +104,7 @@ class Importer:
 
 @pytest.fixture
 async def importer(store, clock):
-    store.rules = (RULE,)
+    store.rules = RULES
     async with served() as files:
         opened = Importer(store, clock, files)
         yield opened
@@ -482,3 +482,18 @@ async def test_the_task_tells_numbers_and_no_signature(importer, store):
     ]
     signed = await start_import(store, "app", [Input("Patient", "https://files.example/p?sig=Geheim")], source=None, request="x")
     assert b"Geheim" not in (await store.read("Task", signed)).body
+
+
+async def test_a_line_that_takes_an_illegal_step_or_closes_a_cycle_is_told_and_the_rest_goes_on(importer, store):
+    def task(id, status="completed", **more):
+        return resource("Task", id, status=status, intent="order", **more)
+
+    part_of = {one: {"partOf": [{"reference": f"Task/{one}"}]} for one in "xy"}
+    await importer.imported({"Task": ndjson(task("t"), task("u", "requested"), task("x"))})
+    lines = [task("t", "in-progress"), task("u", "completed"), task("x", **part_of["y"]), task("y", **part_of["x"]), task("z")]
+    _, told = await importer.imported({"Task": ndjson(*lines)})
+    assert "Task.status may go from 'completed' to: nothing" in told["Task", 1][1]
+    assert (await store.read("Task", "u")).tree["status"] == "completed", "of a snapshot steps may be missing"
+    whys = [why for (_, line), (_, why) in told.items() if line in (3, 4)]
+    assert whys and all("leads back to this Task" in why for why in whys), told
+    assert (await store.read("Task", "z")).version == 1

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from fhircm.app import AppConfig, create_app
-from fhircm.coordination.task_states import RULE
+from fhircm.coordination.rules import RULES
 from fhircm.rest.exchange import RestSettings
 
 from .signing import BASE, register, signed_in
@@ -19,7 +19,7 @@ async def application(database_url, clock, tmp_path, rest):
     """The application, with two clients that may sign in."""
     await register(database_url, "app", "system/*.cruds")
     await register(database_url, "reader", "system/Patient.rs")
-    app = create_app(AppConfig(database_url, BASE, tmp_path / "keys", rest, False, clock, [RULE]))
+    app = create_app(AppConfig(database_url, BASE, tmp_path / "keys", rest, False, clock, RULES))
     async with app.router.lifespan_context(app):
         yield app
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from fhircm.app import AppConfig, create_app
-from fhircm.coordination.task_states import RULE
+from fhircm.coordination.rules import RULES
 from fhircm.exchange.adt_doors import Doors
 from fhircm.exchange.hl7v2 import Hl7v2, Sending
 from fhircm.exchange.mapping import hub_id
@@ -29,7 +29,7 @@ async def http(database_url, clock, tmp_path):
     (folder / "adt.yaml").write_text(ADT_YAML)
     north = replace(partner(), folder=folder, hl7v2=Hl7v2((Sending("EPIC", None),)))
     app = create_app(
-        AppConfig(database_url, BASE, tmp_path / "keys", REST, False, clock, [RULE], doors=lambda store: Doors(store, [north]))
+        AppConfig(database_url, BASE, tmp_path / "keys", REST, False, clock, RULES, doors=lambda store: Doors(store, [north]))
     )
     own = f"Organization/{hub_id(THERE, 'Organization/north')}"
     async with app.router.lifespan_context(app):

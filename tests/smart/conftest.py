@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from fhircm.app import AppConfig, create_app
-from fhircm.coordination.task_states import RULE
+from fhircm.coordination.rules import RULES
 from tests.rest.conftest import REST
 from tests.rest.signing import BASE
 
@@ -13,7 +13,7 @@ from .flow import Hub, settle
 
 @pytest.fixture
 async def hub(database_url, clock, tmp_path):
-    app = create_app(AppConfig(database_url, BASE, tmp_path / "keys", REST, False, clock, [RULE]))
+    app = create_app(AppConfig(database_url, BASE, tmp_path / "keys", REST, False, clock, RULES))
     async with app.router.lifespan_context(app):
         await settle(app.state.store.database)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE) as http:

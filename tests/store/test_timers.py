@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 
+from fhircm.store import timers as timing
 from fhircm.store.resources import CancelTimer, FinishTimer, SetState, SetTimer
 from fhircm.store.timers import StaleClaim
 
@@ -85,3 +86,48 @@ async def test_a_lease_is_held_by_one_until_it_is_given_back_or_runs_out(store, 
     await store.release("partner", "a")
     assert await other.lease("partner", "b", 0)
     assert await store.lease("partner", "a", 60), "it had run out"
+
+
+class Heard:
+    """A connection that only hears what it is asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    async def fetchval(self, sql, *arguments):
+        self.asked.append((sql, arguments))
+
+    async def fetch(self, sql, *arguments):
+        self.asked.append((sql, arguments))
+        return []
+
+
+async def explained(connection, dialect, sql, arguments):
+    """How a database carries out a statement, whatever the values are."""
+    if dialect == "sqlite":
+        return await connection.fetch(f"EXPLAIN QUERY PLAN {sql}", *arguments)
+    await connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+    await connection.execute(f"PREPARE asked AS {sql}")
+    values = ", ".join(f"'{value}'" if isinstance(value, str) else str(value) for value in arguments)
+    rows = await connection.fetch(f"EXPLAIN EXECUTE asked ({values})")
+    await connection.execute("DEALLOCATE asked")
+    return rows
+
+
+async def test_what_is_due_is_found_by_the_index_among_many_that_are_not(store, clock):
+    """PostgreSQL plans for any moment once it has met a statement a few times, and takes a third of the timers to be due."""
+    heard, dialect = Heard(), store.database.dialect
+    await timing.any_due(heard, ["due"], clock(), 0.0)
+    await timing.next_due(heard, ["due"], 0.0)
+    await timing.claim_timers(heard, dialect, ["due"], clock(), 0.0, 10, HOUR)
+    numbers = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 5000)"
+    async with store.database.writing() as connection:
+        await connection.execute(
+            f"{numbers} INSERT INTO timer (key, kind, due, payload) SELECT 't' || n, 'due', n, '{{}}' FROM n"
+        )
+        await connection.execute("ANALYZE timer")
+        for sql, arguments in heard.asked:
+            rows = await explained(connection, dialect, sql, arguments)
+            plan = "\n".join(str(tuple(dict(row).values())) for row in rows)
+            assert "timer_due" in plan, plan
+            assert "Seq Scan" not in plan, plan

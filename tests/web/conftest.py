@@ -11,7 +11,7 @@ from argon2 import PasswordHasher
 from fhircm.access.logins import new_id
 from fhircm.access.passwords import Passwords
 from fhircm.app import AppConfig, create_app
-from fhircm.coordination.task_states import RULE
+from fhircm.coordination.rules import RULES
 from fhircm.fhir.validation import check_tree
 from fhircm.rest.exchange import RestSettings
 from fhircm.store.credentials import Credentials
@@ -87,7 +87,7 @@ async def running(database_url, clock, tmp_path, time, base=BASE, audit=None, pa
     """The application, started."""
     web = WebSettings(passwords=quick, now=time, organization_name="Riverbend Care", **settings)
     app = create_app(
-        AppConfig(database_url, base, tmp_path / "keys", REST, False, clock, [RULE], web=web, audit=audit, partners=partners)
+        AppConfig(database_url, base, tmp_path / "keys", REST, False, clock, RULES, web=web, audit=audit, partners=partners)
     )
     async with app.router.lifespan_context(app):
         yield app

@@ -18,6 +18,7 @@ from fhircm.store.credentials import Credentials
 
 from .conftest import APP, PASSWORD, populate, running
 from .test_console_partners import partners
+from .test_worklist import put, risk_of_ada, role, task
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 PHONE = {"width": 360, "height": 740}
@@ -248,3 +249,37 @@ async def test_pages_without_the_person_s_fault_are_sound_too(chromium, served):
         await type_by_keyboard(page, "", "")
         assert await page.locator("#error-username").is_visible()
         await sound(page, "phone-15-empty")
+
+
+@pytest.mark.parametrize(("scheme", "size"), [("light", "phone"), ("dark", "desk")])
+async def test_the_work_list_is_chosen_from_and_paged_by_keyboard(chromium, served, scheme, size):
+    logins = served.state.parts.logins
+    await logins.set_roles((await logins.by_username("cleo")).id, ["clinician"])
+    await Credentials(served.state.store.database).add_client("growth", APP | {"launch_uri": "https://app.example/launch"})
+    mine, waiting = {"owner": "Practitioner/cleo"}, {"owner": "Organization/clinic", "performerType": role("clinician")}
+    tasks = [
+        task(
+            f"t{number:02}",
+            f"2026-03-{number + 1:02}",
+            **(waiting if number % 3 else mine),
+            priority="asap" if number % 4 else "routine",
+        )
+        for number in range(25)
+    ]
+    await put(served, risk_of_ada(), *tasks)
+    viewport = PHONE if size == "phone" else {"width": 1200, "height": 900}
+    async with window(chromium, served, color_scheme=scheme, viewport=viewport) as page:
+        await page.goto("/signin")
+        await type_by_keyboard(page, "cleo", PASSWORD)
+        await page.goto("/worklist")
+        await sound(page, f"{size}-{scheme}-worklist")
+        await press(page, "Next page")
+        assert await page.locator("h2").all_inner_texts() == [f"Task t{number}" for number in range(20, 25)]
+        await press(page, "First page")
+        await tab_to(page, "Choose and sort")
+        await page.keyboard.press("Enter")
+        await page.get_by_label("Show", exact=True).select_option("mine")
+        await press(page, "Show the list")
+        assert len(await page.locator("h2").all_inner_texts()) == 9
+        await sound(page, f"{size}-{scheme}-worklist-chosen")
+        assert page.faults == []

@@ -44,6 +44,12 @@ def role(code):
     return [{"coding": [{"system": f"{HUB}/role", "code": code}]}]
 
 
+def risk_of_ada():
+    probability = {"system": "http://terminology.hl7.org/CodeSystem/risk-probability", "code": "high"}
+    tree = {"resourceType": "RiskAssessment", "id": "risk", "status": "final", "subject": ref("Patient/ada")}
+    return tree | {"prediction": [{"qualitativeRisk": {"coding": [probability]}}]}
+
+
 def asks(application, code="launch-app-ehr", context="what the app knows"):
     inputs = {"smartonfhir-application": {"valueUrl": application}, "smartonfhir-appcontext": {"valueString": context}}
     return {
@@ -115,10 +121,43 @@ async def test_tasks_of_the_person_the_role_and_the_organisation_are_listed_by_d
 
 async def test_the_list_comes_in_pages(clinic, cleo):
     await put(clinic, *(task(f"t{number:02}", f"2026-03-{number + 1:02}") for number in range(25)))
-    assert titles(await cleo.get("/worklist")) == [f"Task t{number:02}" for number in range(20)]
-    for page in ("2", "99"):
-        assert titles(await cleo.get(f"/worklist?page={page}")) == [f"Task t{number}" for number in range(20, 25)]
-    assert len(titles(await cleo.get("/worklist?page=-1"))) == 20
+    page = await cleo.get("/worklist")
+    assert titles(page) == [f"Task t{number:02}" for number in range(20)]
+    (following,) = re.findall(r'href="(/worklist\?after=[^"]+)">Next page', page.text)
+    await put(clinic, task("earlier", "2026-02-01"))
+    assert titles(await cleo.get(following)) == [f"Task t{number}" for number in range(20, 25)]
+    for strange in ("x", "1.2.3", "9" * 30, f"{'9' * 19}.1.1.1"):
+        assert (await cleo.get(f"/worklist?after={strange}")).status_code == 200
+
+
+async def test_the_form_chooses_and_sorts_and_every_line_says_why_it_is_here(clinic, cleo):
+    await put(
+        clinic,
+        task("own", "2026-03-05T10:00:00Z"),
+        task("pressing", "2026-03-06T10:00:00Z", priority="stat"),
+        task("late", "2026-03-01T10:00:00Z", owner="Organization/clinic"),
+        task("waiting", "2026-03-04", owner="Organization/clinic", performerType=role("clinician")),
+        risk_of_ada(),
+    )
+    expected = {
+        "": ["late", "waiting", "own", "pressing"],
+        "why=mine": ["own", "pressing"],
+        "why=role": ["waiting"],
+        "why=organization&due=overdue": ["late"],
+        "due=week&sort=priority": ["pressing", "late", "waiting", "own"],
+        "priority=urgent": ["pressing"],
+        "risk=high&sort=risk": ["late", "waiting", "own", "pressing"],
+        "risk=nonsense&why=": ["late", "waiting", "own", "pressing"],
+    }
+    for query, ids in expected.items():
+        page = await cleo.get(f"/worklist?{query}")
+        assert titles(page) == [f"Task {id}" for id in ids], query
+    page = await cleo.get("/worklist?why=role")
+    assert "it waits for somebody in your role" in page.text
+    assert "high risk" in page.text
+    assert "Next: " in page.text
+    assert '<option value="role" selected>' in page.text
+    assert "Nothing is like that" in (await cleo.get("/worklist?why=offered")).text
 
 
 async def test_what_others_wrote_is_shown_as_text(clinic, cleo):

@@ -12,7 +12,7 @@ import jsonpatch
 import pytest
 import yaml
 
-from fhircm.coordination.task_states import RULE
+from fhircm.coordination.rules import RULES
 from fhircm.exchange.capabilities import Capabilities
 from fhircm.exchange.client import PartnerClient
 from fhircm.exchange.mapping import hub_id
@@ -38,7 +38,7 @@ hospital:
   transition-opened: [[message, letter, none]]
   message: [[message, letter]]
 clinic:
-  referral-sent: [[referral-task, referral-order, letter], [message, none]]
+  referral-sent: [[referral-task, referral-order, referral-document, letter], [message, none]]
   referral-cancel-requested: [[message, letter]]
   referral-cancelled: [[message, letter]]
   transition-opened: [[message, letter, none]]
@@ -275,7 +275,7 @@ def clinic(tmp_path):
 
 @pytest.fixture
 async def world(store, clock, hospital, clinic):
-    store.rules = (RULE,)
+    store.rules = RULES
     made = World(store, clock, hospital, clinic)
     await made.write({"resourceType": "Organization", "id": "hub", "name": "Care coordination"})
     await made.pulled(

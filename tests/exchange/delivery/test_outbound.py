@@ -1,6 +1,7 @@
 """What a change means and how it is said: occasions from files, letters that any system can read, references that lead somewhere."""
 
 import base64
+import json
 from string import Formatter
 from xml.etree import ElementTree
 
@@ -152,6 +153,39 @@ async def test_a_letter_is_well_formed_and_escapes_what_people_typed(world, act)
     assert "Weight up 3 kg & dyspnoea" in text
     assert not any(tag in page for tag in ("<script", "<style", "<link", "href=", "src="))
     check_tree({**document, "id": "as-sent"})
+
+
+async def test_who_takes_documents_alone_gets_what_a_referral_carries_as_a_document(world, act):
+    hospital, patient = world.hospital, {"reference": act.at(world.hospital, "Patient/p1")}
+    paper = {"resourceType": "DocumentReference", "status": "current", "subject": patient}
+    kept = [{"attachment": {"contentType": "application/pdf", "title": "Echo", "url": "https://elsewhere.test/Binary/1"}}]
+    closed = {"security": [{"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "PSY"}]}
+    echo = {**paper, "id": "echo", "description": "Echocardiogram", "content": kept}
+    note = {**paper, "id": "note", "description": "Psychotherapy", "content": kept, "meta": closed}
+    await world.write(echo, note)
+    condition = act.at(hospital, "Condition/chf")
+    carried = [
+        {"type": {"text": "x"}, "valueReference": {"reference": one}}
+        for one in (condition, "DocumentReference/echo", "DocumentReference/note")
+    ]
+    await act.referral(world, input=carried)
+    await world.push(world.clinic)
+    (document,) = world.clinic.all("DocumentReference")
+    letter, package = (base64.b64decode(one["attachment"]["data"]).decode() for one in document["content"])
+    assert "<h2>Comes along</h2><ul><li>Heart failure &lt;NYHA II&gt;</li><li>Echocardiogram</li></ul>" in letter
+    assert document["content"][1]["attachment"]["contentType"] == "application/fhir+json"
+    bundle = json.loads(package)
+    check_tree(bundle)
+    assert [one["resource"]["resourceType"] for one in bundle["entry"]] == [
+        "Composition",
+        "Patient",
+        "ServiceRequest",
+        "Condition",
+        "DocumentReference",
+    ]
+    assert bundle["entry"][4]["resource"]["content"] == [{"attachment": {"contentType": "application/pdf", "title": "Echo"}}]
+    assert "Psychotherapy" not in letter + package
+    assert {one["resource"]["subject"]["reference"] for one in bundle["entry"][2:]} == {f"{world.clinic.base_url}/Patient/c1"}
 
 
 def test_the_same_letter_is_the_same_attachment():

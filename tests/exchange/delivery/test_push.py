@@ -295,7 +295,14 @@ async def test_a_lost_create_that_cannot_be_asked_after_is_left_to_a_human(world
 
 async def test_a_referral_that_ended_before_it_was_sent_is_not_sent(world, act):
     await act.referral(world)
-    await world.change("Task", "referral-1", origin="hub", status="cancelled", businessStatus=act.business("6.0"))
+    await world.change(
+        "Task",
+        "referral-1",
+        origin="hub",
+        status="cancelled",
+        statusReason={"text": "Patient moved"},
+        businessStatus=act.business("6.0"),
+    )
     await world.push(world.clinic)
     assert world.clinic.posts() == {}
 
@@ -312,7 +319,7 @@ async def test_a_cancellation_follows_what_was_sent(world, act):
 async def test_a_cancellation_withdraws_what_still_waited_for_a_human(world, act):
     await act.referral(world, patient="p2")
     await world.push(world.clinic)
-    await world.change("Task", "referral-1", origin="hub", status="cancelled")
+    await world.change("Task", "referral-1", origin="hub", status="cancelled", statusReason={"text": "Patient moved"})
     await world.push(world.clinic)
     assert [task["status"] for task in await world.tasks("undelivered")] == ["cancelled"]
     assert await world.store.states(parked("clinic")) == {}

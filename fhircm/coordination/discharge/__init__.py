@@ -1,0 +1,1 @@
+"""Discharge planning from the day of admission: docs/explanation/discharge-planning.md."""
