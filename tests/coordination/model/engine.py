@@ -10,6 +10,7 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import pairwise
+from typing import ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, precondition, rule
@@ -115,7 +116,7 @@ class Engine(RuleBasedStateMachine):
     """`lend` gives a context manager of the URL of an empty database."""
 
     lend = None
-    caught: Counter = Counter()
+    caught: ClassVar[Counter] = Counter()  # what was done and refused, over all examples
     orders = Bundle("orders")
 
     def __init__(self):

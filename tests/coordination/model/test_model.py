@@ -41,5 +41,7 @@ def test_whatever_anybody_tries_no_loop_is_lost(lend):
         phases=[Phase.generate],
         print_blob=True,
     )
+    Engine.caught.clear()
     run_state_machine_as_test(machine, settings=asked)
-    print(dict(Engine.caught))
+    print(sum(Engine.caught.values()), dict(Engine.caught.most_common()))  # pytest -s shows it
+    assert sum(Engine.caught.values()) > EXAMPLES, "things were done"
