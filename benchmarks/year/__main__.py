@@ -41,6 +41,7 @@ async def live(url: str, folder: Path, network: Network, days: int) -> str:
                 await work.everybody()
                 await hub.react(hour)
             if number % 24 == 0:
+                await hub.check()
                 print(f"day {number // 24} of {days}, {time.perf_counter() - begun:.0f} s", end="\r", file=sys.stderr, flush=True)
         return rendered(await gather(world), world, days, time.perf_counter() - begun)
 

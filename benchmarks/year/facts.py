@@ -114,7 +114,7 @@ async def gather(world: World) -> Year:
             year.broken.append(f"ServiceRequest/{order} has no Task")
     year.loops = await open_loops.everything(hub.around)
     year.broken += [f"{loop.name}: {open_loops.WRONG[code]}" for loop in year.loops for code in loop.wrong]
-    for where in [one.name for one in hub.worker.reactions] + [one.kind for one in hub.worker.timers]:
+    for where in [one.name for one in hub.worker.reactions] + [one.kind for one in (*hub.worker.timers, *hub.checking.timers)]:
         year.broken += [f"{where}: {what} is parked ({why['reason']})" for what, why in await hub.store.states(parked_at(where))]
     for id in await _ids(hub, "Flag"):
         flag = await record.get("Flag", id)

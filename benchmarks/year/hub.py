@@ -54,29 +54,32 @@ class Hub:
 
     store: Store
     worker: Worker
+    checking: Worker
     clock: Clock
     around: Context
     feed: httpx.AsyncClient
     coordinator: httpx.AsyncClient
     at: dict[str, httpx.AsyncClient] = field(default_factory=dict)
     done: int = 0  # reactions and timers
+    stirred: bool = True  # something was written since the worker was idle
 
     async def react(self, until: datetime) -> None:
-        """Let the worker do everything that there is to do by then: timers at their time, the standing check once."""
-        await self._idle()
-        while (due := await self.store.next_due(self._punctual)) is not None and due <= until:
+        """Let the worker do everything that there is to do by then, timers at their time."""
+        kinds = frozenset(handler.kind for handler in self.worker.timers)
+        if self.stirred:
+            self.done, self.stirred = self.done + await self.worker.run_until_idle(), False
+        while (due := await self.store.next_due(kinds)) is not None and due <= until:
             self.clock.now = max(self.clock.now, due)
-            await self._idle()
+            self.done += await self.worker.run_until_idle()
         self.clock.now = max(self.clock.now, until)
-        await self._idle()
 
-    async def _idle(self) -> None:
+    async def check(self) -> None:
+        """Let the standing check go over all that is open; it would go round the clock, and here does so once."""
+        begun = self.clock.now
+        while (timer := await self.store.timer(open_loops.KIND)) is not None and timer.due <= begun + open_loops.PAUSE:
+            self.clock.now = max(self.clock.now, timer.due)
+            self.done += await self.checking.run_timers()
         self.done += await self.worker.run_until_idle()
-
-    @property
-    def _punctual(self) -> frozenset[str]:
-        """All but the check that never ends: it would be due every second."""
-        return frozenset(handler.kind for handler in self.worker.timers) - {open_loops.KIND}
 
 
 @asynccontextmanager
@@ -87,7 +90,7 @@ async def running(url: str, folder: Path, network: Network, start: datetime) -> 
         port = free.getsockname()[1]
     base, clock = f"http://127.0.0.1:{port}", Clock(start)
     settings = Settings(database_url=url, public_base_url=base, keys_dir=folder / "keys", audit=False)
-    rest = RestSettings(2_000_000, 20_000_000, True, 1)
+    rest = RestSettings(2_000_000, 20_000_000, True, 1, grace=settings.access_grace)
     app = create_app(AppConfig(url, base, folder / "keys", rest, False, clock, wiring.RULES))
     async with app.router.lifespan_context(app):
         store: Store = app.state.store
@@ -96,9 +99,10 @@ async def running(url: str, folder: Path, network: Network, start: datetime) -> 
         for load in records(network):
             await store.transact([Put(check_tree(tree), if_version=0) for tree in load], origin="load")
         around = replace(wiring.context(settings, store, []), window=settings.transition_window)
-        worker = Worker(
-            store, reactions(around), timer_handlers(around), partial(wiring._parked, around), partial(wiring._unparked, around)
-        )
+        parts = (partial(wiring._parked, around), partial(wiring._unparked, around))
+        timers = timer_handlers(around)
+        worker = Worker(store, reactions(around), [one for one in timers if one.kind != open_loops.KIND], *parts)
+        checking = Worker(store, [], [one for one in timers if one.kind == open_loops.KIND], *parts)
         server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, lifespan="off", log_level="error", timeout_keep_alive=3600))
         serving = asyncio.create_task(server.serve())
         while not server.started:
@@ -106,7 +110,7 @@ async def running(url: str, folder: Path, network: Network, start: datetime) -> 
         clients = _Clients(store, base)
         feed = await clients.make("feed", None, "custodian")
         coordinator = await clients.make(_COORDINATOR, f"Organization/{organization.id}", "custodian")
-        hub = Hub(store, worker, clock, around, feed, coordinator)
+        hub = Hub(store, worker, checking, clock, around, feed, coordinator)
         await open_loops.begin(store)
         for place in network.places:
             hub.at[place.id] = await clients.make(place.id, place.reference, "system")

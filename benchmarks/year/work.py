@@ -259,7 +259,7 @@ class Work:
                 tasks = await self.world.found(client, f"/Task?patient={person.reference}&status={OPEN}")
                 seen["open Tasks seen"] += len(tasks)
                 timeline = await self.world.ask(client, "GET", f"/{person.reference}/$timeline?_count=20") or {}
-                seen["entries of timelines seen"] += len(timeline.get("entry", []))
+                seen["entries of timelines seen"] += sum(one["name"] == "entry" for one in timeline.get("parameter", []))
                 seen["care plans seen"] += len(await self.world.found(client, f"/CarePlan?patient={person.reference}"))
 
 

@@ -63,6 +63,7 @@ class World:
     async def ask(self, client: httpx.AsyncClient, method: str, url: str, body: Tree | None = None, if_match: str = "") -> Tree | None:
         """A request; None when it is refused, which is counted with the reason."""
         headers = {"If-Match": f'W/"{if_match}"'} if if_match else {}
+        self.hub.stirred |= method != "GET"
         answer = await client.request(method, url, json=body, headers=headers)
         what = url.partition("?")[0].strip("/").split("/")
         name = f"{method} {what[0]}{f'/{what[-1]}' if '$' in what[-1] else ''}"
