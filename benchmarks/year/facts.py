@@ -126,7 +126,6 @@ async def gather(world: World) -> Year:
     return year
 
 
-
 async def _ids(hub: Hub, type: str) -> list[str]:
     async with hub.store.database.reading() as connection:
         rows = await connection.fetch("SELECT id FROM resource WHERE type = $1 AND NOT deleted ORDER BY id", type)

@@ -243,5 +243,3 @@ def _first_of(stay: Stay, places: list[Place], service: str, now: str) -> Tree:
         "performer": [{"reference": place.reference} for place in places],
         "authoredOn": now,
     }
-
-

@@ -103,7 +103,9 @@ async def running(url: str, folder: Path, network: Network, start: datetime) -> 
         timers = timer_handlers(around)
         worker = Worker(store, reactions(around), [one for one in timers if one.kind != open_loops.KIND], *parts)
         checking = Worker(store, [], [one for one in timers if one.kind == open_loops.KIND], *parts)
-        server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, lifespan="off", log_level="error", timeout_keep_alive=3600))
+        server = uvicorn.Server(
+            uvicorn.Config(app, "127.0.0.1", port, lifespan="off", log_level="error", timeout_keep_alive=3600)
+        )
         serving = asyncio.create_task(server.serve())
         while not server.started:
             await asyncio.sleep(0.01)

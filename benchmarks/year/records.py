@@ -20,9 +20,7 @@ _PROBLEMS = (("84114007", "Heart failure"), ("13645005", "COPD"), ("44054006", "
 def records(network: Network) -> Iterator[list[Tree]]:
     """In loads of many resources, what others refer to first."""
     yield [_organization(place) for place in network.places]
-    able = [
-        _service(place, f"{place.id}-{one.able}", one.able, one.name) for one in SERVICES for place in network.able(one)
-    ]
+    able = [_service(place, f"{place.id}-{one.able}", one.able, one.name) for one in SERVICES for place in network.able(one)]
     after = [_service(place, place.id, "", f"After the hospital: {place.name}") for place in network.of("post-acute")]
     yield [*able, *after]
     for start in range(0, len(network.people), 200):

@@ -39,7 +39,9 @@ class Referring:
         world, clinic = self.world, one.person.clinic
         draw = Random(f"{world.network.seed} {one.person.number} {one.at}")
         able = [place for place in world.network.able(one.service) if place != one.place]
-        performers = {"direct": [one.place], "in turn": [one.place, *able[:1]], "first-accept": [one.place, *able], "open": []}[one.how]
+        performers = {"direct": [one.place], "in turn": [one.place, *able[:1]], "first-accept": [one.place, *able], "open": []}[
+            one.how
+        ]
         order = {
             "resourceType": "ServiceRequest",
             "status": "active",

@@ -72,9 +72,22 @@ def _referrals(year: Year, orders: list[str]) -> list[str]:
     rows = [_month(name, loops) for name, loops in sorted(months.items())]
     if len(rows) > 1:
         rows.append(_month("all", everything))
-    head = ("month", "orders", "taken", "report back", "ended without", "open", "answer, days", "nine in ten", "report, days", "nine in ten")
+    head = (
+        "month",
+        "orders",
+        "taken",
+        "report back",
+        "ended without",
+        "open",
+        "answer, days",
+        "nine in ten",
+        "report, days",
+        "nine in ten",
+    )
     declined = Counter(
-        _reason(one) for one in year.referrals if one.tree["status"] == "rejected" and one.tree["focus"]["reference"][15:] in set(orders)
+        _reason(one)
+        for one in year.referrals
+        if one.tree["status"] == "rejected" and one.tree["focus"]["reference"][15:] in set(orders)
     )
     return [
         "## Referrals of the clinics",
@@ -90,8 +103,16 @@ def _month(name: str, loops: Sequence[Sequence[Line]]) -> tuple[Any, ...]:
     taken = sum(any(one.first("accepted") for one in loop) for loop in loops)
     back = sum(any(one.first("completed") for one in loop) for loop in loops)
     open_now = sum(any(is_open(one.tree) for one in loop) for loop in loops)
-    answers = [_days(loop[0].made, min(at for one in loop if (at := one.answered))) for loop in loops if any(one.answered for one in loop)]
-    reports = [_days(loop[0].made, at) for loop in loops if (at := next((one.first("completed") for one in loop if one.first("completed")), None))]
+    answers = [
+        _days(loop[0].made, min(at for one in loop if (at := one.answered)))
+        for loop in loops
+        if any(one.answered for one in loop)
+    ]
+    reports = [
+        _days(loop[0].made, at)
+        for loop in loops
+        if (at := next((one.first("completed") for one in loop if one.first("completed")), None))
+    ]
     return name, len(loops), taken, back, len(loops) - back - open_now, open_now, *_spread(answers), *_spread(reports)
 
 
@@ -103,7 +124,11 @@ def _broadcasts(year: Year) -> list[str]:
         how = "first who accepts" if distribution.of(group[0].tree).how == distribution.FIRST_ACCEPT else "offers"
         kinds["post-acute" if post_acute else "specialist", how].append(group)
     for (kind, how), groups in sorted(kinds.items()):
-        firsts = [24 * _days(min(one.made for one in group), min(yes)) for group in groups if (yes := [at for one in group if (at := one.first("accepted"))])]
+        firsts = [
+            24 * _days(min(one.made for one in group), min(yes))
+            for group in groups
+            if (yes := [at for one in group if (at := one.first("accepted"))])
+        ]
         taken = sum(any(distribution.has_it(one.tree) or one.first("in-progress") for one in group) for group in groups)
         rows.append(
             (
@@ -117,14 +142,22 @@ def _broadcasts(year: Year) -> list[str]:
             )
         )
     head = ("to", "how", "requests", "asked each", "declined, %", "found somebody", "first yes, hours", "nine in ten")
-    return ["## Given to several at once", "", "Exactly one has each of those that found somebody; the others were withdrawn.", "", *_table(head, rows)]
+    return [
+        "## Given to several at once",
+        "",
+        "Exactly one has each of those that found somebody; the others were withdrawn.",
+        "",
+        *_table(head, rows),
+    ]
 
 
 def _discharges(year: Year) -> list[str]:
     steps = ("contact", "follow-up-visit", "medication-reconciliation", "arrival", "discharge-summary", "summary-acknowledged")
     rows = []
     for line_kind in dict.fromkeys(one.kind for code in steps for one in year.lines if _code(one) == code):
-        found = [one for one in year.lines if one.kind == line_kind and one.tree["status"] not in ("cancelled", "entered-in-error")]
+        found = [
+            one for one in year.lines if one.kind == line_kind and one.tree["status"] not in ("cancelled", "entered-in-error")
+        ]
         due = [one for one in found if one.due and (one.closed or one.due < year.now)]
         in_time = [one for one in due if (at := one.first("completed")) and one.due and at <= one.due]
         done = sum(one.tree["status"] == "completed" for one in due)
@@ -167,7 +200,18 @@ def _work(year: Year) -> list[str]:
         late = [one for one in due if one.due and (one.closed or year.now) > one.due]
         ended = Counter("open" if is_open(one.tree) else one.tree["status"] for one in of)
         up = sum(one.level > 0 for one in of)
-        rows.append((kind, number, ended["completed"], ended["open"], ended["cancelled"], ended["failed"] + ended["rejected"], len(late), up))
+        rows.append(
+            (
+                kind,
+                number,
+                ended["completed"],
+                ended["open"],
+                ended["cancelled"],
+                ended["failed"] + ended["rejected"],
+                len(late),
+                up,
+            )
+        )
     levels = Counter(one.level for one in year.lines)
     head = ("task", "all", "done", "open", "called off", "failed or declined", "late", "escalated")
     return [
@@ -183,7 +227,11 @@ def _open(year: Year) -> list[str]:
     ahead = sorted(year.loops, key=lambda loop: loop.next or year.now + timedelta(days=999))
     kinds = {one.tree["id"]: one for one in year.lines}
     rows = [
-        (kinds[loop.stored.id].kind if loop.stored.id in kinds else loop.stored.type, _who(year, loop.owner), *_when(kinds.get(loop.stored.id), loop.next))
+        (
+            kinds[loop.stored.id].kind if loop.stored.id in kinds else loop.stored.type,
+            _who(year, loop.owner),
+            *_when(kinds.get(loop.stored.id), loop.next),
+        )
         for loop in ahead[:_SHOWN]
     ]
     more = f"The next {len(rows)} of {len(ahead):,} to which something happens" if len(ahead) > len(rows) else "All of them"

@@ -60,7 +60,9 @@ class World:
             self.hub.clock.now = max(self.now, when)
             await doing()
 
-    async def ask(self, client: httpx.AsyncClient, method: str, url: str, body: Tree | None = None, if_match: str = "") -> Tree | None:
+    async def ask(
+        self, client: httpx.AsyncClient, method: str, url: str, body: Tree | None = None, if_match: str = ""
+    ) -> Tree | None:
         """A request; None when it is refused, which is counted with the reason."""
         headers = {"If-Match": f'W/"{if_match}"'} if if_match else {}
         self.hub.stirred |= method != "GET"
