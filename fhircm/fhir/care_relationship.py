@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-import yaml
-
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.fhir.definitions import definitions, param_key
 from fhircm.fhir.ranges import EARLIEST, LATEST, date_range
 from fhircm.fhir.references import parse_reference, references
@@ -88,7 +86,7 @@ class Kind:
 def kinds() -> tuple[Kind, ...]:
     """Every kind of profiles/care-relationship."""
     files = sorted((folder("profiles") / "care-relationship").glob("*.yaml"))
-    return tuple(_kind(path.stem, yaml.safe_load(path.read_text())) for path in files)
+    return tuple(_kind(path.stem, read_yaml(path)) for path in files)
 
 
 def _kind(code: str, tree: dict[str, Any]) -> Kind:

@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
-
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.fhir.belonging import named_by, when
 from fhircm.fhir.care_relationship import kinds
 from fhircm.fhir.definitions import definitions, param_key
@@ -56,7 +54,7 @@ class Viewer:
 
 @cache
 def _types(list: str) -> frozenset[str]:
-    tree = yaml.safe_load((folder("profiles") / "visibility" / "types.yaml").read_text())
+    tree = read_yaml(folder("profiles") / "visibility" / "types.yaml")
     return frozenset(tree[list])
 
 
