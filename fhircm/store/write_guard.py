@@ -85,7 +85,7 @@ async def require_open(
         if any(one.parameter in _EMERGENCY for one in said):
             raise Forbidden("Emergency access is asked for with Patient/$break-glass")
         key = keys.get((tree["resourceType"], tree["id"]))
-        before = await _said_before(connection, key) if key is not None else {}
+        before = await _said_before(connection, key) if key is not None and said else {}
         kept = {one for one in said if before.get(_said(tree["resourceType"], one), EARLIEST) >= one.high}
         patients = {one.id for one in said if one not in kept}
         patients |= {one.patient_id for one in consent_rules(tree)}
