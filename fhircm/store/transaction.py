@@ -205,7 +205,7 @@ async def _current(
 def identities_listed(dialect: str, identities: Sequence[Identity]) -> tuple[Any, ...]:
     """A query for these identities, and its arguments: one text for any number of them, so that databases keep its plan."""
     if dialect == "postgresql":
-        return "SELECT * FROM unnest($1::text[], $2::text[])", *map(list, zip(*identities, strict=True))
+        return "SELECT * FROM unnest((SELECT $1::text[]), (SELECT $2::text[]))", *map(list, zip(*identities, strict=True))
     return "SELECT value ->> 0, value ->> 1 FROM json_each($1)", std_json.dumps(identities)
 
 

@@ -103,17 +103,17 @@ def _written(builder: Builder, type: str, what: str, key: str, own: str | None) 
     for mark in dict.fromkeys(pieces[1::2]):
         name, _, rows = mark.partition(" ")
         if rows:
-            filled[mark] = builder.shared_argument(mark, builder.as_rows(values[name]), _PLANNED_ALIKE["rows"])
+            filled[mark] = builder.shared_argument(mark, builder.as_rows(values[name]), PLANNED_ALIKE["rows"])
         elif name in values:
             value = values[name]
             kind = "list" if isinstance(value, Listed) else "text" if isinstance(value, str) else "number"
-            filled[mark] = builder.shared_argument(mark, value, _PLANNED_ALIKE[kind])
+            filled[mark] = builder.shared_argument(mark, value, PLANNED_ALIKE[kind])
     pieces[1::2] = [filled[mark] for mark in pieces[1::2]]
     return "".join(pieces)
 
 
 # What PostgreSQL cannot look into when it plans: else it would plan each of these statements anew, which takes longer than to carry it out.
-_PLANNED_ALIKE = {
+PLANNED_ALIKE = {
     "list": "= ANY((SELECT {}::text[])::text[])",
     "rows": "(SELECT {}::text[])",
     "text": "(SELECT {}::text)",
