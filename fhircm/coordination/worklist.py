@@ -168,10 +168,16 @@ def _why(principal: Principal, tree: Tree) -> tuple[str, ...]:
         found.append("offered")
     if owner in principal.known_as and not is_queue(owner):
         found += [*([reason] if (reason := reason_of(tree)) in WHY else []), "mine"]
-    places = {local(one) for one in (tree.get("owner"), *(tree.get("restriction") or {}).get("recipient", ()))}
-    roles = {code for system, code in codings(tree.get("performerType")) if system == ROLE}
-    if roles & principal.roles and ("owner" not in tree or any(is_queue(one) and one in principal.known_as for one in places)):
+    if "performerType" in tree and _in_role(principal, tree):
         found.append("role")
     if is_queue(owner) and owner in principal.known_as:
         found.append("organization")
     return tuple(found)
+
+
+def _in_role(principal: Principal, tree: Tree) -> bool:
+    """Whether it waits for somebody in the caller's role, where the caller is."""
+    if principal.roles.isdisjoint(code for system, code in codings(tree["performerType"]) if system == ROLE):
+        return False
+    places = map(local, (tree.get("owner"), *(tree.get("restriction") or {}).get("recipient", ())))
+    return "owner" not in tree or any(is_queue(one) and one in principal.known_as for one in places)
