@@ -181,7 +181,9 @@ class GuardedStore:
 
     def _guard(self) -> WriteGuard | None:
         """What writes are held to; None: to nothing beyond the scopes."""
-        by_verb = {verb: self._narrowing(verb) for verb in "crud"}
+        # Who ends a relationship by a write (declines, completes) sees its end, even where nothing is seen after it.
+        seeing = replace(self, grace=max(self.grace, _MOMENT))
+        by_verb = {verb: seeing._narrowing(verb) for verb in "crud"}
         return (
             None
             if all(one is None for one in by_verb.values())
@@ -194,4 +196,5 @@ def _escaped(text: str) -> str:
 
 
 _MICROSECOND = timedelta(microseconds=1)
+_MOMENT = timedelta(seconds=1)
 _WHOLE = Narrowing(dict.fromkeys(definitions().resource_types, ()))

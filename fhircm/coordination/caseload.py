@@ -29,7 +29,6 @@ from fhircm.store.resources import Stored
 Tree = dict[str, Any]
 CAPACITY = f"{BASE}/StructureDefinition/caseload-capacity"
 OPEN = tuple(sorted(set(machine("Task").next) - machine("Task").terminal))
-_AT_ONCE = 50  # patients in one search
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +146,8 @@ async def risks(record: Record, patients: Iterable[str]) -> dict[str, str]:
     """The level of risk of patients, as their newest RiskAssessment with a level says."""
     found: dict[str, tuple[str, str]] = {}
     wanted = sorted(set(patients))
-    for at in range(0, len(wanted), _AT_ONCE):
-        for one in await record.find("RiskAssessment", ("subject", any_of(f"Patient/{id}" for id in wanted[at : at + _AT_ONCE]))):
+    if wanted:
+        for one in await record.find("RiskAssessment", ("subject", any_of(f"Patient/{id}" for id in wanted))):
             patient, when = patient_of(one.tree), str(one.tree.get("occurrenceDateTime", ""))
             levels = [code for _, code in codings(*(p.get("qualitativeRisk") for p in one.tree.get("prediction", [])))]
             level = next((code for code in levels if code in weights()["risk"]), None)

@@ -5,7 +5,8 @@ https://hl7.org/fhir/R4/search.html. The clock is the store's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,6 +15,7 @@ from fhircm.access.guarded_store import GuardedStore
 from fhircm.coordination.build import reference
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.protocol import Pathway
+from fhircm.fhir.conditions import LENGTH_LIMIT
 from fhircm.fhir.query import parse_query
 from fhircm.fhir.references import parse_reference
 from fhircm.store.resources import Store, Stored
@@ -38,8 +40,19 @@ class Record:
         return await self.get(to.type, to.id) if to.kind == "local" and to.type and to.id else None
 
     async def find(self, type: str, *parameters: tuple[str, str]) -> list[Stored]:
-        """Everything that a search finds, over all its pages, by id: the same answer whenever the same things are there."""
-        return await self.find_any([(type, parameters)])
+        """Everything that a search finds, over all its pages, by id: the same answer whenever the same things are there.
+
+        A value that lists more alternatives than one may have is asked for in parts.
+        """
+        long = next((place for place, (_, value) in enumerate(parameters) if len(value) > LENGTH_LIMIT and "," in value), None)
+        if long is None:
+            return await self.find_any([(type, parameters)])
+        found: dict[str, Stored] = {}
+        name, value = parameters[long]
+        for part in _parts(value):
+            for one in await self.find(type, *parameters[:long], (name, part), *parameters[long + 1 :]):
+                found[one.id] = one
+        return [found[id] for id in sorted(found)]
 
     async def find_any(self, searches: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> list[Stored]:
         """The same over several searches, each of a type with its parameters, in one question; what several find comes once."""
@@ -115,6 +128,17 @@ class Context(Record):
     def calendar_of(self, neighbour: Neighbour | None) -> BusinessCalendar:
         """The calendar of a partner, or the hub's own."""
         return neighbour.calendar if neighbour else self.calendar
+
+
+def _parts(value: str) -> Iterator[str]:
+    """The alternatives of a search value, as many at once as it may have."""
+    part: list[str] = []
+    for one in re.split(r"(?<!\\),", value):
+        if part and len(",".join([*part, one])) > LENGTH_LIMIT:
+            yield ",".join(part)
+            part = []
+        part.append(one)
+    yield ",".join(part)
 
 
 def any_of(values: Iterable[str]) -> str:

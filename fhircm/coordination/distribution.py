@@ -153,6 +153,12 @@ def _check(write: Write) -> None:
             " It may be 'accepted' (the offer stands) or 'cancelled' (the offer is withdrawn)",
             "Task.status",
         )
+    withdrawn = before is not None and "owner" not in new and new["status"] == "cancelled" != before["status"]
+    if withdrawn and write.actor is not None and not write.actor.is_((before or {}).get("requester")):
+        raise NotTheirStep(
+            "An open request is cancelled by its requester alone: it is addressed to others, too. Who does not want it leaves it to them",
+            "Task.status",
+        )
     if "owner" not in new and new["status"] not in ("draft", "requested", "received", "cancelled", "entered-in-error"):
         raise IllegalTransition(
             "Nobody has this open request: it is accepted together with Task.owner, the organisation that takes it; who does not want it leaves"

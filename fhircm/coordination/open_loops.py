@@ -36,7 +36,6 @@ GRACE = timedelta(minutes=5)  # for the reactions to what was written just now
 BETWEEN = timedelta(seconds=1)  # pages
 PAUSE = timedelta(minutes=5)  # rounds
 LATE = timedelta(minutes=5)  # that a timer may be behind its time
-_ASKED = 24  # references in one question: a value of a search has its longest
 _TERMINAL = machine("Task").terminal
 
 _NEW: Tree = {"stretch": 0, "place": 0, "wrong": {}, "loops": 0, "away": False}  # where a round begins
@@ -207,10 +206,9 @@ async def _with_open_steps(context: Context, wholes: Sequence[Stored]) -> set[st
 async def _referring(context: Context, parameters: Sequence[str], to: Sequence[str]) -> list[Stored]:
     """The Tasks that refer to any of these by any of the parameters."""
     found: dict[str, Stored] = {}
-    for parameter in parameters:
-        for start in range(0, len(to), _ASKED):
-            for one in await context.find("Task", (parameter, any_of(to[start : start + _ASKED]))):
-                found[one.id] = one
+    for parameter in parameters if to else ():
+        for one in await context.find("Task", (parameter, any_of(to))):
+            found[one.id] = one
     return list(found.values())
 
 

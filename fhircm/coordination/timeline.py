@@ -29,7 +29,6 @@ from fhircm.store.stored import micros, moment
 
 Tree = dict[str, Any]
 _COPIED = ("http://terminology.hl7.org/CodeSystem/iso-21089-lifecycle", "receive")
-_CHUNK = 50  # targets in one search
 _PRECISIONS = {4: "year", 7: "month", 10: "day"}  # by the length of what is written; anything longer is a time
 _ORGANIZATIONS = frozenset({"Organization", "HealthcareService"})
 
@@ -113,8 +112,8 @@ async def _provenance(store: Store | GuardedStore, record: Record, patients: lis
     found = {one.id: one for one in await record.find("Provenance", patients_value(patients))}
     types = [type for type in ("Task", "Communication") if _may(store, type)]
     about = [f"{type}/{one.id}" for type in types for one in await record.find(type, patients_value(patients))]
-    for start in range(0, len(about), _CHUNK):
-        found |= {one.id: one for one in await record.find("Provenance", ("target", any_of(about[start : start + _CHUNK])))}
+    if about:
+        found |= {one.id: one for one in await record.find("Provenance", ("target", any_of(about)))}
     return list(found.values())
 
 

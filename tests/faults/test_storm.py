@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults.campaign import run
 
-SEEDS = range(1, 1 + int(os.environ.get("FHIRCM_STORM", "5")))
+SEEDS = range(1, 1 + int(os.environ.get("FHIRCM_STORM", "2")))
 
 
 @pytest.fixture(scope="session")
