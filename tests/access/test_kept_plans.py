@@ -42,7 +42,7 @@ async def test_work_lists_and_writes_do_not_plan_anew(postgres_url, clock):
     await store.transact([Put(check_tree(one)) for one in [*people, *patients]], origin="test")
     await store.transact([_task(number) for number in range(3)], origin="test")
     for number in range(TIMES):
-        some = number % 3 + 1
+        some = 1 if number < TIMES - 4 else 3  # what is cheap comes first: PostgreSQL goes by it
         await ann.transact([_task(one) for one in range(some)], [("u", "Task")])
         for sort in SORTS:
             page = await ann.work_list(WorkQuery((WHO, AT, "Practitioner/bob")[:some], micros(clock()), sort))
