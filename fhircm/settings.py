@@ -197,8 +197,8 @@ class Settings(BaseSettings):
     access_grace: Annotated[
         timedelta,
         Field(
-            ge=timedelta(minutes=1),  # whoever declines or completes a Task must still see what they wrote
-            description="How long a care relationship still opens a record after it has ended (ISO 8601 duration, a minute or more).",
+            ge=timedelta(),
+            description="How long a care relationship still opens a record after it has ended (ISO 8601 duration).",
         ),
     ] = timedelta(days=7)
     mllp_host: Annotated[str, Field(description="Address on which `fhircm mllp` listens for HL7 v2 messages.")] = "127.0.0.1"

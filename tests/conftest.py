@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -174,3 +174,19 @@ async def store(database_url: str, clock: Clock) -> AsyncIterator[Store]:
     opened = Store(await open_database(database_url), clock=clock)
     yield opened
     await opened.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def databases(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], AbstractAsyncContextManager[str]]:
+    """Makes a fresh database each time that it is entered, and gives its URL."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgres_databases").lent
+    template = request.getfixturevalue("sqlite_template")
+
+    @asynccontextmanager
+    async def fresh() -> AsyncIterator[str]:
+        path = tmp_path / f"{next(_numbers)}.db"
+        shutil.copy(template, path)
+        yield f"sqlite:///{path}"
+
+    return fresh

@@ -14,7 +14,7 @@ from fhircm.coordination.build import concept, for_a_human, instant, new, npi, p
 from fhircm.coordination.codes import FULFILL, NPI, PLACER, member
 from fhircm.coordination.context import Context, Neighbour, token
 from fhircm.coordination.distribution import DIRECT, OPEN, Distribution
-from fhircm.coordination.loops import nobody_is_asked, offers_to_choose_from
+from fhircm.coordination.loops import nobody_is_asked, offers_to_choose_from, was_to_choose
 from fhircm.coordination.package import Package, packed
 from fhircm.coordination.people import belonging_to, named, organization_of, patient_of, same_organization
 from fhircm.coordination.task_states import business, is_open, is_referral, mirrored
@@ -28,8 +28,11 @@ REPLACES = "http://hl7.org/fhir/StructureDefinition/task-replaces"
 _WITHDRAWN = ("filled-by-another", "not-asked-any-more")
 
 
-async def give_out(context: Context, order: Stored) -> list[Op]:
-    """What an order lacks: Tasks for those who are to be asked now, the end of those who are not, and a human where nobody is left."""
+async def give_out(context: Context, order: Stored, *, written_here: bool = False) -> list[Op]:
+    """What an order lacks: Tasks for those who are to be asked now, the end of those who are not, and a human where nobody is left.
+
+    `written_here`: a client of the hub wrote the order just now.
+    """
     tree = order.tree
     if not _is_given_out(tree):
         return []
@@ -49,7 +52,8 @@ async def give_out(context: Context, order: Stored) -> list[Op]:
         return await nobody_is_asked(context, order, None, focused)
     earlier = [one for one in _open(tasks) if one not in here and one not in by_hand]
     operations: list[Op] = [_withdraw(context, one, "not-asked-any-more") for one in earlier]
-    asked, why = await _next(context, order, said, [*here, *by_hand] if said.round == 1 else here, first=not tasks)
+    taken_up = bool(tasks) or was_to_choose(focused) or (written_here and not mirrored(tree))
+    asked, why = await _next(context, order, said, [*here, *by_hand] if said.round == 1 else here, taken_up=taken_up)
     operations += asked
     if why and await intermediary.orders_below(context, order):
         why = None  # somebody was asked in another way
@@ -87,13 +91,13 @@ def _withdraw(context: Context, task: Stored, why: str) -> Op:
 
 
 async def _next(
-    context: Context, order: Stored, said: Distribution, here: list[Stored], *, first: bool
+    context: Context, order: Stored, said: Distribution, here: list[Stored], *, taken_up: bool
 ) -> tuple[list[Op], str | None]:
     """What is to be written, and why a human must choose whom to ask, if nobody is asked after that."""
     performers = await _performers(context, order.tree)
     by_need = not mirrored(order.tree) and not order.tree.get("performer") and "performerType" in order.tree
     how = said.how or (OPEN if by_need else DIRECT)
-    if first and said.how is None and not await _is_news(context, order):
+    if not taken_up and said.how is None and not await _is_news(context, order):
         return [], None
     if how == OPEN:
         return await _openly(context, order, said, here)
@@ -191,7 +195,7 @@ async def _openly(context: Context, order: Stored, said: Distribution, here: lis
 async def _is_news(context: Context, order: Stored) -> bool:
     """Whether the order is recent, or the hub saw it before it was active.
 
-    A first pull brings orders of years that nobody closed.
+    A first pull, or a load of history, brings orders of years that nobody closed.
     """
     written = moment(order.tree.get("authoredOn"), context.calendar_of(context.source_of(order.tree)))
     versions = [one for one in await context.store.history("ServiceRequest", order.id) if not one.deleted]

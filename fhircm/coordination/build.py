@@ -117,6 +117,28 @@ def for_a_human(
     )
 
 
+def told_of_task(
+    id: str, stored: Stored, topic: str, words: str, *, to: list[Tree], sender: Tree, at: datetime, priority: str | None = None
+) -> Tree:
+    """What somebody is told of a Task. It is on its way (in-progress) until somebody says that it arrived."""
+    tree, task = stored.tree, reference(f"Task/{stored.id}")
+    return {
+        "resourceType": "Communication",
+        "id": id,
+        "partOf": [task],
+        "status": "in-progress",
+        "priority": priority or tree.get("priority"),
+        "subject": tree.get("for"),
+        "topic": concept(topic),
+        "about": [task],
+        "encounter": tree.get("encounter"),
+        "sent": instant(at),
+        "recipient": to,
+        "sender": sender,
+        "payload": [{"contentString": words}],
+    }
+
+
 def npi(organization: Tree) -> str | None:
     """The NPI of an Organization or Practitioner."""
     return next(

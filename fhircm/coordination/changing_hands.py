@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from fhircm.coordination import away
-from fhircm.coordination.build import concept, edit, instant, new, reference, stable_id
+from fhircm.coordination.build import edit, instant, new, reference, stable_id, told_of_task
 from fhircm.coordination.claiming import annotation, given_back
 from fhircm.coordination.claims import Claim, claim_of, person, with_claim
 from fhircm.coordination.context import Context
@@ -98,13 +98,9 @@ async def _away(context: Context, stored: Stored, owner: str, gave: str | None) 
     after = Claim(claim.fence + 1, None, deputy["reference"] if deputy else None, claim.queue)
     passed = edit(stored, owner=to, extension=with_claim(tree, after), note=note, lastModified=instant(now))
     words = f"{_what(tree)}: its owner is away until {absence}, and {who}."
-    told = _message(
-        stable_id("away", stored.id, str(stored.version)),
-        stored,
-        context,
-        [*([deputy] if deputy else []), reference(owner)],
-        words,
-    )
+    to = [*([deputy] if deputy else []), reference(owner)]
+    id = stable_id("away", stored.id, str(stored.version))
+    told = told_of_task(id, stored, "hand-over", words, to=to, sender=context.coordinator, at=context.now())
     return [passed, new(told)]
 
 
@@ -117,27 +113,7 @@ async def _told(context: Context, stored: Stored, gave: str, *, offered: str | N
     note = next((one["text"] for one in reversed(tree.get("note", [])) if one.get("time") == at), None)
     words = "is offered to you: claim it, or say no with $release" if offered else "is yours now"
     text = f"{_what(tree)}: this {words}." + (f" {note}" if note else "")
-    return [new(_message(id, stored, context, [reference(to)], text, sender=reference(gave)))]
-
-
-def _message(id: str, stored: Stored, context: Context, to: list[Tree], words: str, *, sender: Tree | None = None) -> Tree:
-    """What is told of a Task that changed hands. It is on its way (in-progress) until somebody says that it arrived."""
-    tree, task = stored.tree, reference(f"Task/{stored.id}")
-    return {
-        "resourceType": "Communication",
-        "id": id,
-        "partOf": [task],
-        "status": "in-progress",
-        "priority": tree.get("priority"),
-        "subject": tree.get("for"),
-        "topic": concept("hand-over"),
-        "about": [task],
-        "encounter": tree.get("encounter"),
-        "sent": instant(context.now()),
-        "recipient": to,
-        "sender": sender or context.coordinator,
-        "payload": [{"contentString": words}],
-    }
+    return [new(told_of_task(id, stored, "hand-over", text, to=[reference(to)], sender=reference(gave), at=context.now()))]
 
 
 def _what(tree: Tree) -> str:

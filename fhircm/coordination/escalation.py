@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from fhircm.coordination.agenda import Agenda, agenda, is_whole, step_of
-from fhircm.coordination.build import concept, edit, for_a_human, instant, new, reference, stable_id
+from fhircm.coordination.build import edit, for_a_human, instant, new, stable_id, told_of_task
 from fhircm.coordination.calendars import calendar_of
 from fhircm.coordination.codes import NPI
 from fhircm.coordination.context import Context, token
@@ -215,26 +215,6 @@ def _spoken(context: Context, at: datetime) -> str:
     return context.calendar.written(at)[:16].replace("T", " at ")
 
 
-def _told(context: Context, stored: Stored, id: str, topic: str, words: str, recipient: Tree, priority: str | None) -> Tree:
-    """What somebody is told of a Task. It is on its way (in-progress) until somebody says that it arrived."""
-    tree, task = stored.tree, reference(f"Task/{stored.id}")
-    return {
-        "resourceType": "Communication",
-        "id": id,
-        "partOf": [task],
-        "status": "in-progress",
-        "priority": priority,
-        "subject": tree.get("for"),
-        "topic": concept(topic),
-        "about": [task],
-        "encounter": tree.get("encounter"),
-        "sent": instant(context.now()),
-        "recipient": [recipient],
-        "sender": context.coordinator,
-        "payload": [{"contentString": words}],
-    }
-
-
 def _message(context: Context, stored: Stored, owner: Tree, level: int, ahead: Agenda) -> Tree:
     """What the new owner is told; who has it for good is told again each time."""
     tree = stored.tree
@@ -244,7 +224,16 @@ def _message(context: Context, stored: Stored, owner: Tree, level: int, ahead: A
     why = f"it is '{ahead.late_in}' for too long, since {due}" if ahead.late_in else f"this was due {due} and is not done"
     yours = "It is still yours." if again else "It is yours now."
     raised = _RAISED.get(tree.get("priority", "routine"), tree.get("priority"))
-    return _told(context, stored, id, "escalation", f"{_what(tree)}: {why}. {yours}", owner, raised)
+    return told_of_task(
+        id,
+        stored,
+        "escalation",
+        f"{_what(tree)}: {why}. {yours}",
+        to=[owner],
+        sender=context.coordinator,
+        at=context.now(),
+        priority=raised,
+    )
 
 
 def _reminder(context: Context, stored: Stored, id: str, ahead: Agenda) -> Tree:
@@ -252,7 +241,9 @@ def _reminder(context: Context, stored: Stored, id: str, ahead: Agenda) -> Tree:
     tree = stored.tree
     due = _spoken(context, ahead.due) if ahead.due else ""
     owner = tree.get("owner") or context.coordinator
-    return _told(context, stored, id, "reminder", f"{_what(tree)}: this is due {due}.", owner, tree.get("priority"))
+    return told_of_task(
+        id, stored, "reminder", f"{_what(tree)}: this is due {due}.", to=[owner], sender=context.coordinator, at=context.now()
+    )
 
 
 def _over(context: Context, stored: Stored) -> Tree:
@@ -260,7 +251,7 @@ def _over(context: Context, stored: Stored) -> Tree:
     id = stable_id("hold-over", stored.id, str(stored.version))
     owner = tree.get("owner") or context.coordinator
     words = f"{_what(tree)}: the pause is over, and the time that was left runs again."
-    return _told(context, stored, id, "hold-over", words, owner, tree.get("priority"))
+    return told_of_task(id, stored, "hold-over", words, to=[owner], sender=context.coordinator, at=context.now())
 
 
 async def _referral_overdue(context: Context, stored: Stored, ahead: Agenda) -> list[Op]:

@@ -27,7 +27,16 @@ INFORMATION, AWAITING = "information", "awaiting-information"
 
 
 async def _left_to_do(
-    context: Context, about: str, code: str, why: str, *, owner: Tree, focus: str, patient: Tree, priority: str, **more: Any
+    context: Context,
+    about: str,
+    code: str,
+    why: str,
+    *,
+    owner: Tree,
+    focus: str,
+    patient: Tree | None,
+    priority: str,
+    **more: Any,
 ) -> list[Op]:
     """A Task of the requester's, unless there is one that is open. Somebody may have ended one before without doing it."""
     for number in count():
@@ -41,7 +50,7 @@ async def _left_to_do(
 
 
 async def _made(
-    context: Context, id: str, code: str, why: str, *, owner: Tree, focus: str, patient: Tree, priority: str, **more: Any
+    context: Context, id: str, code: str, why: str, *, owner: Tree, focus: str, patient: Tree | None, priority: str, **more: Any
 ) -> Op:
     of = await context.follow(owner)
     calendar = context.calendar_of(context.neighbour(npi=npi(of.tree)) if of else None)
@@ -71,6 +80,11 @@ async def _asking(context: Context, order: Tree) -> Tree:
 
 
 # --- choosing ----------------------------------------------------------------------------------------------------------------
+
+
+def was_to_choose(focused: Sequence[Stored]) -> bool:
+    """Whether somebody ever had to choose whom to ask, by the Tasks that are about an order."""
+    return any(own(one.tree.get("code")) == CHOOSE and not mirrored(one.tree) for one in focused)
 
 
 async def nobody_is_asked(context: Context, order: Stored, why: str | None, focused: Sequence[Stored]) -> list[Op]:
@@ -103,9 +117,9 @@ async def offers_to_choose_from(context: Context, order: Stored, offers: Sequenc
         order.id,
         OFFERS,
         "There is an offer for this request",
-        owner=first.tree["requester"],
+        owner=first.tree.get("requester") or context.coordinator,
         focus=focus,
-        patient=first.tree["for"],
+        patient=first.tree.get("for"),
         priority=tree.get("priority", "routine"),
     )
 
@@ -121,9 +135,9 @@ async def passing_on(context: Context, task: Stored, needed: bool) -> list[Op]:
         task.id,
         CHOOSE,
         "The request was accepted and is passed on to nobody so far",
-        owner=task.tree["owner"],
+        owner=task.tree.get("owner") or context.coordinator,
         focus=focus,
-        patient=task.tree["for"],
+        patient=task.tree.get("for"),
         priority=task.tree.get("priority", "routine"),
     )
 
@@ -152,9 +166,9 @@ async def acknowledgement(context: Context, task: Stored, order: Stored | None) 
             id,
             ACKNOWLEDGE,
             "The request is completed; look at what came of it",
-            owner=tree["requester"],
+            owner=tree.get("requester") or context.coordinator,
             focus=f"Task/{task.id}",
-            patient=tree["for"],
+            patient=tree.get("for"),
             priority=tree.get("priority", "routine"),
             basedOn=tree.get("basedOn"),
         )

@@ -22,6 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fhircm.coordination.build import instant, profile, reference
 from fhircm.coordination.codes import BASE
 from fhircm.coordination.deadlines import BusinessCalendar, Span
 from fhircm.fhir.artefacts import folder
@@ -128,6 +129,41 @@ class Pathway:
     def step(self, id: str) -> Step | None:
         """A step, or the whole, by its id."""
         return next((step for step in (self.whole, *self.steps) if step.id == id), None)
+
+
+def task_of(
+    pathway: Pathway,
+    step: Step,
+    *,
+    patient: str,
+    focus: Tree,
+    owner: Tree,
+    requester: Tree,
+    at: datetime,
+    period: Tree | None = None,
+    **more: Any,
+) -> Tree:
+    """A new Task for a step of a pathway, or for its whole, without id and status; `patient` is the id of the Patient."""
+    return {
+        "resourceType": "Task",
+        "meta": profile("coordination-task"),
+        "instantiatesCanonical": pathway.canonical,
+        "instantiatesUri": f"{pathway.url}#{step.id}",
+        "intent": "order",
+        "priority": "routine",
+        "code": step.code,
+        "description": step.title,
+        "focus": focus,
+        "for": reference(f"Patient/{patient}"),
+        "authoredOn": instant(at),
+        "lastModified": instant(at),
+        "requester": requester,
+        "performerType": [step.role] if step.role else None,
+        "owner": owner,
+        "restriction": {"period": period} if period else None,
+        "note": [{"text": step.description}] if step.description else None,
+        **more,
+    }
 
 
 def load_pathways(place: Path | None = None) -> tuple[Pathway, ...]:

@@ -27,7 +27,7 @@ from fhircm.coordination import (
     referral_record,
     referral_times,
 )
-from fhircm.coordination.build import edit, instant
+from fhircm.coordination.build import edit, instant, reference
 from fhircm.coordination.codes import FULFILL, identifiers, own
 from fhircm.coordination.context import Context, any_of, token
 from fhircm.coordination.people import linked, patient_of, patients_value
@@ -49,7 +49,7 @@ async def follow(context: Context, change: Change) -> list[Op]:
         return []
     match change.type:
         case "ServiceRequest":
-            return _once(await _order(context, stored))
+            return _once(await _order(context, stored, written_here=change.origin.startswith("client:")))
         case "Task":
             return _once(await _task(context, stored))
         case "PractitionerRole":
@@ -71,8 +71,8 @@ def _once(operations: Iterable[Op]) -> list[Op]:
     return list(found.values())
 
 
-async def _order(context: Context, order: Stored) -> list[Op]:
-    operations = await asking.give_out(context, order)
+async def _order(context: Context, order: Stored, *, written_here: bool) -> list[Op]:
+    operations = await asking.give_out(context, order, written_here=written_here)
     if mirrored(order.tree):  # the copy that a performer keeps
         operations += await _moved(context, await _evident(context, order), evidence.REPLY)
     for task in await distribution.tasks_of(context, order.id):
@@ -96,7 +96,7 @@ async def _task(context: Context, task: Stored) -> list[Op]:
         return await _left_to_do(context, task)
     order = await context.follow(task.tree.get("focus"))
     if not identifiers(task.tree, REFERRAL):
-        return _adopted(context, task)
+        return _adopted(context, task, order)
     operations: list[Op] = []
     if order is not None and order.type == "ServiceRequest" and not asking.changes_nothing(task.tree):
         operations += await asking.give_out(context, order)
@@ -136,8 +136,8 @@ async def _left_to_do(context: Context, task: Stored) -> list[Op]:
     return await _above(context, about)
 
 
-def _adopted(context: Context, task: Stored) -> list[Op]:
-    """A referral that somebody wrote as a Task gets what those have that come of an order: its number, its step and a due time."""
+def _adopted(context: Context, task: Stored, order: Stored | None) -> list[Op]:
+    """A referral that somebody wrote as a Task gets what those have that come of an order: number, patient, step and due time."""
     tree = task.tree
     if tree["status"] == "draft" or not is_open(tree):
         return []
@@ -146,6 +146,8 @@ def _adopted(context: Context, task: Stored) -> list[Op]:
         members["groupIdentifier"] = {"system": REFERRAL, "value": task.id}
     if "basedOn" not in tree:
         members["basedOn"] = [tree["focus"]]
+    if "for" not in tree and order is not None and (patient := patient_of(order.tree)):
+        members["for_"] = reference(f"Patient/{patient}")
     if "businessStatus" not in tree and (codes := business().of.get(tree["status"])):
         members["businessStatus"] = business().concept(codes[0])
     period = tree.get("restriction", {}).get("period", {})
@@ -215,7 +217,8 @@ async def _of_person(context: Context, person: Stored) -> list[Stored]:
 
 async def _move(context: Context, task: Stored, because_of: str) -> list[Op]:
     """One step of a referral, and what a human must look at."""
-    patients = await linked(context, patient_of(task.tree) or "")
+    patient = patient_of(task.tree)
+    patients = await linked(context, patient) if patient else []  # of nobody who is known: no paper can be theirs
     found = await referral_record.gather(context, task, patients)
     operations = await referral_questions.questions(context, task, found)
     operations += await referral_follow_up.follow_up(context, task, found, patients)

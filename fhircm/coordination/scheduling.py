@@ -94,8 +94,11 @@ async def _appointments(act: Act) -> list[Stored]:
         )
     if not is_open(task):
         raise Conflict(f"The referral has ended as '{task['status']}'")
+    patient = patient_of(task)
+    if patient is None:
+        raise Invalid("The referral says of no Patient of this server who is to come: Task.for is needed", "Task.for")
     order = await act.follow(task.get("focus"))
-    patients = await linked(act, patient_of(task) or "")
+    patients = await linked(act, patient)
     found = [
         one
         for one in await referral_record.everything(act, task, order)

@@ -81,9 +81,9 @@ async def timeline(
 
 
 def rendered(entries: list[Entry], zone: ZoneInfo) -> str:
-    """The story as lines of text, on the clock of a time zone: when, who, what."""
+    """The story as lines of text, on the clock of a time zone: when, who, what; what stands in both records of a human is one line."""
     width = max((len(entry.who) for entry in entries), default=0)
-    return "\n".join(f"{_clock(entry, zone):<16}  {entry.who:<{width}}  {entry.what}" for entry in entries)
+    return "\n".join(dict.fromkeys(f"{_clock(entry, zone):<16}  {entry.who:<{width}}  {entry.what}" for entry in entries))
 
 
 def _clock(entry: Entry, zone: ZoneInfo) -> str:

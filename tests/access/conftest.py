@@ -1,8 +1,6 @@
 """Databases, any number of them, of the kind that a test runs on; and the application over each."""
 
-import shutil
 from contextlib import asynccontextmanager
-from itertools import count
 
 import httpx
 import pytest
@@ -13,23 +11,6 @@ from fhircm.rest.exchange import RestSettings
 
 BASE = "http://hub.example"
 GRACE_DAYS = 7
-_numbers = count()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def databases(request, tmp_path):
-    """Makes a fresh database each time that it is entered, and gives its URL."""
-    if request.param == "postgresql":
-        return request.getfixturevalue("postgres_databases").lent
-    template = request.getfixturevalue("sqlite_template")
-
-    @asynccontextmanager
-    async def fresh():
-        path = tmp_path / f"{next(_numbers)}.db"
-        shutil.copy(template, path)
-        yield f"sqlite:///{path}"
-
-    return fresh
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from fhircm.access.guarded_store import GuardedStore
 from fhircm.access.principal import Principal, within_roles
 from fhircm.access.scopes import parse_scopes
 from fhircm.coordination.codes import member, own, value_set
-from fhircm.fhir.outcome import Conflict, IllegalTransition, NotTheirStep
+from fhircm.fhir.outcome import Conflict, IllegalTransition, Invalid, NotTheirStep
 from fhircm.fhir.validation import check_tree
 from fhircm.store.operations import Put
 
@@ -499,3 +499,70 @@ async def test_a_patient_asks_and_is_followed_like_anybody(network):
     assert (await store.read("Task", task["id"])).tree["status"] == "requested", "the patient follows it in the own record"
     await network.act("a", "task-decline", await network.task("a"), reason=REASON)
     assert await network.left_to_do() == [("choose-performer", "Lakeside care coordination")]
+
+
+# --- what somebody wrote with less ---------------------------------------------------------------------------------------------
+
+
+def bare(**members):
+    """A referral as plain R4 allows it: of nobody, by nobody."""
+    tree = by_hand(None, "requested")
+    return {name: value for name, value in tree.items() if name not in ("meta", "for", "requester")} | members
+
+
+async def test_a_referral_that_says_of_nobody_whom_it_is_for_is_for_the_patient_of_its_order(network):
+    await network.order(status="on-hold")
+    await network.written(bare())
+    await network.react()
+    assert (await read(network, "Task/hand"))["for"] == ref("Patient/x")
+
+
+async def test_a_referral_of_which_no_patient_is_known_is_followed_all_the_same(network):
+    await network.written({"resourceType": "Group", "id": "g", "type": "person", "actual": True})
+    await network.order(status="on-hold", subject=ref("Group/g"))
+    await network.written(bare())
+    await network.react()
+    tree = await read(network, "Task/hand")
+    assert "for" not in tree
+    assert tree["restriction"]["period"]["end"]
+    await network.act("a", "task-accept", "Task/hand")
+    with pytest.raises(Invalid, match=r"Task\.for is needed"):
+        await network.act("a", "task-schedule", "Task/hand", start="2026-03-09T15:00:00Z", end="2026-03-09T15:30:00Z")
+    await network.written(document("report", about="Task/hand"))
+    await network.react()
+    assert (await read(network, "Task/hand"))["status"] == "accepted", "a paper about anybody moves nothing"
+    done = [{"type": {"text": "report"}, "valueReference": ref("DocumentReference/report")}]
+    await network.update("a", "Task/hand", status="completed", output=done)
+    assert ("acknowledge-report", "Lakeside care coordination") in await network.left_to_do()
+
+
+# --- what is news --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("client", "asked"), [("client:x", {"a": "requested"}), ("load", {})])
+async def test_an_order_that_a_client_writes_today_is_news_whatever_date_it_bears(network, client, asked):
+    tree = {
+        "resourceType": "ServiceRequest",
+        "id": "s",
+        "status": "active",
+        "intent": "order",
+        "category": [{"coding": [{"system": "http://snomed.info/sct", "code": "3457005"}]}],
+        "subject": ref("Patient/x"),
+        "authoredOn": "2019-03-02",
+        "requester": ref("Organization/h"),
+        "performer": [ref("Organization/a")],
+    }
+    await network.written(tree, client=client)
+    await network.react()
+    assert await network.states() == asked
+
+
+async def test_an_old_order_for_which_somebody_must_be_chosen_stays_in_sight_until_somebody_is_asked(network):
+    await network.order(authoredOn="2019-03-02")
+    assert await network.left_to_do() == [("choose-performer", "Hospital")]
+    (choose,) = await network.world.find("Task", focus="ServiceRequest/s")
+    await network.update("h", f"Task/{choose['id']}", status="completed")
+    assert await network.left_to_do() == [("choose-performer", "Hospital")], "it was ended, and nobody was asked"
+    await network.update("h", "ServiceRequest/s", performer=[ref("Organization/a")])
+    assert await network.states() == {"a": "requested"}
+    assert await network.left_to_do() == []

@@ -1,16 +1,17 @@
 """The timeline of a patient: it equals the history, tells each thing once, and nothing to who could not read it; over HTTP on both databases."""
 
 import random
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 
-from fhircm.coordination.timeline import timeline
+from fhircm.coordination.timeline import Entry, rendered, timeline
 from fhircm.fhir.validation import check_tree
 from fhircm.store.database import open_database
 from fhircm.store.operations import Delete, Put
 from fhircm.store.resources import Store
-from tests.access.conftest import databases, opened  # noqa: F401 fixtures
+from tests.access.conftest import opened  # noqa: F401 a fixture
 from tests.access.world import ACT, Someone
 
 from .test_worklist import NURSE, hub, put, ref  # noqa: F401 fixtures
@@ -278,3 +279,13 @@ async def test_what_it_costs_does_not_grow_with_the_data_of_others(sqlite_url, c
     await store.close()
     assert all(after <= 1.25 * before + 5 for before, after in zip(few, many, strict=True)), (few, many)
     assert min(few) > 5
+
+
+def test_what_happened_to_both_records_of_a_human_is_read_once():
+    at = datetime(2026, 3, 2, 15, 0, tzinfo=UTC)
+    twice = [Entry(at, "Hub", "Made the plan", f"CarePlan/{id}", "time", source=id) for id in ("ours", "theirs")]
+    later = Entry(at + timedelta(minutes=1), "Hub", "Made the plan", "CarePlan/ours", "time")
+    assert rendered([*twice, later], ZoneInfo("America/Chicago")).splitlines() == [
+        "2026-03-02 09:00  Hub  Made the plan",
+        "2026-03-02 09:01  Hub  Made the plan",
+    ]

@@ -7,7 +7,7 @@ import pytest
 from fhircm.coordination.codes import BASE as HUB
 from fhircm.fhir.validation import check_tree
 from fhircm.store.resources import Put
-from tests.access.conftest import databases, opened  # noqa: F401 fixtures
+from tests.access.conftest import opened  # noqa: F401 a fixture
 from tests.access.world import Someone, admitted
 
 NURSE = Someone("nurse", "user/*.cruds", "Organization/clinic", "Practitioner/nora", ("nurse",))

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from fhircm.fhir.work_list import OPEN, PRIORITIES
-from tests.access.conftest import databases, opened  # noqa: F401 fixtures
+from tests.access.conftest import opened  # noqa: F401 a fixture
 
 from .test_worklist import NURSE, hub, ids, put, role, task  # noqa: F401 a fixture
 

@@ -47,7 +47,7 @@ from fhircm.sandbox.staff import Staff, known_at_both
 from fhircm.settings import Settings
 from fhircm.store.changes import CursorMoved
 from fhircm.store.database import DatabaseUnavailable, open_database
-from fhircm.store.resources import Put, SetState, Store
+from fhircm.store.resources import Plan, Put, SetState, Store
 from fhircm.wiring import RULES, _parked, _unparked, context
 from fhircm.worker import Worker
 from tests.faults.people import People
@@ -102,6 +102,12 @@ class WatchedStore(Store):
     ledger: Ledger
 
     async def transact(self, operations, *, origin):
+        if isinstance(operations, Plan):
+            make = operations.make
+            return await super().transact(replace(operations, make=lambda found: self._watched(make(found))), origin=origin)
+        return await super().transact(self._watched(operations), origin=origin)
+
+    def _watched(self, operations):
         for one in operations:
             if isinstance(one, SetState) and one.value is not None:
                 kind, _, partner = one.namespace.rpartition(":")
@@ -110,7 +116,7 @@ class WatchedStore(Store):
                     self.ledger.places.setdefault((partner, occasion), place)
                 if kind == "parked:push":
                     self.ledger.parked.add((partner, one.key))
-        return await super().transact(operations, origin=origin)
+        return operations
 
 
 @cache

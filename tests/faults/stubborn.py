@@ -69,7 +69,7 @@ async def told(story):
     """The whole story, by the steps that `fhircm demo` takes."""
     transition = await steps.discharge(story)
     referral = await steps.refer(story)
-    await story.news(CLINIC, 2)
+    await story.news(CLINIC, 3)  # the discharge, whom to expect, the referral
     await story.accepted(referral)
     await story.news(HOSPITAL, 1)
     await steps.book(story, referral)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from fhircm.coordination.build import concept, edit, instant, new, profile, reference
+from fhircm.coordination import protocol
+from fhircm.coordination.build import concept, edit, instant, new, reference
 from fhircm.coordination.codes import own
 from fhircm.coordination.context import Context
 from fhircm.coordination.discharge import near
@@ -156,26 +157,10 @@ def _redated(context: Context, plan: Planning, pathway: Pathway, step: Step, ite
 
 
 async def task_of(context: Context, plan: Planning, pathway: Pathway, step: Step) -> Tree:
-    now, stay = instant(context.now()), reference(f"Encounter/{plan.stay.id}")
-    return {
-        "resourceType": "Task",
-        "meta": profile("coordination-task"),
-        "instantiatesCanonical": pathway.canonical,
-        "instantiatesUri": f"{pathway.url}#{step.id}",
-        "intent": "order",
-        "priority": "routine",
-        "code": step.code,
-        "description": step.title,
-        "focus": stay,
-        "for": reference(f"Patient/{plan.patients[0]}"),
-        "encounter": stay,
-        "authoredOn": now,
-        "lastModified": now,
-        "requester": context.coordinator,
-        "performerType": [step.role] if step.role else None,
-        "owner": await _owner(context, plan, step),
-        "note": [{"text": step.description}] if step.description else None,
-    }
+    stay = reference(f"Encounter/{plan.stay.id}")
+    about = {"patient": plan.patients[0], "focus": stay, "encounter": stay}
+    by = {"owner": await _owner(context, plan, step), "requester": context.coordinator}
+    return protocol.task_of(pathway, step, **about, **by, at=context.now())
 
 
 async def _owner(context: Context, plan: Planning, step: Step) -> Tree:

@@ -11,7 +11,8 @@ from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
 
-from fhircm.coordination.build import concept, edit, for_a_human, instant, new, profile, reference, stable_id
+from fhircm.coordination import protocol
+from fhircm.coordination.build import concept, edit, for_a_human, instant, new, reference, stable_id
 from fhircm.coordination.codes import codings, own
 from fhircm.coordination.context import Context, token
 from fhircm.coordination.people import in_role, linked, patient_of
@@ -215,26 +216,9 @@ async def _open(context: Context, bundle: Stored, link: str, patient: str, pathw
 
 async def _task(context: Context, pathway: Pathway, step: Step, link: str, patient: str, period: Tree) -> Tree:
     owner = await in_role(context, step.role, [patient], None) if step.role else None
-    now = instant(context.now())
-    return {
-        "resourceType": "Task",
-        "meta": profile("coordination-task"),
-        "instantiatesCanonical": pathway.canonical,
-        "instantiatesUri": f"{pathway.url}#{step.id}",
-        "intent": "order",
-        "priority": "routine",
-        "code": step.code,
-        "description": step.title,
-        "focus": reference(f"DocumentReference/{link}"),
-        "for": reference(f"Patient/{patient}"),
-        "authoredOn": now,
-        "lastModified": now,
-        "requester": context.coordinator,
-        "performerType": [step.role] if step.role else None,
-        "owner": owner or context.coordinator,
-        "restriction": {"period": period},
-        "note": [{"text": step.description}] if step.description else None,
-    }
+    about = {"patient": patient, "focus": reference(f"DocumentReference/{link}"), "period": period}
+    by = {"owner": owner or context.coordinator, "requester": context.coordinator}
+    return protocol.task_of(pathway, step, **about, **by, at=context.now())
 
 
 # --- the sending side --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fhircm.coordination.build import concept, edit, instant, profile, reference, stable_id
+from fhircm.coordination import protocol
+from fhircm.coordination.build import concept, edit, instant, reference, stable_id
 from fhircm.coordination.codes import codings, own
 from fhircm.coordination.context import Context, any_of, token
 from fhircm.coordination.people import in_role, named, patients_value
@@ -115,26 +116,9 @@ async def task_of(
 ) -> Tree:
     """A new Task for a step, or for the whole."""
     encounter = reference(f"Encounter/{stay.id}")
-    return {
-        "resourceType": "Task",
-        "meta": profile("coordination-task"),
-        "instantiatesCanonical": pathway.canonical,
-        "instantiatesUri": f"{pathway.url}#{step.id}",
-        "intent": "order",
-        "priority": "routine",
-        "code": step.code,
-        "description": step.title,
-        "focus": encounter,
-        "for": reference(f"Patient/{patients[0]}"),
-        "encounter": encounter,
-        "authoredOn": instant(context.now()),
-        "lastModified": instant(context.now()),
-        "requester": context.coordinator,
-        "performerType": [step.role] if step.role else None,
-        "owner": await _owner(context, step, patients, organization),
-        "restriction": {"period": period},
-        "note": [{"text": step.description}] if step.description else None,
-    }
+    about = {"patient": patients[0], "focus": encounter, "encounter": encounter, "period": period}
+    by = {"owner": await _owner(context, step, patients, organization), "requester": context.coordinator}
+    return protocol.task_of(pathway, step, **about, **by, at=context.now())
 
 
 async def _owner(context: Context, step: Step, patients: list[str], organization: Stored | None) -> Tree:

@@ -1,37 +1,17 @@
 """Some lives of the engine with every run of the suite; `FHIRCM_MODEL=500` tries so many on each database."""
 
 import os
-import shutil
-from contextlib import asynccontextmanager
-from itertools import count
 
-import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.coordination.model.engine import Engine
 
 EXAMPLES = int(os.environ.get("FHIRCM_MODEL", "6"))
-_numbers = count()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def lend(request, tmp_path):
-    if request.param == "postgresql":
-        return request.getfixturevalue("postgres_databases").lent
-    template = request.getfixturevalue("sqlite_template")
-
-    @asynccontextmanager
-    async def fresh():
-        path = tmp_path / f"{next(_numbers)}.db"
-        shutil.copy(template, path)
-        yield f"sqlite:///{path}"
-
-    return fresh
-
-
-def test_whatever_anybody_tries_no_loop_is_lost(lend):
-    machine = type("EngineHere", (Engine,), {"lend": staticmethod(lend)})
+def test_whatever_anybody_tries_no_loop_is_lost(databases):
+    machine = type("EngineHere", (Engine,), {"lend": staticmethod(databases)})
     asked = settings(
         max_examples=EXAMPLES,
         stateful_step_count=30,
