@@ -7,8 +7,8 @@ from benchmarks.year.__main__ import live
 from benchmarks.year.network import Network
 
 
-def test_twelve_days_of_a_network_keep_every_promise(tmp_path):
-    report = asyncio.run(live(f"sqlite:///{tmp_path}/year.db", tmp_path, Network(seed=846, patients=60, pace=4), 12))
+def test_eight_days_of_a_network_keep_every_promise(tmp_path):
+    report = asyncio.run(live(f"sqlite:///{tmp_path}/year.db", tmp_path, Network(seed=1072, patients=60, pace=4), 8))
     promises, _, rest = report.partition("## Promises")[2].partition("## What was refused")
     assert "finds nothing: **kept**" in promises, promises
     assert "Nothing." in rest, rest
