@@ -15,7 +15,7 @@ import httpx
 from benchmarks.year.network import SERVICES, Happening, Place
 from benchmarks.year.records import SCT
 from benchmarks.year.world import World, because, number_of, said
-from fhircm.coordination.codes import value_set
+from fhircm.coordination.codes import displays, value_set
 from fhircm.coordination.distribution import DIRECT, FIRST_ACCEPT, OPEN, Distribution
 from fhircm.fhir.systems import COORDINATION, REFERRAL
 from fhircm.store.stored import instant
@@ -148,7 +148,9 @@ class Referring:
             reason: Tree = {"coding": [{"system": system, "code": code}]}
             if by_operation:
                 return await world.call(client, f"{url}/$decline", said("reason", valueCodeableConcept=reason)) is not None
-            return await world.update(client, task, status="rejected", statusReason={**reason, "text": code}) is not None
+            return (
+                await world.update(client, task, status="rejected", statusReason={**reason, "text": displays()[code]}) is not None
+            )
         if by_operation:
             return await world.call(client, f"{url}/${'offer' if _is_for_offers(task) else 'accept'}") is not None
         return await world.update(client, task, status="accepted", owner={"reference": place.reference}) is not None

@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.year.facts import Line, Year
 from benchmarks.year.world import World
 from fhircm.coordination import distribution
+from fhircm.coordination.codes import displays, own
 from fhircm.coordination.task_states import is_open
 from fhircm.coordination.wording import text_of
 
@@ -177,7 +178,9 @@ def _planning(year: Year) -> list[str]:
     barriers: dict[str, list[float]] = defaultdict(list)
     for one in year.lines:
         if _code(one) == "discharge-barrier":
-            barriers[text_of(one.tree.get("reasonCode")) or "?"].append(_days(one.made, one.closed or year.now))
+            barriers[displays().get(own(one.tree.get("reasonCode")) or "", "Other")].append(
+                _days(one.made, one.closed or year.now)
+            )
     slipped = Counter(f"{number} times" if number else "never" for number in slips)
     return [
         "## Discharge planning",

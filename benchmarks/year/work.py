@@ -24,6 +24,7 @@ from fhircm.store.stored import instant
 
 Tree = dict[str, Any]
 _HOURS = (10, 15)
+_TIMED = frozenset(("book again", "miss", "see"))  # have a time of their own
 _TRIES = 3  # of what is refused, before somebody gives it up
 _NUBC = "http://www.nubc.org/patient-discharge"
 
@@ -129,7 +130,7 @@ class Work:
         days = draw.uniform(4, 9) if late else draw.uniform(0, 0.4 if task.get("priority") != "routine" else 1.4)
         match code:
             case "follow-up-visit":
-                return draw.uniform(2, 11) if not late else draw.uniform(10, 18), ["start", "complete"]
+                return draw.uniform(1, 6) if not late else draw.uniform(6, 16), ["start", "complete"]
             case "contact":
                 return days, ["contact"] * 4
             case "discharge-barrier":
@@ -152,7 +153,7 @@ class Work:
     def nudge(self, task: str, days: float) -> None:
         """Whoever has this Task, and means to answer later, does it soon."""
         for (_, id), plan in self.plans.items():
-            if f"Task/{id}" == task and plan.at > self.world.now:
+            if f"Task/{id}" == task and plan.at > self.world.now and plan.steps and plan.steps[0] not in _TIMED:
                 plan.at = min(plan.at, self.world.now + timedelta(days=days))
 
     # --- what is done --------------------------------------------------------------------------------------------------------------

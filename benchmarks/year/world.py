@@ -63,7 +63,7 @@ class World:
     async def ask(
         self, client: httpx.AsyncClient, method: str, url: str, body: Tree | None = None, if_match: str = ""
     ) -> Tree | None:
-        """A request; None when it is refused, which is counted with the reason."""
+        """A request; None when it is refused, which is counted with the reason, or when another was first."""
         headers = {"If-Match": f'W/"{if_match}"'} if if_match else {}
         self.hub.stirred |= method != "GET"
         answer = await client.request(method, url, json=body, headers=headers)
@@ -73,6 +73,9 @@ class World:
         if answer.is_success:
             return answer.json() if answer.content else {}
         issue = (answer.json().get("issue") or [{}])[0] if "json" in answer.headers.get("content-type", "") else {}
+        if "Another organisation has accepted" in issue.get("diagnostics", ""):
+            self.ledger.happened["somebody else was first"] += 1
+            return None
         self.ledger.refused[f"{name}: {answer.status_code} {issue.get('diagnostics', '')[:160]}"] += 1
         return None
 
