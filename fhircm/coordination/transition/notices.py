@@ -77,8 +77,8 @@ async def _patients(context: Context, stored: Stored | None) -> list[str]:
     links = (
         parse_reference(one["target"].get("reference", "")) for one in stored.tree.get("link", []) if stored.type == "Person"
     )
-    named = [stored.id if stored.type == "Patient" else patient_of(stored.tree), *(to.id for to in links if to.type == "Patient")]
-    return sorted({id for one in named if one for id in await linked(context, one)})
+    about = [stored.id if stored.type == "Patient" else patient_of(stored.tree), *(to.id for to in links if to.type == "Patient")]
+    return sorted({id for one in about if one for id in await linked(context, one)})
 
 
 async def _of_stay(context: Context, id: str, *, first: bool) -> list[Op]:
