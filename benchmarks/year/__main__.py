@@ -12,40 +12,38 @@ import sys
 import tempfile
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from random import Random
 
+from benchmarks.year.facts import gather
+from benchmarks.year.hospital import Hospitals
 from benchmarks.year.hub import running
 from benchmarks.year.network import START, Network
-from benchmarks.year.report import gather, rendered
-from benchmarks.year.work import World, at_work, hours
+from benchmarks.year.report import rendered
+from benchmarks.year.work import Work
+from benchmarks.year.world import World
 from fhircm.store.migrations import migrate
 
 
-async def live(url: str, folder: Path, seed: int, patients: int, days: int) -> str:
+async def live(url: str, folder: Path, network: Network, days: int) -> str:
     """One year; returns its report."""
     await migrate(url)
-    network = Network(seed, patients)
-    ahead = network.year(days)
     async with running(url, folder, network, START) as hub:
-        world, begun, next_one = World(hub, network, Random(seed)), time.perf_counter(), 0
-        for hour in hours(START, days):
-            await world.leave(hour)
-            while next_one < len(ahead) and ahead[next_one].at <= hour:
-                await world.befall(ahead[next_one])
-                next_one += 1
+        world = World(hub, network)
+        work, hospitals, begun = Work(world), Hospitals(world), time.perf_counter()
+        for one in network.year(days):
+            world.at(one.at, partial(work.referring.refer if one.kind == "referral" else hospitals.arrive, one))
+        for number in range(1, 24 * days + 1):
+            hour = START + timedelta(hours=number)
+            await world.until(hour)
             await hub.react(hour)
-            if at_work(hour):
-                await world.work()
+            if work.is_time(hour):
+                await work.everybody()
                 await hub.react(hour)
-            if hour.hour == 0:
-                passed = (hour - START).days
-                print(f"day {passed} of {days}, {time.perf_counter() - begun:.0f} s", end="\r", file=sys.stderr, flush=True)
-        seconds = time.perf_counter() - begun
-        facts = {
-            "patients": patients, "days": days, "seed": seed, "seconds": seconds, "times": days * 86_400 / seconds, "reactions": hub.done,
-        }  # fmt: skip
-        return rendered(await gather(hub, world.ledger, START + timedelta(days=days)), world.ledger, facts)
+            if number % 24 == 0:
+                await hub.check()
+                print(f"day {number // 24} of {days}, {time.perf_counter() - begun:.0f} s", end="\r", file=sys.stderr, flush=True)
+        return rendered(await gather(world), world, days, time.perf_counter() - begun)
 
 
 def main() -> None:
@@ -54,11 +52,12 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=10_000)
     parser.add_argument("--days", type=int, default=365)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--pace", type=float, default=1.0, help="how many times as often as usual things happen")
     parser.add_argument("--database", help="a URL; a SQLite file without one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         url = options.database or f"sqlite:///{folder}/year.db"
-        print(asyncio.run(live(url, Path(folder), options.seed, options.patients, options.days)))
+        print(asyncio.run(live(url, Path(folder), Network(options.seed, options.patients, options.pace), options.days)))
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ from typing import Any
 import httpx
 import uvicorn
 
-from benchmarks.year.network import Network, Place
+from benchmarks.year.network import Kind, Network, Place
+from benchmarks.year.records import records
 from fhircm import wiring
 from fhircm.app import AppConfig, create_app
-from fhircm.coordination import build
+from fhircm.coordination import build, open_loops
 from fhircm.coordination.context import Context
 from fhircm.fhir.validation import check_tree
 from fhircm.reactions import reactions, timer_handlers
@@ -34,7 +35,7 @@ from fhircm.store.resources import Put, Store
 from fhircm.worker import Worker
 
 _FOREVER = 4_102_444_800  # the year 2100, in seconds since the epoch
-_COORDINATOR = "coordinator"
+_COORDINATOR: Kind = "coordinator"
 
 
 @dataclass
@@ -53,16 +54,31 @@ class Hub:
 
     store: Store
     worker: Worker
+    checking: Worker
     clock: Clock
     around: Context
     feed: httpx.AsyncClient
     coordinator: httpx.AsyncClient
     at: dict[str, httpx.AsyncClient] = field(default_factory=dict)
     done: int = 0  # reactions and timers
+    stirred: bool = True  # something was written since the worker was idle
 
     async def react(self, until: datetime) -> None:
-        """Let the worker do everything that is due by then, each thing at its time as far as the hour goes."""
+        """Let the worker do everything that there is to do by then, timers at their time."""
+        kinds = frozenset(handler.kind for handler in self.worker.timers)
+        if self.stirred:
+            self.done, self.stirred = self.done + await self.worker.run_until_idle(), False
+        while (due := await self.store.next_due(kinds)) is not None and due <= until:
+            self.clock.now = max(self.clock.now, due)
+            self.done += await self.worker.run_until_idle()
         self.clock.now = max(self.clock.now, until)
+
+    async def check(self) -> None:
+        """Let the standing check go over all that is open; it would go round the clock, and here does so once."""
+        begun = self.clock.now
+        while (timer := await self.store.timer(open_loops.KIND)) is not None and timer.due <= begun + open_loops.PAUSE:
+            self.clock.now = max(self.clock.now, timer.due)
+            self.done += await self.checking.run_timers()
         self.done += await self.worker.run_until_idle()
 
 
@@ -74,26 +90,30 @@ async def running(url: str, folder: Path, network: Network, start: datetime) -> 
         port = free.getsockname()[1]
     base, clock = f"http://127.0.0.1:{port}", Clock(start)
     settings = Settings(database_url=url, public_base_url=base, keys_dir=folder / "keys", audit=False)
-    rest = RestSettings(2_000_000, 20_000_000, True, 1)
+    rest = RestSettings(2_000_000, 20_000_000, True, 1, grace=settings.access_grace)
     app = create_app(AppConfig(url, base, folder / "keys", rest, False, clock, wiring.RULES))
     async with app.router.lifespan_context(app):
         store: Store = app.state.store
         organization = build.coordinating_organization(settings.organization_name)
         await store.transact([Put(organization, if_version=0)], origin="hub")
-        for load in network.records():
+        for load in records(network):
             await store.transact([Put(check_tree(tree), if_version=0) for tree in load], origin="load")
         around = replace(wiring.context(settings, store, []), window=settings.transition_window)
-        worker = Worker(
-            store, reactions(around), timer_handlers(around), partial(wiring._parked, around), partial(wiring._unparked, around)
+        parts = (partial(wiring._parked, around), partial(wiring._unparked, around))
+        timers = timer_handlers(around)
+        worker = Worker(store, reactions(around), [one for one in timers if one.kind != open_loops.KIND], *parts)
+        checking = Worker(store, [], [one for one in timers if one.kind == open_loops.KIND], *parts)
+        server = uvicorn.Server(
+            uvicorn.Config(app, "127.0.0.1", port, lifespan="off", log_level="error", timeout_keep_alive=3600)
         )
-        server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, lifespan="off", log_level="error"))
         serving = asyncio.create_task(server.serve())
         while not server.started:
             await asyncio.sleep(0.01)
         clients = _Clients(store, base)
         feed = await clients.make("feed", None, "custodian")
         coordinator = await clients.make(_COORDINATOR, f"Organization/{organization.id}", "custodian")
-        hub = Hub(store, worker, clock, around, feed, coordinator)
+        hub = Hub(store, worker, checking, clock, around, feed, coordinator)
+        await open_loops.begin(store)
         for place in network.places:
             hub.at[place.id] = await clients.make(place.id, place.reference, "system")
         hub.done += await worker.run_until_idle()
@@ -123,4 +143,4 @@ class _Clients:
 
 def coordinator_of(hub: Hub) -> Place:
     """The organisation that runs the hub, as one that works its own list."""
-    return Place(hub.around.organization, _COORDINATOR, hub.around.organization_name, "")
+    return Place(hub.around.organization, _COORDINATOR, hub.around.organization_name)

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 
-import yaml
 from pydantic import TypeAdapter
 
 from fhircm.access.scopes import Scope, parse_scope
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ def roles() -> dict[str, Role]:
     """Every role by its code."""
     found = {}
     for path in sorted((folder("profiles") / "role").glob("*.yaml")):
-        tree = yaml.safe_load(path.read_text())
+        tree = read_yaml(path)
         may = tuple(scope for text in tree["may"] if (scope := parse_scope(f"system/{text}")))
         if len(may) != len(tree["may"]) or tree["reach"] not in ("everything", "relationship", "own"):
             raise ValueError(f"{path.name} has a scope or a reach that is not known")

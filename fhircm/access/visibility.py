@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache, lru_cache
 
-import yaml
-
 from fhircm.access.principal import Principal
 from fhircm.access.scopes import Scope, allows, conditions
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.fhir.belonging import of_patients
 from fhircm.fhir.conditions import AllOf, AnyOf, Condition
 from fhircm.fhir.definitions import definitions
@@ -77,7 +75,7 @@ def closed_labels(roles: frozenset[str]) -> tuple[str, ...]:
     """The security labels, folded as they are searched, that nobody in these roles sees without a consent: profiles/sensitivity."""
     closed: list[str] = []
     for path in sorted((folder("profiles") / "sensitivity").glob("*.yaml")):
-        tree = yaml.safe_load(path.read_text())
+        tree = read_yaml(path)
         if roles.isdisjoint(tree["roles"]):
             closed += (label.casefold() for label in tree["labels"])
     return tuple(dict.fromkeys(closed))

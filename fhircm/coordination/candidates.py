@@ -11,13 +11,11 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-import yaml
-
 from fhircm.coordination.capacity import capacity
 from fhircm.coordination.codes import codings
 from fhircm.coordination.context import Record, any_of, token
 from fhircm.coordination.times import moment
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.store.resources import Stored
 
 Tree = dict[str, Any]
@@ -46,7 +44,7 @@ class Candidate:
 
 @cache
 def _rules() -> dict[str, Any]:
-    return yaml.safe_load((folder("profiles") / "directory" / "matching.yaml").read_bytes())
+    return read_yaml(folder("profiles") / "directory" / "matching.yaml")
 
 
 @cache

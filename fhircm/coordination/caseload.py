@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import yaml
-
 from fhircm.coordination.away import away_until
 from fhircm.coordination.build import reference
 from fhircm.coordination.claims import organizations, queue_roles
@@ -22,7 +20,7 @@ from fhircm.coordination.context import Record, any_of, token
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.people import linked, name_of, patient_of
 from fhircm.coordination.task_states import machine
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.fhir.query import MAX_COUNT, Query, parse_query
 from fhircm.fhir.systems import ROLE
 from fhircm.store.operations import Op, Plan
@@ -79,7 +77,7 @@ class Load:
 @cache
 def weights() -> dict[str, Any]:
     """profiles/caseload/weights.yaml."""
-    tree: dict[str, Any] = yaml.safe_load((folder("profiles") / "caseload" / "weights.yaml").read_bytes())
+    tree: dict[str, Any] = read_yaml(folder("profiles") / "caseload" / "weights.yaml")
     return tree
 
 

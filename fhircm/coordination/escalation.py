@@ -192,7 +192,7 @@ async def _end_pause(context: Context, stored: Stored) -> list[Op]:
         )
         if await _looked_after(context, stored):
             return [later]
-        return [later, _look_after(context, stored, "The referral is on hold, and its pause is over", str(said["until"]))]
+        return [later, _look_after(context, stored, "The referral is on hold, and its pause is over")]
     status = status_after(tree)
     going_on = edit(stored, status=status, statusReason=None, lastModified=instant(context.now()))
     return [going_on, new(_over(context, stored))]
@@ -219,7 +219,7 @@ def _message(context: Context, stored: Stored, owner: Tree, level: int, ahead: A
     """What the new owner is told; who has it for good is told again each time."""
     tree = stored.tree
     again = level_of(tree) == level
-    id = stable_id("escalation", stored.id, str(level), *([instant(ahead.due)] if again and ahead.due else []))
+    id = stable_id("escalation", stored.id, str(stored.version))  # which is passed on once; its level and due time may come again
     due = _spoken(context, ahead.due) if ahead.due else ""
     why = f"it is '{ahead.late_in}' for too long, since {due}" if ahead.late_in else f"this was due {due} and is not done"
     yours = "It is still yours." if again else "It is yours now."
@@ -248,7 +248,7 @@ def _reminder(context: Context, stored: Stored, id: str, ahead: Agenda) -> Tree:
 
 def _over(context: Context, stored: Stored) -> Tree:
     tree = stored.tree
-    id = stable_id("hold-over", stored.id, str(parts(tree, PAUSED)["until"]))
+    id = stable_id("hold-over", stored.id, str(stored.version))
     owner = tree.get("owner") or context.coordinator
     words = f"{_what(tree)}: the pause is over, and the time that was left runs again."
     return told_of_task(id, stored, "hold-over", words, to=[owner], sender=context.coordinator, at=context.now())
@@ -269,7 +269,7 @@ async def _referral_overdue(context: Context, stored: Stored, ahead: Agenda) -> 
     words = f"{step.title if step else 'An answer to the referral'} was due {_spoken(context, due)}"
     if level_of(tree) and await _looked_after(context, stored):
         return [marked_]
-    return [marked_, _look_after(context, stored, words, step.id if step else "", instant(due))]
+    return [marked_, _look_after(context, stored, words)]
 
 
 async def _looked_after(context: Context, stored: Stored) -> bool:
@@ -277,11 +277,11 @@ async def _looked_after(context: Context, stored: Stored) -> bool:
     return any(is_open(task.tree) for task in found)
 
 
-def _look_after(context: Context, stored: Stored, why: str, *which: str) -> Op:
-    """The Task of a human to look after a referral."""
+def _look_after(context: Context, stored: Stored, why: str) -> Op:
+    """The Task of a human to look after a referral, as this version of it asks for."""
     tree = stored.tree
     return for_a_human(
-        stable_id("referral-overdue", stored.id, *which),
+        stable_id("referral-overdue", stored.id, str(stored.version)),
         "referral-overdue",
         why,
         owner=context.coordinator,

@@ -18,6 +18,8 @@ from fhircm.coordination.agenda import is_whole
 from fhircm.coordination.build import for_a_human, stable_id
 from fhircm.coordination.codes import member
 from fhircm.coordination.context import Context, any_of
+from fhircm.coordination.discharge.plan import EVENT as ADMISSION
+from fhircm.coordination.discharge.plan import PRESENT
 from fhircm.coordination.escalation import REACTION, key, settle
 from fhircm.coordination.people import patient_of
 from fhircm.coordination.task_states import is_open, is_referral, machine, mirrored
@@ -162,7 +164,8 @@ async def _tasks(context: Context, stored: Sequence[Stored]) -> list[Loop]:
         [("Task", id) for one in tasks for id in _ids(one.tree.get("partOf", []), "Task")],
     )
     wholes = [one for one in tasks if is_whole(context, one.tree)]
-    open_below = await _with_open_steps(context, wholes)
+    going_on = await _with_open_steps(context, wholes)
+    going_on |= await _of_stays_that_go_on(context, [one for one in wholes if one.id not in going_on])
     loops = []
     for one in tasks:
         tree, timer = one.tree, timers.get(key(one.id))
@@ -176,7 +179,7 @@ async def _tasks(context: Context, stored: Sequence[Stored]) -> list[Loop]:
                 ("Task", id) in above and is_whole(context, above["Task", id].tree) and not is_open(above["Task", id].tree)
                 for id in _ids(tree.get("partOf", []), "Task")
             ),
-            "steps-closed": whole and one.id not in open_below,
+            "steps-closed": whole and one.id not in going_on,
         }
         loops.append(Loop(one, _owner(tree), timer, tuple(code for code, is_so in wrong.items() if is_so)))
     return loops
@@ -201,6 +204,19 @@ def _owner(tree: Tree) -> str:
 async def _with_open_steps(context: Context, wholes: Sequence[Stored]) -> set[str]:
     steps = await _referring(context, ("part-of",), [f"Task/{one.id}" for one in wholes])
     return {id for step in steps if is_open(step.tree) for id in _ids(step.tree.get("partOf", []), "Task")}
+
+
+async def _of_stays_that_go_on(context: Context, wholes: Sequence[Stored]) -> set[str]:
+    """Those by which a discharge is planned that is still to come: all may be done by then, and more may come up."""
+    stays = {one.id: _ids([one.tree.get("encounter", {})], "Encounter") for one in wholes if _plans_a_discharge(context, one)}
+    there = await context.store.read_many([("Encounter", id) for ids in stays.values() for id in ids])
+    present = {id for (_, id), stay in there.items() if stay.tree["status"] in PRESENT}
+    return {task for task, ids in stays.items() if not present.isdisjoint(ids)}
+
+
+def _plans_a_discharge(context: Context, whole: Stored) -> bool:
+    pathway = context.pathway_of(whole.tree)
+    return pathway is not None and pathway.event == ADMISSION
 
 
 async def _referring(context: Context, parameters: Sequence[str], to: Sequence[str]) -> list[Stored]:

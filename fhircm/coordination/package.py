@@ -12,14 +12,12 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-import yaml
-
 from fhircm.coordination.build import npi
 from fhircm.coordination.codes import codings
 from fhircm.coordination.context import Record
 from fhircm.coordination.people import linked, organization_of, patient_of, patients_value
 from fhircm.coordination.times import moment
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.store.resources import Stored
 
 Tree = dict[str, Any]
@@ -70,9 +68,7 @@ class Package:
 @cache
 def rules() -> tuple[Rule, ...]:
     """All of profiles/referral-package/."""
-    return tuple(
-        _rule(yaml.safe_load(path.read_bytes())) for path in sorted((folder("profiles") / "referral-package").glob("*.yaml"))
-    )
+    return tuple(_rule(read_yaml(path)) for path in sorted((folder("profiles") / "referral-package").glob("*.yaml")))
 
 
 def _rule(tree: Tree) -> Rule:

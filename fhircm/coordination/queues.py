@@ -10,18 +10,17 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter
 
 from fhircm.access.roles import unknown
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 
 Tree = dict[str, Any]
 
 
 @cache
 def _leases() -> tuple[timedelta | None, dict[str, timedelta | None]]:
-    tree = yaml.safe_load((folder("profiles") / "caseload" / "queues.yaml").read_bytes())
+    tree = read_yaml(folder("profiles") / "caseload" / "queues.yaml")
     if wrong := unknown(tree["roles"]):
         raise ValueError(f"profiles/caseload/queues.yaml names {', '.join(wrong)}, which is no role")
     return _lease(tree["default"]), {code: _lease(one) for code, one in tree["roles"].items()}

@@ -12,15 +12,13 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
-import yaml
-
 from fhircm.coordination.build import instant, made, reference, stable_id
 from fhircm.coordination.codes import BASE, codings, member
 from fhircm.coordination.context import Context
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.people import patients_value
 from fhircm.coordination.times import moment, months_before
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.fhir.validation import Checked
 from fhircm.store.resources import Stored
 
@@ -110,7 +108,7 @@ def _points(table: Mapping[int, int], value: int) -> int:
 @cache
 def lace_index() -> Index:
     """The index as profiles/risk-score/lace.yaml has it."""
-    tree = yaml.safe_load((folder("profiles") / "risk-score" / "lace.yaml").read_bytes())
+    tree = read_yaml(folder("profiles") / "risk-score" / "lace.yaml")
     comorbidities = tuple(
         Comorbidity(
             name=one["name"],

@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 
-import yaml
-
 from fhircm.coordination.codes import codings
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.fhir.outcome import IllegalTransition
 
 Tree = dict[str, Any]
@@ -143,7 +141,7 @@ class Protocol:
 @cache
 def table(type: str) -> dict[str, Any]:
     """What the file of a type says."""
-    tree: dict[str, Any] = yaml.safe_load((folder("profiles") / "state-machine" / _FILES[type]).read_bytes())
+    tree: dict[str, Any] = read_yaml(folder("profiles") / "state-machine" / _FILES[type])
     return tree
 
 

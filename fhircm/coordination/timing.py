@@ -17,7 +17,7 @@ import yaml
 from fhircm.coordination.codes import codings
 from fhircm.coordination.deadlines import Span
 from fhircm.coordination.protocol import NextInLine
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.fhir.systems import COORDINATION
 
 Tree = dict[str, Any]
@@ -98,7 +98,7 @@ def shipped() -> tuple[Rule, ...]:
 def load_rules(path: Path) -> tuple[Rule, ...]:
     """The rules of a file. Raises TimingWrong."""
     try:
-        tree = yaml.safe_load(path.read_bytes())
+        tree = read_yaml(path)
     except yaml.YAMLError as error:
         raise TimingWrong(f"{path.name} is not YAML: {error}") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("rules"), list):

@@ -17,13 +17,15 @@ from fhircm.coordination.codes import codings
 from fhircm.coordination.context import Record
 from fhircm.coordination.people import name_of
 from fhircm.coordination.protocol import Pathway, Step, load_pathways
+from fhircm.coordination.state_tables import protocols
 from fhircm.coordination.steps import Sides
-from fhircm.coordination.task_states import machine_of, mirrored
+from fhircm.coordination.task_states import mirrored, protocol_of
 from fhircm.coordination.wording import text_of
 from fhircm.fhir.outcome import NotSupported
 from fhircm.fhir.ranges import LATEST
 from fhircm.fhir.systems import ROLE
 from fhircm.fhir.work_list import RISKS, claim_of, due_of, is_queue, local, queue, reason_of, risk_of
+from fhircm.store.operations import Actor
 from fhircm.store.stored import Stored, moment
 from fhircm.store.work_list import WorkPage, WorkQuery
 
@@ -101,10 +103,11 @@ async def lines(store: GuardedStore, query: WorkQuery) -> Lines:
     """A page of lines, as the caller sees them. Raises Forbidden."""
     page = await store.work_list(query)
     names = {id: await name_of(Record(store), one) for id, one in page.patients.items()}
-    return Lines([_line(store.principal, task, page, names, query.now) for task in page.tasks], page.next)
+    principal, actor = store.principal, store.principal.actor
+    return Lines([_line(principal, actor, task, page, names, query.now) for task in page.tasks], page.next)
 
 
-def _line(principal: Principal, task: Stored, page: WorkPage, names: Mapping[str, str | None], now: int) -> Line:
+def _line(principal: Principal, actor: Actor, task: Stored, page: WorkPage, names: Mapping[str, str | None], now: int) -> Line:
     tree = task.tree
     patient, due = local(tree.get("for")).removeprefix("Patient/"), due_of(tree)
     claimed = tree["owner"] if (owner := local(tree.get("owner"))) and not is_queue(owner) else None
@@ -118,7 +121,7 @@ def _line(principal: Principal, task: Stored, page: WorkPage, names: Mapping[str
         page.patients.get(patient),
         names.get(patient),
         _step(tree),
-        _next(principal, tree),
+        _next(actor, tree),
         _why(principal, tree),
         claimed,
         claim_of(tree).get("until", {}).get("valueInstant") if claimed else None,
@@ -143,13 +146,18 @@ def _step(tree: Tree) -> str:
     return step.title if step else text_of(tree.get("code")) or tree.get("description") or "Task"
 
 
-def _next(principal: Principal, tree: Tree) -> tuple[str, ...]:
+def _next(actor: Actor, tree: Tree) -> tuple[str, ...]:
     """The states that may follow by the step of the caller. What is the mirror of a partner's Task is changed at the partner."""
     if mirrored(tree):
         return ()
-    machine, sides = machine_of(tree), Sides.of(principal.actor, tree)
-    steps = (one for one in machine.steps if one.start == tree["status"] and one.end not in machine.always)
-    return tuple(one.end for one in steps if sides.may(one.who))
+    protocol = protocol_of(tree)
+    return _following(protocol.type, protocol.name, tree["status"], Sides.of(actor, tree))
+
+
+@cache
+def _following(type: str, protocol: str, status: str, sides: Sides) -> tuple[str, ...]:
+    machine = protocols(type)[protocol].machine
+    return tuple(one.end for one in machine.steps if one.start == status and one.end not in machine.always and sides.may(one.who))
 
 
 def _why(principal: Principal, tree: Tree) -> tuple[str, ...]:
@@ -160,10 +168,16 @@ def _why(principal: Principal, tree: Tree) -> tuple[str, ...]:
         found.append("offered")
     if owner in principal.known_as and not is_queue(owner):
         found += [*([reason] if (reason := reason_of(tree)) in WHY else []), "mine"]
-    places = {local(one) for one in (tree.get("owner"), *(tree.get("restriction") or {}).get("recipient", ()))}
-    roles = {code for system, code in codings(tree.get("performerType")) if system == ROLE}
-    if roles & principal.roles and ("owner" not in tree or any(is_queue(one) and one in principal.known_as for one in places)):
+    if "performerType" in tree and _in_role(principal, tree):
         found.append("role")
     if is_queue(owner) and owner in principal.known_as:
         found.append("organization")
     return tuple(found)
+
+
+def _in_role(principal: Principal, tree: Tree) -> bool:
+    """Whether it waits for somebody in the caller's role, where the caller is."""
+    if principal.roles.isdisjoint(code for system, code in codings(tree["performerType"]) if system == ROLE):
+        return False
+    places = map(local, (tree.get("owner"), *(tree.get("restriction") or {}).get("recipient", ())))
+    return "owner" not in tree or any(is_queue(one) and one in principal.known_as for one in places)

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-import yaml
-
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 
 Token = frozenset[str]  # the spellings of one part of a name: {"muller", "mueller"}
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -49,7 +47,7 @@ class Features:
 @cache
 def tables() -> dict[str, Any]:
     """mappings/identity.yaml as it was written."""
-    return yaml.safe_load((folder("mappings") / "identity.yaml").read_text("utf-8"))
+    return read_yaml(folder("mappings") / "identity.yaml")
 
 
 def features(patient: dict[str, Any]) -> Features:

@@ -19,6 +19,7 @@ from fhircm.exchange.maps import Maps, MapWrong
 from fhircm.exchange.pages import Received
 from fhircm.exchange.yaml_keys import Keys, YamlWrong
 from fhircm.fhir import json
+from fhircm.fhir.artefacts import read_yaml
 
 INBOUND, OUTBOUND = "inbound", "outbound"
 
@@ -68,7 +69,7 @@ def cases(folder: Path) -> list[Case]:
 
 def _of_file(path: Path) -> Iterator[Case]:
     try:
-        written = json.loads(path.read_bytes()) if path.suffix == ".json" else yaml.safe_load(path.read_bytes())
+        written = json.loads(path.read_bytes()) if path.suffix == ".json" else read_yaml(path)
     except (ValueError, yaml.YAMLError) as error:
         raise MapWrong(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(written, list):

@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import yaml
-
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.fhir.coded import codes
 
 NOBODY = "none"  # as the last way: nothing is sent, and no human is told
@@ -72,7 +70,7 @@ class Occasion:
 @cache
 def occasions() -> dict[str, Occasion]:
     """The occasions that fhircm knows, by name."""
-    written = yaml.safe_load((folder("mappings") / "occasions.yaml").read_text("utf-8"))
+    written = read_yaml(folder("mappings") / "occasions.yaml")
     known: dict[str, Occasion] = {}
     for name, members in written.items():
         members = {key.replace("-", "_"): tuple(value) if isinstance(value, list) else value for key, value in members.items()}

@@ -12,8 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fhircm.exchange.attachments import Fetch, held
 from fhircm.exchange.care_plan import care_plan_attachments, file_attachment
 from fhircm.exchange.case import Case, Unfit, read, sent, source_at
@@ -25,6 +23,7 @@ from fhircm.exchange.outbound import codes
 from fhircm.exchange.partners import Partner
 from fhircm.exchange.referral_document import document
 from fhircm.exchange.repoint import known_as, repoint
+from fhircm.fhir.artefacts import read_yaml
 from fhircm.fhir.disclosure import CONFIDENTIAL, may_tell
 from fhircm.fhir.systems import DELIVERY, REFERRAL
 
@@ -371,7 +370,7 @@ WAYS: dict[str, Way] = {
 
 @lru_cache(maxsize=64)
 def _written(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text("utf-8")) or {} if path.exists() else {}
+    return read_yaml(path) or {} if path.exists() else {}
 
 
 def habits(partner: Partner, type: str) -> dict[str, Any]:

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-import yaml
-
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.fhir.definitions import definitions, param_key
 from fhircm.fhir.ranges import EARLIEST, LATEST, date_range
-from fhircm.fhir.references import parse_reference, references
+from fhircm.fhir.references import Reference, parse_reference, references
 
 _SELF = "$self"
 _DAY = 86_400_000_000  # microseconds
@@ -88,7 +86,7 @@ class Kind:
 def kinds() -> tuple[Kind, ...]:
     """Every kind of profiles/care-relationship."""
     files = sorted((folder("profiles") / "care-relationship").glob("*.yaml"))
-    return tuple(_kind(path.stem, yaml.safe_load(path.read_text())) for path in files)
+    return tuple(_kind(path.stem, read_yaml(path)) for path in files)
 
 
 def _kind(code: str, tree: dict[str, Any]) -> Kind:
@@ -145,8 +143,10 @@ def _by_resource() -> dict[str, tuple[Kind, ...]]:
 def relationships(tree: Mapping[str, Any]) -> list[Relationship]:
     """The relationships that a stored resource makes; its `meta.lastUpdated` tells when what has ended did so."""
     found: dict[tuple[Any, ...], Relationship] = {}
-    for kind in _by_resource().get(tree["resourceType"], ()):
-        for one in _of_kind(kind, tree):
+    fitting = _by_resource().get(tree["resourceType"], ())
+    named = references(dict(tree)) if any(kind.shares_named for kind in fitting) else []
+    for kind in fitting:
+        for one in _of_kind(kind, tree, named):
             key = (one.parameter, one.grantee, one.type, one.id, one.low)
             if key not in found or found[key].high < one.high:
                 found[key] = one
@@ -158,12 +158,12 @@ def makes_relationships(type: str) -> bool:
     return type in _by_resource()
 
 
-def _of_kind(kind: Kind, tree: Mapping[str, Any]) -> Iterator[Relationship]:
+def _of_kind(kind: Kind, tree: Mapping[str, Any], named: Sequence[Reference]) -> Iterator[Relationship]:
     span = _span_of(kind, tree)
     if span is None:
         return
     own = f"{tree['resourceType']}/{tree['id']}"
-    shared = list(_shared(kind, tree, own))
+    shared = list(_shared(kind, tree, own, named))
     for party in kind.parties:
         for element in _within(tree, party.within):
             low, high = _both(span, _period(element, party.period))
@@ -195,8 +195,10 @@ def _span_of(kind: Kind, tree: Mapping[str, Any]) -> tuple[int, int] | None:
     return low, high
 
 
-def _shared(kind: Kind, tree: Mapping[str, Any], own: str) -> Iterator[tuple[str, str, tuple[int, int]]]:
-    """What the grantees may see: patients, or what the resource names, itself included; and when."""
+def _shared(
+    kind: Kind, tree: Mapping[str, Any], own: str, named: Sequence[Reference]
+) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """What the grantees may see: patients, or what the resource names (`named`), itself included; and when."""
     always = (EARLIEST, LATEST)
     if kind.members:
         for member in _within(tree, kind.members["within"]):
@@ -214,7 +216,7 @@ def _shared(kind: Kind, tree: Mapping[str, Any], own: str) -> Iterator[tuple[str
     yield tree["resourceType"], tree["id"], always
     if not kind.shares_named:
         return
-    for reference in references(dict(tree)):
+    for reference in named:
         if reference.kind == "local" and reference.type and reference.id:
             yield reference.type, reference.id, always
 

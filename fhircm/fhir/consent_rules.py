@@ -11,9 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-import yaml
-
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.ranges import EARLIEST, LATEST, date_range
 from fhircm.fhir.references import parse_reference
@@ -156,4 +154,4 @@ def _policy(tree: Mapping[str, Any]) -> str:
 
 @cache
 def _denying() -> frozenset[str]:
-    return frozenset(yaml.safe_load((folder("profiles") / "consent" / "policy-rule.yaml").read_text())["deny"])
+    return frozenset(read_yaml(folder("profiles") / "consent" / "policy-rule.yaml")["deny"])

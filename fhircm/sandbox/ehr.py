@@ -10,10 +10,10 @@ from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
-import yaml
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from fhircm.fhir.artefacts import read_yaml
 from fhircm.sandbox.chart import Chart, Tree
 from fhircm.sandbox.searching import Searching
 from fhircm.sandbox.signin import SignIn
@@ -57,7 +57,7 @@ def vendors() -> list[str]:
 
 
 def _written(name: str) -> Tree:
-    return yaml.safe_load((files("fhircm.sandbox") / "vendors" / f"{name}.yaml").read_text())
+    return read_yaml(files("fhircm.sandbox") / "vendors" / f"{name}.yaml")
 
 
 class Ehr:

@@ -13,7 +13,7 @@ from fhircm.store.database import Connection, Database
 from fhircm.store.operations import Actor
 from fhircm.store.search_sql import Builder
 from fhircm.store.search_tests import Listed
-from fhircm.store.visibility import MANY
+from fhircm.store.visibility import MANY, PLANNED_ALIKE
 
 _NPI = "http://hl7.org/fhir/sid/us-npi"
 _ROUNDS = 5  # how deep departments of departments are followed
@@ -126,7 +126,7 @@ async def placed(connection: Connection, dialect: str, actor: Actor, references:
             parts.append(
                 f"SELECT r.type, r.id, s.target_type, s.target_id FROM resource r JOIN search_reference s ON s.resource_key = r.key"
                 f" AND s.param = {param_key(source, parameter)} WHERE NOT r.deleted AND r.type = {builder.argument(source)}"
-                f" AND r.id {builder.argument(Listed(ids))}"
+                f" AND r.id {builder.shared_argument(source, Listed(ids), PLANNED_ALIKE['list'])}"
             )
     people = sorted(id for type, id in asked if type == "Practitioner")
     if people:
@@ -135,7 +135,7 @@ async def placed(connection: Connection, dialect: str, actor: Actor, references:
             " JOIN resource r ON r.key = p.resource_key AND NOT r.deleted JOIN search_reference s ON s.resource_key = r.key"
             f" AND s.param = {param_key('PractitionerRole', 'organization')}"
             f" WHERE p.param = {param_key('PractitionerRole', 'practitioner')} AND p.target_type = 'Practitioner'"
-            f" AND p.target_id {builder.argument(Listed(people))}"
+            f" AND p.target_id {builder.shared_argument('Practitioner', Listed(people), PLANNED_ALIKE['list'])}"
         )
     rows = await connection.fetch(" UNION ".join(parts), *builder.arguments) if parts else []
     houses: dict[str, set[str]] = {}
@@ -157,7 +157,7 @@ async def _copies(connection: Connection, dialect: str, type: str, known: set[st
         f"SELECT o.id FROM resource r JOIN search_token t ON t.resource_key = r.key AND t.param = {param} AND t.system = {listed}"
         f" JOIN search_token u ON u.param = {param} AND u.code = t.code AND u.system = {listed}"
         f" JOIN resource o ON o.key = u.resource_key AND NOT o.deleted WHERE r.type = {own} AND NOT r.deleted"
-        f" AND r.id {builder.argument(Listed(ids))}",
+        f" AND r.id {builder.shared_argument('ids', Listed(ids), PLANNED_ALIKE['list'])}",
         *builder.arguments,
     )
     return {f"{type}/{row['id']}" for row in rows}
@@ -175,7 +175,7 @@ async def _follow(
         rows = await connection.fetch(
             f"SELECT r.id FROM search_reference x JOIN resource r ON r.key = x.resource_key AND NOT r.deleted"
             f" WHERE x.param = {builder.argument(param_key(source, parameter))} AND x.target_type = {builder.argument(target)}"
-            f" AND x.target_id {builder.argument(Listed(sorted(fresh)))}",
+            f" AND x.target_id {builder.shared_argument('ids', Listed(sorted(fresh)), PLANNED_ALIKE['list'])}",
             *builder.arguments,
         )
         found = {f"{source}/{row['id']}" for row in rows} - known

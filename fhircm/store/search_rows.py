@@ -110,7 +110,8 @@ async def delete_search_rows(connection: Connection, dialect: str, resource_keys
     if not resource_keys:
         return
     if dialect == "postgresql":
-        *first, last = (f"DELETE FROM {table} WHERE resource_key = ANY($1::bigint[])" for table in SEARCH_TABLES)
+        keys = "(SELECT $1::bigint[])::bigint[]"  # so that however many there are, the plan is the one that is kept
+        *first, last = (f"DELETE FROM {table} WHERE resource_key = ANY({keys})" for table in SEARCH_TABLES)
         ahead = ", ".join(f"gone{at} AS ({delete})" for at, delete in enumerate(first))
         await connection.execute(f"WITH {ahead} {last}", list(resource_keys))
     else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json as std_json
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -22,6 +22,7 @@ from fhircm.store.operations import Actor, Delete, Narrowing, Put, SetState, Wri
 from fhircm.store.principals import placed
 from fhircm.store.search_rows import SearchRows, delete_search_rows, insert_statements, search_rows, write_search_rows
 from fhircm.store.stored import Stored, instant, micros
+from fhircm.store.visibility import is_open
 from fhircm.store.write_guard import WriteGuard, referred_to, require_open, require_same_identity, seen
 
 Identity = tuple[str, str]
@@ -35,6 +36,7 @@ class _Current:
     key: int
     version: int
     deleted: bool
+    body: bytes | None = None  # of what is there and a rule asks about
 
 
 async def write_resources(
@@ -60,7 +62,7 @@ async def write_resources(
     known = [_identity(write) for write in writes if not (isinstance(write, Put) and write.fresh)]
     if known and dialect == "postgresql":
         await lock_identities(connection, known)
-    current = await _current(connection, dialect, known)
+    current = await _current(connection, dialect, known, bodies_of={type for rule in rules for type in rule.types})
     if guard is not None:
         await _require_seen(connection, dialect, guard, writes, current)
     for write in writes:
@@ -68,12 +70,12 @@ async def write_resources(
             _check_condition(write, current.get(_identity(write)))
     puts = [write for write in writes if isinstance(write, Put)]
     deletes = [write for write in writes if isinstance(write, Delete) and not current[_identity(write)].deleted]
-    previous = await _previous(connection, (*puts, *deletes), current, rules)
     seen_as = {}
     for one in (*puts, *deletes):
         identity = _identity(one)
         new = None if isinstance(one, Delete) else {**one.resource.tree, "id": identity[1]}
-        seen_as[identity] = Write(previous.get(identity), new, origin, actor, now)
+        before = found.body if (found := current.get(identity)) else None
+        seen_as[identity] = Write(None if before is None else json.loads(before), new, origin, actor, now)
     facts = await _check_rules(connection, dialect, seen_as, rules, actor)
     chains = {type: elements for rule in rules for type, elements in rule.chains.items()}
     longer = cycles.grown(seen_as, chains)
@@ -85,8 +87,9 @@ async def write_resources(
         await connection.execute("SELECT key FROM resource WHERE key = ANY($1::bigint[]) ORDER BY key FOR UPDATE", doomed)
     versions = {_identity(one): (found.version if (found := current.get(_identity(one))) else 0) + 1 for one in (*puts, *deletes)}
     seeing = guard.seeing if guard else None
-    hidden = await _hidden(connection, dialect, seeing, puts, current) if seeing else set()
-    await _check_references(connection, dialect, puts, deletes, versions, hidden)
+    referred = await _referred(connection, dialect, puts)
+    hidden = await _hidden(connection, dialect, seeing, puts, current, referred) if seeing else set()
+    _check_references(puts, deletes, versions, referred, hidden)
     await _check_not_referred_to(connection, deletes, current, set(identities), told=seeing is None)
     metas = {_identity(put): _meta(put, versions[_identity(put)], instant(now)) for put in puts}
     stored = {_identity(put): _version_of(put, metas[_identity(put)], versions[_identity(put)], current, now) for put in puts}
@@ -177,21 +180,32 @@ async def versions_now(connection: Connection, dialect: str, identities: Collect
 
 
 async def _current(
-    connection: Connection, dialect: str, identities: Sequence[Identity], lock: str = ""
+    connection: Connection, dialect: str, identities: Sequence[Identity], lock: str = "", *, bodies_of: Collection[str] = ()
 ) -> dict[Identity, _Current]:
+    """How these stand, of those that ever were; of those of some types that are there also what they say."""
     if not identities:
         return {}
     listed, *arguments = identities_listed(dialect, identities)
+    body = "NULL"
+    if not {type for type, _ in identities}.isdisjoint(bodies_of):
+        types = ", ".join(f"'{type}'" for type in sorted(bodies_of))  # names of ours
+        newest = "SELECT v.body FROM version v WHERE v.resource_key = resource.key AND v.version = resource.version"
+        body = f"CASE WHEN NOT deleted AND type IN ({types}) THEN ({newest}) END"
     rows = await connection.fetch(
-        f"SELECT key, type, id, version, deleted FROM resource WHERE (type, id) IN ({listed}){lock}", *arguments
+        f"SELECT key, type, id, version, deleted, {body} AS body FROM resource WHERE (type, id) IN ({listed}){lock}", *arguments
     )
-    return {(row["type"], row["id"]): _Current(row["key"], row["version"], bool(row["deleted"])) for row in rows}
+    return {
+        (row["type"], row["id"]): _Current(
+            row["key"], row["version"], bool(row["deleted"]), None if row["body"] is None else bytes(row["body"])
+        )
+        for row in rows
+    }
 
 
 def identities_listed(dialect: str, identities: Sequence[Identity]) -> tuple[Any, ...]:
     """A query for these identities, and its arguments: one text for any number of them, so that databases keep its plan."""
     if dialect == "postgresql":
-        return "SELECT * FROM unnest($1::text[], $2::text[])", *map(list, zip(*identities, strict=True))
+        return "SELECT * FROM unnest((SELECT $1::text[]), (SELECT $2::text[]))", *map(list, zip(*identities, strict=True))
     return "SELECT value ->> 0, value ->> 1 FROM json_each($1)", std_json.dumps(identities)
 
 
@@ -243,43 +257,43 @@ async def _require_still_seen(
                 )
 
 
+async def _referred(connection: Connection, dialect: str, puts: Sequence[Put]) -> dict[Identity, _Current]:
+    """What these refer to outside of the transaction.
+
+    PostgreSQL keeps it from being deleted until the reference is committed; SQLite has one writer at a time.
+    """
+    outside = {target for _, target, _ in _uses(puts)} - {_identity(put) for put in puts}
+    return await _current(connection, dialect, sorted(outside), " FOR KEY SHARE OF resource" if dialect == "postgresql" else "")
+
+
+def _uses(puts: Iterable[Put]) -> Iterator[tuple[Put, Identity, Reference]]:
+    """Every local reference of these, and what it leads to."""
+    for put in puts:
+        for reference in put.resource.references:
+            if reference.kind == "local" and reference.type and reference.id:
+                yield put, (reference.type, reference.id), reference
+
+
 async def _hidden(
-    connection: Connection, dialect: str, seeing: Narrowing, puts: Sequence[Put], current: Mapping[Identity, _Current]
+    connection: Connection,
+    dialect: str,
+    seeing: Narrowing,
+    puts: Sequence[Put],
+    current: Mapping[Identity, _Current],
+    referred: Mapping[Identity, _Current],
 ) -> set[tuple[Identity, Identity]]:
     """References (from, to) to what the writer does not see, and that were not there before."""
-    uses = {
-        (_identity(put), (reference.type, reference.id))
-        for put in puts
-        for reference in put.resource.references
-        if reference.kind == "local" and reference.type and reference.id
-    }
+    uses = {(_identity(put), target) for put, target, _ in _uses(puts)}
     written = {_identity(put) for put in puts}
     targets = {target for _, target in uses} - written
-    unseen = targets - await seen(connection, dialect, seeing, targets)
+    there = {one for one in targets if is_open(one[0]) and (found := referred.get(one)) and not found.deleted}
+    asked = {one for one in targets if not is_open(one[0])}
+    unseen = targets - there - await seen(connection, dialect, seeing, asked)
     if not unseen:
         return set()
     keys = {one.key: identity for identity, one in current.items() if identity in written}
     before = {(keys[key], target) for key, target in await referred_to(connection, list(keys))}
     return {(source, target) for source, target in uses if target in unseen} - before
-
-
-async def _previous(
-    connection: Connection,
-    writes: Sequence[Put | Delete],
-    current: Mapping[Identity, _Current],
-    rules: Sequence[WriteRule],
-) -> dict[Identity, Tree]:
-    """What is there now of what the rules are about."""
-    types = {type for rule in rules for type in rule.types}
-    trees: dict[Identity, Tree] = {}
-    for identity in map(_identity, writes):
-        found = current.get(identity)
-        if identity[0] in types and found and not found.deleted:
-            body = await connection.fetchval(
-                "SELECT body FROM version WHERE resource_key = $1 AND version = $2", found.key, found.version
-            )
-            trees[identity] = json.loads(bytes(body))
-    return trees
 
 
 async def _check_rules(
@@ -305,32 +319,17 @@ async def _check_rules(
     return facts
 
 
-async def _check_references(
-    connection: Connection,
-    dialect: str,
+def _check_references(
     puts: Sequence[Put],
     deletes: Sequence[Delete],
     versions: Mapping[Identity, int],
-    hidden: Collection[tuple[Identity, Identity]] = (),
+    referred: Mapping[Identity, _Current],
+    hidden: Collection[tuple[Identity, Identity]],
 ) -> None:
-    """Local references must lead to a resource that exists, or to one of this transaction; not to one that is `hidden` (from, to).
-
-    PostgreSQL keeps what is referred to from being deleted until the reference is committed; SQLite has one writer at a time.
-    """
-    lock = " FOR KEY SHARE OF resource" if dialect == "postgresql" else ""
-    written = {_identity(put) for put in puts}
-    wanted: dict[Identity, list[tuple[Put, Reference]]] = {}
-    for put in puts:
-        for reference in put.resource.references:
-            if reference.kind == "local" and reference.type and reference.id:
-                wanted.setdefault((reference.type, reference.id), []).append((put, reference))
-    outside = [identity for identity in wanted if identity not in written]
-    known = {
-        identity: (found.version, not found.deleted)
-        for identity, found in (await _current(connection, dialect, sorted(outside), lock)).items()
-    }
+    """Local references must lead to a resource that exists, or to one of this transaction; not to one that is `hidden` (from, to)."""
+    known = {identity: (found.version, not found.deleted) for identity, found in referred.items()}
     known |= {_identity(delete): (versions[_identity(delete)], False) for delete in deletes}
-    known |= {identity: (versions[identity], True) for identity in written}
+    known |= {_identity(put): (versions[_identity(put)], True) for put in puts}
     issues = [
         Issue(
             "error",
@@ -339,8 +338,7 @@ async def _check_references(
             reference.path,
             _identity(put),
         )
-        for identity, uses in wanted.items()
-        for put, reference in uses
+        for put, identity, reference in _uses(puts)
         if (_identity(put), identity) in hidden or not is_there(reference, *known.get(identity, (0, False)))
     ]
     if issues:

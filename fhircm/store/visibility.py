@@ -9,14 +9,13 @@ are written in the transaction of the resource that says so, so an end takes eff
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
-
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.fhir.belonging import named_by, when
 from fhircm.fhir.care_relationship import kinds
 from fhircm.fhir.definitions import definitions, param_key
@@ -56,7 +55,7 @@ class Viewer:
 
 @cache
 def _types(list: str) -> frozenset[str]:
-    tree = yaml.safe_load((folder("profiles") / "visibility" / "types.yaml").read_text())
+    tree = read_yaml(folder("profiles") / "visibility" / "types.yaml")
     return frozenset(tree[list])
 
 
@@ -91,7 +90,6 @@ def _written(builder: Builder, type: str, what: str, key: str, own: str | None) 
     assert within is not None and within.viewer is not None
     viewer = within.viewer
     shape = _Shape(builder.dialect, bool(viewer.own), bool(viewer.closed), bool(viewer.grace))
-    text = _text(shape, type, what, own is not None)
     values: dict[str, Any] = {
         "known": viewer.known_as,
         "own": viewer.own,
@@ -100,18 +98,22 @@ def _written(builder: Builder, type: str, what: str, key: str, own: str | None) 
         "now": within.now,
         "lately": within.now - viewer.grace,
     }
-    for name, value in values.items():
-        rows, one = f"<{name} rows>", f"<{name}>"
-        if rows in text:
-            text = text.replace(rows, builder.shared_argument(f"{name} rows", builder.as_rows(value), _PLANNED_ALIKE["rows"]))
-        if one in text:
+    pieces = list(_pieces(shape, type, what, own is not None))
+    filled = {"key": key, "resource": own or "", "alias": builder.alias()}
+    for mark in dict.fromkeys(pieces[1::2]):
+        name, _, rows = mark.partition(" ")
+        if rows:
+            filled[mark] = builder.shared_argument(mark, builder.as_rows(values[name]), PLANNED_ALIKE["rows"])
+        elif name in values:
+            value = values[name]
             kind = "list" if isinstance(value, Listed) else "text" if isinstance(value, str) else "number"
-            text = text.replace(one, builder.shared_argument(name, value, _PLANNED_ALIKE[kind]))
-    return text.replace("<key>", key).replace("<resource>", own or "").replace("<alias>", builder.alias())
+            filled[mark] = builder.shared_argument(mark, value, PLANNED_ALIKE[kind])
+    pieces[1::2] = [filled[mark] for mark in pieces[1::2]]
+    return "".join(pieces)
 
 
 # What PostgreSQL cannot look into when it plans: else it would plan each of these statements anew, which takes longer than to carry it out.
-_PLANNED_ALIKE = {
+PLANNED_ALIKE = {
     "list": "= ANY((SELECT {}::text[])::text[])",
     "rows": "(SELECT {}::text[])",
     "text": "(SELECT {}::text)",
@@ -128,10 +130,15 @@ class _Shape(NamedTuple):
     grace: bool
 
 
+_MARK = re.compile("<((?:known|own|closed)(?: rows)?|purpose|now|lately|key|resource|alias)>")
+
+
 @lru_cache(maxsize=4096)
-def _text(shape: _Shape, type: str, what: str, has_row: bool) -> str:
+def _pieces(shape: _Shape, type: str, what: str, has_row: bool) -> tuple[str, ...]:
+    """A text cut at its marks: every second piece is the name of one."""
     visibility = _Visibility(shape, type, has_row)
-    return {"test": visibility.test, "plain": visibility.plain, "candidates": visibility.candidates}[what]()
+    text = {"test": visibility.test, "plain": visibility.plain, "candidates": visibility.candidates}[what]()
+    return tuple(_MARK.split(text))
 
 
 class _Visibility:

@@ -18,6 +18,7 @@ from fhircm.store.operations import Narrowing
 from fhircm.store.search_include import COLUMNS, CURRENT, narrowed_types, stored
 from fhircm.store.search_sql import Builder
 from fhircm.store.stored import Stored
+from fhircm.store.visibility import PLANNED_ALIKE
 
 # A line behind the cursor is one that comes later by all of these.
 SORTS = {
@@ -111,8 +112,8 @@ def _with_risk(query: WorkQuery) -> bool:
 def _lines(builder: Builder, query: WorkQuery, after: tuple[int, ...] | None, limit: int) -> str:
     """The next lines of each list."""
     if builder.dialect == "postgresql":
-        names = builder.argument(list(query.lists))
-        return f"SELECT w.* FROM unnest({names}::text[]) AS l (list) CROSS JOIN LATERAL ({_of_list(builder, query, 'l.list', after, limit)}) w"
+        names = PLANNED_ALIKE["rows"].format(builder.argument(list(query.lists)))
+        return f"SELECT w.* FROM unnest({names}) AS l (list) CROSS JOIN LATERAL ({_of_list(builder, query, 'l.list', after, limit)}) w"
     if len(query.lists) > _MANY_LISTS:
         names = builder.argument(json.dumps(query.lists))
         return _of_list(builder, query, None, after, limit).replace(
@@ -132,7 +133,9 @@ def _of_list(builder: Builder, query: WorkQuery, list: str | None, after: tuple[
         if query.risks:
             source += f" AND x.risk IN ({', '.join(map(str, query.risks))})"
     if after is not None:
-        place = ", ".join(builder.shared_argument(f"after {at}", value, "{}::bigint") for at, value in enumerate(after))
+        place = ", ".join(
+            builder.shared_argument(f"after {at}", value, PLANNED_ALIKE["number"]) for at, value in enumerate(after)
+        )
         source += f" AND ({', '.join(f'{a}.{column}' for column in SORTS[query.sort])}) > ({place})"
     order = ", ".join(f"{a}.{column}" for column in SORTS[query.sort])
     columns = ("due", "priority", "resource_key", "patient", *(("risk",) if risk else ()))
@@ -142,8 +145,8 @@ def _of_list(builder: Builder, query: WorkQuery, list: str | None, after: tuple[
 def _filters(builder: Builder, query: WorkQuery) -> list[str]:
     """What is asked of the lines themselves."""
     low, high = query.due
-    tests = [] if low is None else [f"w.due >= {builder.shared_argument('due from', low)}"]
-    tests += [] if high is None else [f"w.due < {builder.shared_argument('due before', high)}"]
+    tests = [] if low is None else [f"w.due >= {builder.shared_argument('due from', low, PLANNED_ALIKE['number'])}"]
+    tests += [] if high is None else [f"w.due < {builder.shared_argument('due before', high, PLANNED_ALIKE['number'])}"]
     if query.priorities:
         tests.append(f"w.priority IN ({', '.join(map(str, sorted(query.priorities)))})")
     if query.statuses:
@@ -153,7 +156,7 @@ def _filters(builder: Builder, query: WorkQuery) -> list[str]:
     if query.reasons:
         tests.append(f"w.why IN ({', '.join(builder.shared_argument(f'why {one}', one) for one in query.reasons)})")
     if not query.hidden:
-        tests.append(f"w.hidden <= {builder.shared_argument('awake', query.now)}")
+        tests.append(f"w.hidden <= {builder.shared_argument('awake', query.now, PLANNED_ALIKE['number'])}")
     return tests
 
 
@@ -178,7 +181,7 @@ async def _along(
         return along
     builder = Builder(dialect, within)
     if dialect == "postgresql":
-        listed = f"unnest({builder.argument(list(patients))}::text[]) AS p (value)"
+        listed = f"unnest({PLANNED_ALIKE['rows'].format(builder.argument(list(patients)))}) AS p (value)"
     else:
         listed = f"json_each({builder.argument(json.dumps(patients))}) p"
     sql = (

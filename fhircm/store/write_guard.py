@@ -20,6 +20,7 @@ from fhircm.store.operations import Narrowing
 from fhircm.store.search_include import narrowed_types
 from fhircm.store.search_sql import Builder
 from fhircm.store.search_tests import Listed
+from fhircm.store.visibility import PLANNED_ALIKE
 
 Identity = tuple[str, str]
 _EMERGENCY = frozenset(kind.code for kind in kinds() if kind.emergency)
@@ -51,7 +52,8 @@ async def seen(connection: Connection, dialect: str, within: Narrowing | None, i
         return set(identities)
     for type in sorted({type for type, _ in identities}):
         builder = Builder(dialect, within)
-        ids = builder.argument(Listed(sorted(id for one, id in identities if one == type)))
+        listed = Listed(sorted(id for one, id in identities if one == type))
+        ids = builder.shared_argument("ids", listed, PLANNED_ALIKE["list"])
         rows = await connection.fetch(
             f"SELECT r.id FROM resource r WHERE r.type = {builder.argument(type)} AND r.id {ids} AND NOT r.deleted"
             f"{narrowed_types(builder, [type])}",
@@ -85,7 +87,7 @@ async def require_open(
         if any(one.parameter in _EMERGENCY for one in said):
             raise Forbidden("Emergency access is asked for with Patient/$break-glass")
         key = keys.get((tree["resourceType"], tree["id"]))
-        before = await _said_before(connection, key) if key is not None else {}
+        before = await _said_before(connection, key) if key is not None and said else {}
         kept = {one for one in said if before.get(_said(tree["resourceType"], one), EARLIEST) >= one.high}
         patients = {one.id for one in said if one not in kept}
         patients |= {one.patient_id for one in consent_rules(tree)}
@@ -144,9 +146,11 @@ async def _open(connection: Connection, dialect: str, within: Narrowing, patient
     assert viewer is not None
     full = ", ".join(str(kind.key) for kind in kinds() if kind.shares_record and kind.types is None)
     builder = Builder(dialect)
+    listed = builder.shared_argument("patients", Listed(sorted(patients)), PLANNED_ALIKE["list"])
+    known = builder.shared_argument("known", viewer.known_as, PLANNED_ALIKE["list"])
     rows = await connection.fetch(
-        f"SELECT g.id FROM care_relationship g WHERE g.type = 'Patient' AND g.id {builder.argument(Listed(sorted(patients)))} AND g.whole"
-        f" AND g.grantee {builder.argument(viewer.known_as)} AND g.param IN ({full})"
+        f"SELECT g.id FROM care_relationship g WHERE g.type = 'Patient' AND g.id {listed} AND g.whole"
+        f" AND g.grantee {known} AND g.param IN ({full})"
         f" AND g.low <= {builder.argument(within.now)} AND g.high > {builder.argument(within.now)}",
         *builder.arguments,
     )

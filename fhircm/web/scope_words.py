@@ -11,10 +11,8 @@ from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl
 
-import yaml
-
 from fhircm.access.scopes import Scope, parse_scope
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 
 _LETTERS = (("see", "rs"), ("add", "c"), ("change", "u"), ("delete", "d"))
 BY_CHOICE = ("offline_access", "online_access")  # besides those about records, what a person may leave out
@@ -90,5 +88,5 @@ def _only(scope: Scope) -> str:
 
 @cache
 def _words() -> dict[str, Any]:
-    tree: dict[str, Any] = yaml.safe_load((folder("profiles") / "scope-words" / "en.yaml").read_text())
+    tree: dict[str, Any] = read_yaml(folder("profiles") / "scope-words" / "en.yaml")
     return tree

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fhircm.coordination import escalation
+from fhircm.coordination import escalation, open_loops
 from fhircm.coordination.discharge import arrange, follow
 from fhircm.coordination.discharge.rules import rules
 from fhircm.coordination.rules import RULES
@@ -217,6 +217,22 @@ async def test_a_discharge_with_something_open_is_flagged_before_it_happens(hosp
     assert await hospital.find("DetectedIssue") == []
     assert await hospital.plan() is None
     assert (await hospital.items())["equipment"]["status"] == "cancelled"
+
+
+async def test_when_all_is_done_before_the_patient_leaves_the_planning_is_no_lost_loop(hospital):
+    await hospital.admit()
+    await hospital.expect("2026-03-09", "01")
+    await hospital.react()
+    while standing := await hospital.items("ready"):
+        for item in standing.values():
+            await hospital.edit("Task", item["id"], status="in-progress")
+            await hospital.edit("Task", item["id"], status="completed")
+        await hospital.react()
+    hospital.clock.now += 2 * open_loops.GRACE
+    loops = await open_loops.everything(hospital.context)
+    assert [
+        (loop.stored.tree["code"]["text"], loop.wrong) for loop in loops if loop.name == f"Task/{(await hospital.plan())['id']}"
+    ] == [("Discharge planning", ())]
 
 
 async def test_an_order_to_discharge_makes_it_near(hospital):

@@ -105,6 +105,19 @@ async def test_an_overdue_task_goes_up_the_line_to_the_end(opened):
     assert "Contact the patient: this was due 2026-03-09 at 23:59 and is not done. It is still yours." in words, "it comes back"
 
 
+async def test_what_got_another_due_time_goes_up_the_line_again_from_its_beginning(opened):
+    nora, other = (await contact(opened))["owner"], [{"url": "https://example.org/colour", "valueString": "green"}]
+    await pass_to(opened, 5)
+    for day, end in ((7, "2026-03-06"), (10, "2026-03-04")):  # a later one, and then the first one once more
+        task = await contact(opened)
+        period = {**task["restriction"]["period"], "end": f"{end}T23:59:59-06:00"}
+        await opened.edit("Task", task["id"], owner=nora, restriction={"period": period}, extension=other)
+        await pass_to(opened, day)
+        task = await contact(opened)
+        assert (task["owner"]["display"], escalation.level_of(task)) == ("Dr. Primary", 1)
+    assert len(await told(opened, part_of=f"Task/{task['id']}")) == 3
+
+
 async def test_what_is_done_is_not_escalated(opened):
     task = await contact(opened)
     await opened.edit("Task", task["id"], status="in-progress")

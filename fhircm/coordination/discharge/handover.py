@@ -14,8 +14,6 @@ from html import escape
 from typing import Any
 from uuid import uuid4
 
-import yaml
-
 from fhircm.coordination.acting import Act
 from fhircm.coordination.build import concept, instant, new, reference, stable_id
 from fhircm.coordination.context import Record
@@ -25,7 +23,7 @@ from fhircm.coordination.discharge.shown import date_of, signed
 from fhircm.coordination.people import patients_value
 from fhircm.coordination.task_states import is_open
 from fhircm.coordination.wording import text_of
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.fhir.json import dumps
 from fhircm.fhir.outcome import Conflict, Forbidden
 from fhircm.store.operations import Put
@@ -62,7 +60,7 @@ class Package:
 @cache
 def sections() -> tuple[Section, ...]:
     """The sections, in order."""
-    tree = yaml.safe_load((folder("profiles") / "discharge" / "handover.yaml").read_bytes())
+    tree = read_yaml(folder("profiles") / "discharge" / "handover.yaml")
     return tuple(Section(one["title"], one["code"], one.get("needed", False), tuple(one["search"])) for one in tree["sections"])
 
 

@@ -11,11 +11,9 @@ from datetime import date, datetime, timedelta
 from functools import cache
 from typing import Any
 
-import yaml
-
 from fhircm.coordination.codes import codings
 from fhircm.coordination.deadlines import BusinessCalendar
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 
 Tree = dict[str, Any]
 UNKNOWN, OTHER, DIED = "unknown", "other", "died"
@@ -84,7 +82,7 @@ def days_before(day: date, number: int, calendar: BusinessCalendar | None = None
 @cache
 def rules() -> Rules:
     """The rules that fhircm ships."""
-    tree = yaml.safe_load((folder("profiles") / "discharge" / "planning.yaml").read_bytes())
+    tree = read_yaml(folder("profiles") / "discharge" / "planning.yaml")
     screening, medicare = tree["screening"], tree["medicare"]
     return Rules(
         timedelta(days=tree["opens-within"]),

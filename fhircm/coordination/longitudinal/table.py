@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import yaml
-
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.fhir.definitions import definitions
 
 Tree = dict[str, Any]
@@ -63,4 +61,4 @@ def read(tree: Mapping[str, Any]) -> Table:
 @cache
 def table() -> Table:
     """The table of this installation."""
-    return read(yaml.safe_load((folder("mappings") / "longitudinal.yaml").read_bytes()))
+    return read(read_yaml(folder("mappings") / "longitudinal.yaml"))

@@ -14,14 +14,12 @@ from html import escape
 from typing import Any
 from urllib.parse import parse_qsl
 
-import yaml
-
 from fhircm.coordination.build import instant, stable_id
 from fhircm.coordination.codes import BASE
 from fhircm.coordination.context import Record, any_of
 from fhircm.coordination.people import linked, name_of, organization_of, patient_of
 from fhircm.coordination.wording import text_of
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.fhir.outcome import Forbidden, Invalid
 from fhircm.fhir.references import parse_reference, references
 from fhircm.fhir.validation import check_tree
@@ -58,7 +56,7 @@ class Layout:
 @cache
 def layout() -> Layout:
     """profiles/document/transition-of-care.yaml."""
-    tree = yaml.safe_load((folder("profiles") / "document" / "transition-of-care.yaml").read_bytes())
+    tree = read_yaml(folder("profiles") / "document" / "transition-of-care.yaml")
     sections = tuple(Section(one["title"], one["code"], tuple(one["from"]), one["empty"]) for one in tree["sections"])
     return Layout(tree["profile"], tree["type"], tree["category"], tree["language"], sections)
 

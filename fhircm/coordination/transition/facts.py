@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import yaml
-
 from fhircm.coordination import risk
 from fhircm.coordination.codes import codings
 from fhircm.coordination.context import Context
 from fhircm.coordination.people import patients_value
 from fhircm.coordination.protocol import Pathway
 from fhircm.coordination.transition.stays import Human, Stay
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 
 Tree = dict[str, Any]
 _SNOMED = "http://snomed.info/sct"
@@ -45,7 +43,7 @@ class Group:
 
 @cache
 def _table() -> Tree:
-    return yaml.safe_load((folder("profiles") / "transition" / "conditions.yaml").read_bytes())
+    return read_yaml(folder("profiles") / "transition" / "conditions.yaml")
 
 
 @cache

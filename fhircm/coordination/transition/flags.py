@@ -13,14 +13,12 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-import yaml
-
 from fhircm.coordination.build import concept, edit, instant, new, reference, stable_id
 from fhircm.coordination.codes import codings, member
 from fhircm.coordination.context import Context
 from fhircm.coordination.people import linked, patient_of
 from fhircm.coordination.transition.stays import Human, Stay, dispositions, human, setting_of
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.store.resources import Change, Op, SetTimer, Stored, Timer
 
 Tree = dict[str, Any]
@@ -42,7 +40,7 @@ class Found:
 @cache
 def rules() -> tuple[Tree, ...]:
     """The meanings, in profiles/flag/."""
-    return tuple(yaml.safe_load(path.read_bytes()) for path in sorted((folder("profiles") / "flag").glob("*.yaml")))
+    return tuple(read_yaml(path) for path in sorted((folder("profiles") / "flag").glob("*.yaml")))
 
 
 async def follow(context: Context, change: Change) -> list[Op]:

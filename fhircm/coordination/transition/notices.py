@@ -14,15 +14,13 @@ from functools import cache
 from string import Formatter
 from typing import Any
 
-import yaml
-
 from fhircm.coordination.build import instant, new, reference, stable_id
 from fhircm.coordination.codes import BASE, codings
 from fhircm.coordination.context import Context
 from fhircm.coordination.people import current, is_made, linked, name_of, named, organization_of, patient_of, patients_value
 from fhircm.coordination.transition.stays import Human, Stay, first_seen, human, setting_of, stay
 from fhircm.coordination.wording import text_of
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.fhir.consent_rules import consent_rules
 from fhircm.fhir.disclosure import Disclosure, may_tell
 from fhircm.fhir.references import parse_reference
@@ -39,7 +37,7 @@ _CANCELLED = "cancelled"
 @cache
 def words() -> Tree:
     """profiles/notice/event-notice.yaml."""
-    return yaml.safe_load((folder("profiles") / "notice" / "event-notice.yaml").read_bytes())
+    return read_yaml(folder("profiles") / "notice" / "event-notice.yaml")
 
 
 @dataclass(frozen=True, slots=True)

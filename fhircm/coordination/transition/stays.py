@@ -12,14 +12,12 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Literal
 
-import yaml
-
 from fhircm.coordination.codes import codings, member
 from fhircm.coordination.context import Context
 from fhircm.coordination.deadlines import BusinessCalendar
 from fhircm.coordination.people import deceased, linked, patients_value
 from fhircm.coordination.times import moment
-from fhircm.fhir.artefacts import folder
+from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.fhir.references import parse_reference
 from fhircm.store.resources import Stored
 
@@ -51,7 +49,7 @@ class Dispositions:
 @cache
 def dispositions() -> Dispositions:
     """The table, read once."""
-    tree = yaml.safe_load((folder("profiles") / "transition" / "dispositions.yaml").read_bytes())
+    tree = read_yaml(folder("profiles") / "transition" / "dispositions.yaml")
 
     def listed(one: Tree) -> frozenset[tuple[str, str]]:
         return frozenset(

@@ -511,14 +511,14 @@ class Engine(RuleBasedStateMachine):
         assert open_ones, f"{order} ({self_how(tree)}) is active and out of sight: {[one.tree['status'] for one in own]}"
 
     async def told_once(self, tasks):
-        """One message for each level to which a Task was passed on."""
+        """One message for each time that a Task was passed on: a level and, of the last, which it does not leave, a due time."""
         sent = Counter()
         for one in await self.context.find("Communication", ("status", "preparation,in-progress,completed")):
             topic = one.tree.get("topic", {}).get("coding", [{}])[0].get("code")
             if topic == "escalation":
                 sent[one.tree["about"][0]["reference"]] += 1
         for one in tasks:
-            levels = {_level(version.tree) for version in await self.store.history("Task", one.id)} - {0}
+            levels = {_level(version.tree) for version in await self.store.history("Task", one.id)} - {""}
             assert sent[f"Task/{one.id}"] <= len(levels), (
                 f"Task/{one.id} was told {sent[f'Task/{one.id}']} times, at levels {levels}"
             )
@@ -566,7 +566,5 @@ def _chosen(tree):
 
 
 def _level(tree):
-    for one in tree.get("extension", []):
-        if one["url"].endswith("/task-escalation"):
-            return next((part["valueInteger"] for part in one["extension"] if part["url"] == "level"), 0)
-    return 0
+    """To whom a Task was passed on, and until when they have it."""
+    return str(next((one for one in tree.get("extension", []) if one["url"].endswith("/task-escalation")), ""))
