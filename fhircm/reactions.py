@@ -64,7 +64,7 @@ REACTIONS: dict[str, tuple[str, Callable[[Context], Callable[[Change], Awaitable
     ),
     "flags": ("Encounter Patient Person", lambda context: partial(flags.follow, context)),
     "transition-document": ("Bundle Task", lambda context: partial(receiving.follow, context)),
-    "notices": ("Encounter", lambda context: partial(notices.follow, context)),
+    "notices": ("CareTeam Encounter EpisodeOfCare Patient Person", lambda context: partial(notices.follow, context)),
     "referral": (" ".join(sorted(referral.TYPES)), lambda context: partial(referral.follow, context)),
     "discharge": (discharging.TYPES, lambda context: partial(discharging.follow, context)),
     escalation.REACTION: ("Task", lambda context: partial(escalation.watch, context)),

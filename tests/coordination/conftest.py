@@ -29,7 +29,7 @@ REACTIONS = [
     ),
     ("flags", {"Encounter", "Patient", "Person"}, flags.follow),
     ("transition-document", {"Bundle", "Task"}, receiving.follow),
-    ("notices", {"Encounter"}, notices.follow),
+    ("notices", {"CareTeam", "Encounter", "EpisodeOfCare", "Patient", "Person"}, notices.follow),
     ("referral", set(referral.TYPES), referral.follow),
     ("deadlines", {"Task"}, escalation.watch),
     (

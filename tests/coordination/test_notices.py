@@ -146,3 +146,24 @@ async def test_where_the_patient_goes_is_told_too(world):
     )
     names = {one["recipient"][0]["display"] for one in await told(world) if one["topic"]["text"] == "Discharged"}
     assert names == {"Doctor of riverbend", "Sunny Home"}
+
+
+async def test_a_stay_that_comes_before_those_who_care_for_the_patient_is_told_when_they_are_known(world):
+    """Neither the order in which records arrive, nor when two of them are linked, decides who is told."""
+    await world.lakeside.patient(birthDate="1941-05-06")
+    await world.lakeside.stay(start="2026-03-02T07:00:00-06:00")
+    assert await told(world) == []
+    await known_at_the_clinic(world)
+    (notice,) = await told(world)
+    assert [one["display"] for one in notice["recipient"]] == ["Doctor of riverbend"]
+    assert await world.again() == []
+
+
+async def test_who_comes_to_care_for_the_patient_later_is_not_told_of_what_is_no_news(world):
+    await world.lakeside.patient(birthDate="1941-05-06")
+    await world.lakeside.stay(start="2026-03-02T07:00:00-06:00")
+    assert await told(world) == []
+    world.clock.advance(timedelta(hours=25))
+    await known_at_the_clinic(world)
+    assert await told(world) == []
+    assert await world.again() == []

@@ -17,12 +17,13 @@ from typing import Any
 from fhircm.coordination.build import instant, new, reference, stable_id
 from fhircm.coordination.codes import BASE, codings
 from fhircm.coordination.context import Context
-from fhircm.coordination.people import current, is_made, name_of, named, organization_of, patient_of, patients_value
+from fhircm.coordination.people import current, is_made, linked, name_of, named, organization_of, patient_of, patients_value
 from fhircm.coordination.transition.stays import Human, Stay, first_seen, human, setting_of, stay
 from fhircm.coordination.wording import text_of
 from fhircm.fhir.artefacts import folder, read_yaml
 from fhircm.fhir.consent_rules import consent_rules
 from fhircm.fhir.disclosure import Disclosure, may_tell
+from fhircm.fhir.references import parse_reference
 from fhircm.fhir.systems import COORDINATION
 from fhircm.store.resources import Change, Op, Stored
 
@@ -55,11 +56,34 @@ class Event:
 
 
 async def follow(context: Context, change: Change) -> list[Op]:
-    """Reaction to Encounter: tell those who care for the patient of what happened, once, and of what was corrected or cancelled."""
-    stored = await context.get(change.type, change.id)
-    if change.version == 1 and (stored is None or setting_of(stored.tree) is None):
+    """Reaction to Encounter, and to who cares for whom: tell those who care for the patient of what happened, once, and of what was corrected."""
+    if change.type == "Encounter":
+        return await _of_stay(context, change.id, first=change.version == 1)
+    # A stay may come before those who care for the patient, or before the two records of them are linked.
+    patients = await _patients(context, await context.get(change.type, change.id))
+    if not patients:
         return []
-    about = f"Encounter/{change.id}"
+    lately = instant(context.now() - timedelta(hours=words()["fresh-hours"]))
+    found = await context.find("Encounter", patients_value(patients), ("_lastUpdated", f"ge{lately}"))
+    return [op for one in found for op in await _of_stay(context, one.id, first=True)]
+
+
+async def _patients(context: Context, stored: Stored | None) -> list[str]:
+    """All records of the humans for whose care something tells who gives it."""
+    if stored is None or is_made(stored.tree):
+        return []
+    links = (
+        parse_reference(one["target"].get("reference", "")) for one in stored.tree.get("link", []) if stored.type == "Person"
+    )
+    about = [stored.id if stored.type == "Patient" else patient_of(stored.tree), *(to.id for to in links if to.type == "Patient")]
+    return sorted({id for one in about if one for id in await linked(context, one)})
+
+
+async def _of_stay(context: Context, id: str, *, first: bool) -> list[Op]:
+    stored = await context.get("Encounter", id)
+    if first and (stored is None or setting_of(stored.tree) is None):
+        return []
+    about = f"Encounter/{id}"
     made = [one for one in await context.find("Communication", ("encounter", about)) if _key(one)]
     known: dict[tuple[str, str], list[Stored]] = {}
     for one in sorted(made, key=lambda one: (one.tree.get("sent", ""), one.last_updated, one.id)):
@@ -109,7 +133,7 @@ async def _tell(context: Context, one: Stay, event: Event, patient: str, known: 
 
 
 async def _fresh(context: Context, one: Stay, event: Event) -> bool:
-    """Whether the hub heard of it in time, or had watched the stay."""
+    """Whether the hub heard of it in time, or had watched the stay; and not so long ago that it is no news any more."""
 
     def happened(version: Stay | None) -> bool:
         return version is not None and (version.ended if event.ends else version.begun) is not None
@@ -117,7 +141,8 @@ async def _fresh(context: Context, one: Stay, event: Event) -> bool:
     seen, before = await first_seen(context, one.id, happened)
     in_time = timedelta(hours=words()["fresh-hours"])
     watched = any(version.tree["status"] not in ("finished", "unknown") if event.ends else version.tree["status"] == "planned" for version in before)  # fmt: skip
-    return (watched or seen - event.at <= in_time) and event.at <= seen + timedelta(days=1)
+    heard = context.now() - seen <= in_time and event.at <= seen + timedelta(days=1)
+    return heard and (watched or seen - event.at <= in_time)
 
 
 async def _notice(
