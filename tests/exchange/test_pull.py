@@ -398,9 +398,9 @@ async def test_a_resource_that_becomes_invalid_keeps_its_copy(store):
 async def test_a_write_rule_refuses_one_resource_and_knows_the_partner(database_url, clock):
     seen = set()
 
-    def rule(previous, new, origin):
-        seen.add((new["resourceType"], origin))
-        if new["status"] == "failed":
+    def rule(write):
+        seen.add((write.new["resourceType"], write.origin))
+        if write.new["status"] == "failed":
             raise IllegalTransition("not so", "Task.status")
 
     store = Store(await open_database(database_url), clock=clock, rules=[WriteRule(frozenset({"Task"}), rule)])
