@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 import httpx
 import pytest
@@ -114,9 +114,11 @@ def _ready(url):
     end = monotonic() + 30
     while monotonic() < end:
         try:
-            return httpx.get(url).status_code == 200
+            if httpx.get(url).status_code == 200:
+                return True
         except httpx.TransportError:
             pass
+        sleep(0.05)  # it is starting: another process may hold the database for its migration
     return False
 
 
