@@ -117,7 +117,8 @@ class _Reader:
     def goes_on(self, place: Place) -> bool:
         """Whether it can give what is behind a place: its own, or one that others have read to meanwhile, when that is cheap."""
         ahead = place.offset - self.place.offset
-        if self.given_up or ahead < 0 or place.mark != self._mark or (ahead > NEAR and not place.packed):
+        another = place.mark not in ("", self._mark)  # who has read nothing so far knows no mark
+        if self.given_up or ahead < 0 or another or (ahead > NEAR and not place.packed):
             return False
         self._pass_over(ahead)
         self.place = place

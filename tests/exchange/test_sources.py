@@ -153,6 +153,18 @@ async def test_it_waits_no_longer_than_it_is_told(sources, files):
         await sources.close()
 
 
+async def test_what_came_after_nobody_waited_any_more_is_not_asked_for_again(sources, files):
+    files.files["f"] = File(BODY)
+    batch = await some(sources, files.url("f"), seconds=0.0)
+    assert batch.lines == [] and not batch.ended
+    async with asyncio.timeout(5):
+        while sources._open["k"]._chunks.empty():  # until the source has answered
+            await asyncio.sleep(0)
+    batch = await some(sources, files.url("f"), batch.place, count=1)
+    assert [line.body for line in batch.lines] == LINES[:1]
+    assert files.asked == [("f", None)]
+
+
 @pytest.mark.parametrize(
     ("status", "error"), [(404, SourceRefused), (403, SourceRefused), (503, SourceUnavailable), (429, SourceUnavailable)]
 )
