@@ -89,39 +89,29 @@ def was_to_choose(focused: Sequence[Stored]) -> bool:
 
 async def nobody_is_asked(context: Context, order: Stored, why: str | None, focused: Sequence[Stored]) -> list[Op]:
     """An order that nobody has or is asked for (`why`) has somebody who must choose; that ends when it is not so any more."""
-    focus, tree = f"ServiceRequest/{order.id}", order.tree
     if why is None:
-        over = "cancelled" if tree["status"] in ("revoked", "entered-in-error") else "completed"
-        return [op for one in _of_code(focused, CHOOSE) for op in _end(context, one, over, "It is not needed any more")]
-    return await _left_to_do(
-        context,
-        order.id,
-        CHOOSE,
-        why,
-        owner=await _asking(context, tree),
-        focus=focus,
-        patient=reference(f"Patient/{patient_of(tree)}"),
-        priority=tree.get("priority", "routine"),
-    )
+        return _no_more(context, order, CHOOSE, focused, "It is not needed any more")
+    patient = reference(f"Patient/{patient_of(order.tree)}")
+    return await _to_choose(context, order, CHOOSE, why, owner=await _asking(context, order.tree), patient=patient)
 
 
 async def offers_to_choose_from(context: Context, order: Stored, offers: Sequence[Stored], focused: Sequence[Stored]) -> list[Op]:
     """As long as there are offers of which none is chosen, the requester has to choose."""
-    focus, tree = f"ServiceRequest/{order.id}", order.tree
     if not offers:
-        over = "cancelled" if tree["status"] in ("revoked", "entered-in-error") else "completed"
-        return [op for one in _of_code(focused, OFFERS) for op in _end(context, one, over, "There is no offer any more")]
-    first = min(offers, key=lambda one: (one.last_updated, one.id))
-    return await _left_to_do(
-        context,
-        order.id,
-        OFFERS,
-        "There is an offer for this request",
-        owner=first.tree.get("requester") or context.coordinator,
-        focus=focus,
-        patient=first.tree.get("for"),
-        priority=tree.get("priority", "routine"),
-    )
+        return _no_more(context, order, OFFERS, focused, "There is no offer any more")
+    first = min(offers, key=lambda one: (one.last_updated, one.id)).tree
+    owner = first.get("requester") or context.coordinator
+    return await _to_choose(context, order, OFFERS, "There is an offer for this request", owner=owner, patient=first.get("for"))
+
+
+def _no_more(context: Context, order: Stored, code: str, focused: Sequence[Stored], why: str) -> list[Op]:
+    over = "cancelled" if order.tree["status"] in ("revoked", "entered-in-error") else "completed"
+    return [op for one in _of_code(focused, code) for op in _end(context, one, over, why)]
+
+
+async def _to_choose(context: Context, order: Stored, code: str, why: str, *, owner: Tree, patient: Tree | None) -> list[Op]:
+    about = {"focus": f"ServiceRequest/{order.id}", "priority": order.tree.get("priority", "routine")}
+    return await _left_to_do(context, order.id, code, why, owner=owner, patient=patient, **about)
 
 
 async def passing_on(context: Context, task: Stored, needed: bool) -> list[Op]:

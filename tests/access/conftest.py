@@ -9,6 +9,8 @@ from fhircm.app import AppConfig, create_app
 from fhircm.coordination.rules import RULES
 from fhircm.rest.exchange import RestSettings
 
+from .world import admitted, write
+
 BASE = "http://hub.example"
 GRACE_DAYS = 7
 
@@ -29,5 +31,24 @@ def opened(databases, clock, tmp_path):
                 httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE) as http,
             ):
                 yield app.state.store, http
+
+    return over
+
+
+@pytest.fixture
+def asking(opened):
+    """An application over some records, at which anybody is signed in and asks."""
+    from .test_probes import Asked
+
+    @asynccontextmanager
+    async def over(records, **options):
+        async with opened(**options) as (store, http):
+            await write(store, records)
+
+            async def of(someone):
+                return Asked(http, await admitted(store.database, someone))
+
+            of.store = store
+            yield of
 
     return over

@@ -4,8 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from .test_probes import Asked
-from .world import ACT, LOINC, Someone, World, admitted, concept, ref, write
+from .world import ACT, LOINC, Someone, World, concept, ref
 
 PHYSICIAN = Someone("er", "user/*.cruds", "Organization/clinic", "Practitioner/dr-clinic", ("clinician",))
 SOCIAL_WORKER = Someone("sw", "user/*.cruds", "Organization/clinic", "Practitioner/dr-clinic", ("social-worker",))
@@ -46,13 +45,8 @@ def people(clock):
 
 
 @pytest.fixture
-async def asked(opened, clock):
-    async with opened() as (store, http):
-        await write(store, people(clock))
-
-        async def of(someone):
-            return Asked(http, await admitted(store.database, someone))
-
+async def asked(asking, clock):
+    async with asking(people(clock)) as of:
         yield of
 
 

@@ -10,8 +10,7 @@ from fhircm.fhir.outcome import IllegalTransition
 from fhircm.fhir.validation import check_tree
 from fhircm.store.operations import Put
 
-from .test_probes import Asked
-from .world import Someone, World, admitted, ref, write
+from .world import Someone, World, ref
 
 ASKS = Someone("hospital-system", "system/*.cruds", "Organization/hospital")
 DOES = Someone("clinic-system", "system/*.cruds", "Organization/clinic")
@@ -63,14 +62,8 @@ def records(clock):
 
 
 @pytest.fixture
-async def asked(opened, clock):
-    async with opened(update_create=True) as (store, http):
-        await write(store, records(clock))
-
-        async def of(someone):
-            return Asked(http, await admitted(store.database, someone))
-
-        of.store = store
+async def asked(asking, clock):
+    async with asking(records(clock), update_create=True) as of:
         yield of
 
 

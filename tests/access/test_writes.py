@@ -50,13 +50,8 @@ def records(clock):
 
 
 @pytest.fixture
-async def asked(opened, clock):
-    async with opened(update_create=True) as (store, http):
-        await write(store, records(clock))
-
-        async def of(someone):
-            return Asked(http, await admitted(store.database, someone))
-
+async def asked(asking, clock):
+    async with asking(records(clock), update_create=True) as of:
         yield of
 
 
