@@ -153,6 +153,14 @@ async def test_the_checklist_goes_with_where_the_patient_goes(hospital):
     assert "pasrr" not in await hospital.open()
 
 
+async def test_a_change_that_moves_nothing_has_nothing_to_commit(hospital):
+    await hospital.admit()
+    await hospital.expect("2026-03-09", "03")
+    stay = await hospital.context.get("Encounter", hospital.stay)
+    assert await arrange.arrange(hospital.context, stay) == []
+    assert [(await hospital.store.timer(key)).due for key in arrange.keys(stay.id)][1] == at("2026-03-10T04:59:59+00:00")
+
+
 async def test_a_date_that_passes_is_asked_for_again(hospital):
     await hospital.admit()
     await hospital.expect("2026-03-03", "01")

@@ -52,7 +52,7 @@ async def arrange(context: Context, stay: Stored, said: str | None = None) -> li
     then = _after(plan, operations)
     if not any(one.tree["status"] == "in-progress" for one in then.of(ITEM) if one not in plan.below):  # else they are done next
         operations += await near.flag(context, then) or _settle(context, then)
-    return [*operations, *_timers(context, plan)]
+    return [*operations, *await _timers(context, plan)]
 
 
 def _after(plan: Planning, operations: Sequence[Op]) -> Planning:
@@ -68,14 +68,17 @@ def _after(plan: Planning, operations: Sequence[Op]) -> Planning:
     return replace(plan, below=[*below, *made])
 
 
-def _timers(context: Context, plan: Planning) -> list[Op]:
-    """When to look again by itself."""
+async def _timers(context: Context, plan: Planning) -> list[Op]:
+    """When to look again by itself, where that is not what is set: most changes move neither moment, and have nothing to commit."""
     moments = (rules().near(plan.end, plan.calendar), plan.end) if plan.end and plan.present else (None, None)
     stay, now = plan.stay.id, context.now()
-    return [
-        SetTimer(key, KIND, due, {"encounter": stay}) if due and due > now else CancelTimer(key)
-        for key, due in zip(keys(stay), moments, strict=True)
-    ]
+    operations: list[Op] = []
+    for key, moment in zip(keys(stay), moments, strict=True):
+        due = moment if moment and moment > now else None
+        there = await context.store.timer(key)
+        if (there.due if there else None) != due:
+            operations.append(SetTimer(key, KIND, due, {"encounter": stay}) if due else CancelTimer(key))
+    return operations
 
 
 # --- beginning ---------------------------------------------------------------------------------------------------------------
