@@ -176,14 +176,14 @@ class GuardedStore:
         within = self._narrowing("r") or _WHOLE
         return replace(within, by_type={type: within.by_type[type] for type in TYPES if type in within.by_type})
 
-    def _narrowing(self, verb: str) -> Narrowing | None:
-        return narrowing(self.principal, verb, micros(self.store.clock()), self.grace // _MICROSECOND)
+    def _narrowing(self, verb: str, *, at_least: timedelta = timedelta()) -> Narrowing | None:
+        grace = max(self.grace, at_least)
+        return narrowing(self.principal, verb, micros(self.store.clock()), grace // _MICROSECOND)
 
     def _guard(self) -> WriteGuard | None:
         """What writes are held to; None: to nothing beyond the scopes."""
         # Who ends a relationship by a write (declines, completes) sees its end, even where nothing is seen after it.
-        seeing = replace(self, grace=max(self.grace, _MOMENT))
-        by_verb = {verb: seeing._narrowing(verb) for verb in "crud"}
+        by_verb = {verb: self._narrowing(verb, at_least=_MOMENT) for verb in "crud"}
         return (
             None
             if all(one is None for one in by_verb.values())

@@ -18,7 +18,7 @@ from fhircm.coordination.protocol import Pathway
 from fhircm.fhir.conditions import LENGTH_LIMIT
 from fhircm.fhir.query import parse_query
 from fhircm.fhir.references import parse_reference
-from fhircm.store.resources import Store, Stored
+from fhircm.store.resources import CancelTimer, Op, SetTimer, Store, Stored
 
 Tree = dict[str, Any]
 _PAGE = 500
@@ -99,6 +99,13 @@ class Context(Record):
     def now(self) -> datetime:
         """The time by the store's clock, in UTC."""
         return self.store.clock()
+
+    async def timed(self, key: str, kind: str, due: datetime | None, payload: Tree) -> list[Op]:
+        """What sets a timer, or (`due` None) takes it away; nothing when it stands so: most changes move no moment, and have nothing to commit."""
+        there = await self.store.timer(key)
+        if (there.due if there else None) == due:
+            return []
+        return [CancelTimer(key) if due is None else SetTimer(key, kind, due, payload)]
 
     @property
     def coordinator(self) -> Tree:

@@ -23,7 +23,7 @@ from fhircm.coordination.task_times import ESCALATED, PAUSED, due_of, is_loop, l
 from fhircm.coordination.times import moment
 from fhircm.coordination.timing import Timing, timing_of
 from fhircm.fhir.systems import COORDINATION
-from fhircm.store.resources import CancelTimer, Change, Op, SetTimer, Stored, Timer
+from fhircm.store.resources import Change, Op, SetTimer, Stored, Timer
 
 __all__ = ["KIND", "key", "level_of", "overdue", "reset", "settle", "watch"]
 
@@ -49,10 +49,10 @@ async def watch(context: Context, change: Change) -> list[Op]:
     """Reaction to Task: an open one has an owner, a due time and a timer at what happens next; its time stands still while it is on hold."""
     stored = await context.get("Task", change.id)
     if stored is None or not is_open(stored.tree):
-        return [CancelTimer(key(change.id))]
+        return await context.timed(key(change.id), KIND, None, {})
     if not is_loop(stored.tree):
         return []
-    return await settle(context, stored) or [CancelTimer(key(stored.id))]
+    return await settle(context, stored)
 
 
 async def settle(context: Context, stored: Stored) -> list[Op]:
@@ -61,7 +61,7 @@ async def settle(context: Context, stored: Stored) -> list[Op]:
     if members := await _missing(context, stored, calendar):
         return [edit(stored, **members, lastModified=instant(context.now()))]  # which is a change again: then the timer is set
     at = (await agenda(context, stored, calendar)).next
-    return [_timer(stored.id, at)] if at else []
+    return await context.timed(key(stored.id), KIND, at, {"task": stored.id})
 
 
 async def _missing(context: Context, stored: Stored, calendar: BusinessCalendar) -> Tree:

@@ -21,7 +21,7 @@ from fhircm.coordination.discharge.plan import ITEM, OPEN_ITEMS, PRESENT, Planni
 from fhircm.coordination.discharge.rules import DIED, rules
 from fhircm.coordination.people import deceased
 from fhircm.coordination.task_states import is_open
-from fhircm.store.resources import CancelTimer, Op, Put, SetTimer, Stored
+from fhircm.store.resources import CancelTimer, Op, Put, Stored
 
 Tree = dict[str, Any]
 KIND = "discharge-planning"
@@ -69,16 +69,14 @@ def _after(plan: Planning, operations: Sequence[Op]) -> Planning:
 
 
 async def _timers(context: Context, plan: Planning) -> list[Op]:
-    """When to look again by itself, where that is not what is set: most changes move neither moment, and have nothing to commit."""
+    """When to look again by itself."""
     moments = (rules().near(plan.end, plan.calendar), plan.end) if plan.end and plan.present else (None, None)
     stay, now = plan.stay.id, context.now()
-    operations: list[Op] = []
-    for key, moment in zip(keys(stay), moments, strict=True):
-        due = moment if moment and moment > now else None
-        there = await context.store.timer(key)
-        if (there.due if there else None) != due:
-            operations.append(SetTimer(key, KIND, due, {"encounter": stay}) if due else CancelTimer(key))
-    return operations
+    set_anew = [
+        await context.timed(key, KIND, moment if moment and moment > now else None, {"encounter": stay})
+        for key, moment in zip(keys(stay), moments, strict=True)
+    ]
+    return [operation for one in set_anew for operation in one]
 
 
 # --- beginning ---------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from fhircm.coordination.context import Context
 from fhircm.coordination.people import linked, patient_of
 from fhircm.coordination.transition.stays import Human, Stay, dispositions, human, setting_of
 from fhircm.fhir.artefacts import folder, read_yaml
-from fhircm.store.resources import Change, Op, SetTimer, Stored, Timer
+from fhircm.store.resources import Change, Op, Stored, Timer
 
 Tree = dict[str, Any]
 KIND = "flags"
@@ -79,7 +79,7 @@ async def _of(context: Context, patient: str, *also: Stored) -> list[Op]:
             ends.append(found.until)
     if ends:  # each time has a timer of its own: one that is not needed any more finds nothing to do
         key = f"flags:Patient/{patients[0]}@{instant(min(ends))}"
-        operations.append(SetTimer(key, KIND, min(ends), {"patient": patients[0]}))
+        operations += await context.timed(key, KIND, min(ends), {"patient": patients[0]})
     return operations
 
 
