@@ -186,7 +186,6 @@ _BROKEN = (
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
 )
-RETRIED = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 
 
 # A statement that asks what a viewer may see is long, and takes longer to plan (3 to 13 ms) than to carry out: its plan is kept for as long as
