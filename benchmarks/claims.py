@@ -2,7 +2,7 @@
 
 64 claimers in two processes want the same Tasks, in nearly the same order. Measured, one after the other over the same database: bare
 `UPDATE ... WHERE owner IS NULL` transactions through the bare driver (the ceiling), `Task/$claim` as an operation carries it out, without
-HTTP, and `Task/$claim` over HTTP at a hub of two processes. After each, the history of every Task is read: one that had two owners is a
+HTTP, `Task/$claim` over HTTP at a hub of two processes, and `Task/$claim-next` there, one and twenty at a time. After each, the history of every Task is read: one that had two owners is a
 double claim.
 """
 
@@ -17,8 +17,9 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ _MIXED = 64  # Tasks within which each process has an order of its own: they mee
 Claim = Callable[[int, str], Awaitable[bool]]  # by a claimer, a Task: whether they have it now
 
 
-def _task(id: str) -> Put:
+def _task(id: str, place: str) -> Put:
     return Put(
         check_tree(
             {
@@ -56,21 +57,24 @@ def _task(id: str) -> Put:
                 "intent": "order",
                 "description": "Call the patient",
                 "performerType": [{"coding": [{"system": ROLE, "code": "care-coordinator"}]}],
-                "owner": {"reference": "Organization/clinic"},
+                "owner": {"reference": f"Organization/{place}"},
                 "for": {"reference": "Patient/p"},
             }
         )
     )
 
 
-async def _fill(url: str, tasks: Sequence[str]) -> None:
+async def _fill(url: str, queues: Mapping[str, Sequence[str]]) -> None:
+    """Tasks in queues, each of an organisation."""
     await migrate(url)
     store = Store(await open_database(url), clock=lambda: datetime.now(UTC))
     people = [{"resourceType": "Practitioner", "id": f"c{number}"} for number in range(CLAIMERS)]
-    first = [{"resourceType": "Organization", "id": "clinic", "name": "Clinic"}, {"resourceType": "Patient", "id": "p"}, *people]
+    places = [{"resourceType": "Organization", "id": one, "name": one} for one in ("clinic", *queues)]
+    first = [*places, {"resourceType": "Patient", "id": "p"}, *people]
     await store.transact([Put(check_tree(tree)) for tree in first], origin="load")
-    for at in range(0, len(tasks), 500):
-        await store.transact([_task(id) for id in tasks[at : at + 500]], origin="load")
+    for place, tasks in queues.items():
+        for at in range(0, len(tasks), 500):
+            await store.transact([_task(id, place) for id in tasks[at : at + 500]], origin="load")
     await store.close()
 
 
@@ -141,9 +145,9 @@ async def _operation(process: int, url: str, tasks: Sequence[str]) -> dict[str, 
                 "benchmark",
                 parse_scopes("user/*.cruds"),
                 roles,
-                organization="Organization/clinic",
+                organization="Organization/operation",
                 user=f"Practitioner/c{number}",
-                known_as=frozenset({f"Practitioner/c{number}", "Organization/clinic"}),
+                known_as=frozenset({f"Practitioner/c{number}", "Organization/operation"}),
             ),
         )
         for number in range(CLAIMERS)
@@ -177,7 +181,41 @@ async def _http(process: int, token: str, tasks: Sequence[str]) -> dict[str, Any
     return await _claimers(process, tasks, claim)
 
 
-_WAYS = {"ceiling": _bare, "operation": _operation, "http": _http}
+async def _next(count: int, process: int, token: str, tasks: Sequence[str]) -> dict[str, Any]:
+    """The claimers of one process, each taking the next of the queue until it is empty; `took` is the time of a request."""
+    base = f"http://127.0.0.1:{PORT}/fhir"
+    headers = f"Authorization: Bearer {token}\r\nContent-Type: application/fhir+json\r\n"
+    place = f"Organization/{tasks[0].rpartition('-')[0]}"
+    took: list[float] = []
+    won = 0
+
+    async def claimer(number: int) -> None:
+        nonlocal won
+        connection = Connection(base)
+        said = [
+            {"name": "owner", "valueReference": {"reference": f"Practitioner/c{number}"}},
+            {"name": "role", "valueString": "care-coordinator"},
+            {"name": "organization", "valueString": place},
+            {"name": "count", "valuePositiveInt": count},
+        ]
+        body = json.dumps({"resourceType": "Parameters", "parameter": said}).encode()
+        while True:
+            begun = time.perf_counter()
+            status, answer = await connection.ask("POST", "/Task/$claim-next", headers, body)
+            if status != 200:
+                raise SystemExit(f"{status}: {answer[:500]!r}")
+            if not (taken := json.loads(answer)["total"]):
+                return
+            won += taken
+            took.append(time.perf_counter() - begun)
+
+    begun, cpu = time.time(), time.process_time()
+    await asyncio.gather(*(claimer(number) for number in range(process, CLAIMERS, PROCESSES)))
+    return {"begun": begun, "ended": time.time(), "won": won, "lost": 0, "took": took, "cpu": time.process_time() - cpu}
+
+
+_WAYS = {"ceiling": _bare, "operation": _operation, "http": _http, "next": partial(_next, 1), "next-20": partial(_next, 20)}
+_OVER_HTTP = ("http", "next", "next-20")
 
 
 def _process(way: str, process: int, where: str, tasks: Sequence[str], start: Any, out: Any) -> None:
@@ -253,20 +291,21 @@ def main() -> None:
     options = parser.parse_args()
     names = {way: [f"{way}-{number:06}" for number in range(options.tasks)] for way in _WAYS}
     with tempfile.TemporaryDirectory() as temporary, hub.database(options.database, Path(temporary)) as url:
-        asyncio.run(_fill(url, [*names["operation"], *names["http"]]))
+        asyncio.run(_fill(url, {way: tasks for way, tasks in names.items() if way != "ceiling"}))
         _bare_table(url, names["ceiling"])
         found = {"ceiling": measure("ceiling", url, names["ceiling"]), "operation": measure("operation", url, names["operation"])}
         token = hub.token(url)
         with hub.hub(url, Path(temporary), PORT, PROCESSES) as server:
-            before = server.cpu()
-            found["http"] = measure("http", token, names["http"])
-            found["http"]["hub_cpu_ms_per_claim"] = round((server.cpu() - before) / found["http"]["claims"] * 1000, 3)
-        for way in ("operation", "http"):
+            for way in _OVER_HTTP:
+                before = server.cpu()
+                found[way] = measure(way, token, names[way])
+                found[way]["hub_cpu_ms_per_claim"] = round((server.cpu() - before) / found[way]["claims"] * 1000, 3)
+        for way in ("operation", *_OVER_HTTP):
             found[way]["double_claims"] = asyncio.run(_double(url, names[way]))
             found[way]["of_the_ceiling"] = round(found[way]["claims_per_second"] / found["ceiling"]["claims_per_second"], 3)
     json.dump({"machine": machine(), "claimers": CLAIMERS, "processes": PROCESSES, **found}, sys.stdout, indent=2)
     print()
-    if any(found[way]["double_claims"] for way in ("operation", "http")):
+    if any(found[way]["double_claims"] for way in ("operation", *_OVER_HTTP)):
         raise SystemExit("A Task was claimed twice")
 
 

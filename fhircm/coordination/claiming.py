@@ -10,20 +10,22 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from fhircm.access.guarded_store import GuardedStore
+from fhircm.access.principal import Principal
 from fhircm.access.roles import roles
 from fhircm.coordination import claims
 from fhircm.coordination.acting import Act
 from fhircm.coordination.build import edit, instant, reference
 from fhircm.coordination.claims import Claim, StaleFence, claim_of, person, queue_roles, with_claim
 from fhircm.coordination.queues import lease_of
-from fhircm.coordination.task_states import is_open, machine_of
+from fhircm.coordination.task_states import is_open, machine_of, mirrored
 from fhircm.fhir.conditions import InvalidValue
 from fhircm.fhir.outcome import Forbidden, IllegalTransition, NotFound
 from fhircm.fhir.references import parse_reference
 from fhircm.fhir.systems import ROLE
 from fhircm.fhir.ucum import UCUM, unit
-from fhircm.store.operations import Put
+from fhircm.store.operations import Free, Plan, Put
 from fhircm.store.resources import Stored
+from fhircm.store.work_list import WorkQuery
 
 Tree = dict[str, Any]
 _AUTHORS = frozenset({"Practitioner", "Patient", "RelatedPerson", "Organization"})  # who may write an Annotation
@@ -42,16 +44,40 @@ async def claim(act: Act) -> list[Put]:
             f" {ROLE} ({', '.join(roles())})",
             "Task.performerType",
         )
-    who = _whoever(act)
+    who, lease = whoever(act.store.principal, act.one("owner")), lease_said(act.one("lease"))
     held, before = claims.holder(tree, now), claim_of(tree)
-    until = _until(act, now)
     if held is not None and (held == who or _is(act, held)):
         queue = before.queue or (await _queue_of(act) or {}).get("reference")
+        until = _until(tree, lease, now)
         return [_written(act, tree, replace(before, fence=max(1, before.fence), until=until, holder=held, queue=queue))]
     if held is not None and before.offered != who and not (before.offered and _is(act, before.offered)):
         raise claims.claimed(tree)
-    taken = Claim(before.fence + 1, until, who, _queue(tree, before))
-    return [_written(act, tree, taken, owner=reference(who))]
+    return [taken(act.about, who, lease, now)]
+
+
+async def claim_next(store: GuardedStore, listed: WorkQuery, who: str, lease: timedelta | None) -> list[Stored]:
+    """Claim the first Tasks of work lists that the caller may take and nobody has, at most `listed.count`: all in one transaction.
+
+    Those that somebody else takes at the same moment are passed over, so that none waits for another. Raises Forbidden, and what the write raises.
+    """
+    now, actor = store.now, store.principal.actor
+
+    def fits(task: Stored) -> bool:
+        tree = task.tree
+        return claims.claimable(tree) and claims.holder(tree, now) is None and claims.may_take(actor, tree) and not mirrored(tree)
+
+    def made(found: list[list[Stored]]) -> list[Put]:
+        return [taken(task, who, lease, now) for task in found[0]]
+
+    return await store.transact(Plan([], made, free=Free(listed, fits)), [("u", "Task"), ("s", "Task")])
+
+
+def taken(task: Stored, who: str, lease: timedelta | None, now: datetime) -> Put:
+    """The write that makes somebody the owner of a Task that nobody works; `lease` None: for as long as is usual in its queue."""
+    tree, before = task.tree, claim_of(task.tree)
+    claim = Claim(before.fence + 1, _until(tree, lease, now), who, _queue(tree, before))
+    extension = with_claim(tree, claim)
+    return edit(task, extension=extension, lastModified=instant(now), **kept(tree, claim), owner=reference(who))
 
 
 async def release(act: Act) -> list[Put]:
@@ -140,9 +166,9 @@ def open_task(act: Act) -> Tree:
     return tree
 
 
-def _whoever(act: Act) -> str:
-    """For whom it is claimed: the person who asks, or whom a system that may names."""
-    principal, said = act.store.principal, (act.one("owner") or {}).get("reference")
+def whoever(principal: Principal, owner: Tree | None) -> str:
+    """For whom is claimed: the person who asks, or whom a system that may names. Raises InvalidValue, Forbidden."""
+    said = (owner or {}).get("reference")
     if said is None and principal.user is None:
         raise InvalidValue("A system says with 'owner' who claims, for example Practitioner/123")
     who = said or principal.user
@@ -156,15 +182,19 @@ def _is(act: Act, to: str) -> bool:
     return act.store.principal.user is not None and act.store.principal.actor.is_(reference(to))
 
 
-def _until(act: Act, now: datetime) -> datetime | None:
-    lease = act.one("lease")
-    if lease is None:
-        usual = lease_of(queue_roles(act.about.tree))
-        return now + usual if usual else None
-    read = unit(lease.get("code", "")) if lease.get("system") == UCUM and lease.get("value", 0) > 0 else None
-    if read is None or read.code != "s" or read.canonical(lease["value"]) > _LONGEST.total_seconds():
+def lease_said(said: Tree | None) -> timedelta | None:
+    """How long a claim shall last, when that was said. Raises InvalidValue."""
+    if said is None:
+        return None
+    read = unit(said.get("code", "")) if said.get("system") == UCUM and said.get("value", 0) > 0 else None
+    if read is None or read.code != "s" or read.canonical(said["value"]) > _LONGEST.total_seconds():
         raise InvalidValue("'lease' takes a Duration of at most a year in UCUM, such as 30 min")
-    return now + timedelta(seconds=read.canonical(lease["value"]))
+    return timedelta(seconds=read.canonical(said["value"]))
+
+
+def _until(tree: Tree, lease: timedelta | None, now: datetime) -> datetime | None:
+    lasts = lease or lease_of(queue_roles(tree))
+    return now + lasts if lasts else None
 
 
 def _queue(tree: Tree, before: Claim) -> str | None:

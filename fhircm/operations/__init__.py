@@ -24,7 +24,7 @@ from fhircm.operations.transition_document import accept_document, transition_do
 from fhircm.operations.translate import translate
 from fhircm.operations.validate import validate
 from fhircm.operations.validate_code import validate_in_code_system, validate_in_value_set
-from fhircm.operations.work_list import work_list
+from fhircm.operations.work_list import claim_next, work_list
 
 # The name of its definition in profiles/operation/: the function that carries it out. Several definitions may share a code ($export).
 OPERATIONS: dict[str, Operation] = {
@@ -58,6 +58,7 @@ OPERATIONS: dict[str, Operation] = {
         "service-request-package": package,
         "service-request-compare-offers": compare_offers,
         "subsumes": subsumes,
+        "task-claim-next": claim_next,
         "task-worklist": work_list,
         "translate": translate,
         "validate": validate,

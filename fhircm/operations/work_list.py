@@ -1,4 +1,4 @@
-"""Task/$worklist: the open Tasks of a person or a role, each with when it is due, whose it is, what comes next and why it is there.
+"""Task/$worklist and Task/$claim-next: the open Tasks of a person or a role, each with when it is due, whose it is, what comes next and why it is there.
 
 https://hl7.org/fhir/R4/task.html. The answer is a Bundle of the Tasks as they are stored; what is known of a line besides stands in an
 extension of its `search` element, and the Patients and RiskAssessments that it names come along. docs/explanation/work-list.md
@@ -11,6 +11,8 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
+from fhircm.coordination import claiming
+from fhircm.coordination.claiming import lease_said, whoever
 from fhircm.coordination.codes import BASE
 from fhircm.coordination.worklist import WHY, Line, lines, lists_of
 from fhircm.fhir.conditions import Condition, InvalidValue
@@ -24,6 +26,8 @@ from fhircm.store.work_list import SORTS, WorkQuery
 
 LINE = f"{BASE}/StructureDefinition/work-line"
 _PLACE = "Task/$worklist"
+_NEXT = "Task/$claim-next"
+_MOST_CLAIMED = 100
 _COUNT = 20
 _NOT_KNOWN = "unknown"  # as a risk
 
@@ -45,6 +49,18 @@ async def work_list(call: Call) -> Searchset:
         next_url=f"{url}?_page={following}" if following else None,
         total=len(page.lines) if after is None and not page.next else None,
     )
+
+
+async def claim_next(call: Call) -> Searchset:
+    """The Tasks that were claimed, in the order of the list. Raises Forbidden, NotSupported, InvalidValue."""
+    who, lease = whoever(call.store.principal, call.one("owner")), lease_said(call.one("lease"))
+    given = [(one.name, _written(one.value)) for one in call.arguments if one.name not in ("owner", "lease", "count")]
+    count = call.one("count", 1)
+    if count > _MOST_CLAIMED:
+        raise InvalidValue(f"'count' takes at most {_MOST_CLAIMED}: what nobody has time for is left to others")
+    query = asked(call, [*given, ("why", "role"), ("_count", str(count))], None, micros(call.store.now))
+    claimed = await claiming.claim_next(call.store, query, who, lease)
+    return Searchset([Entry(one, {"mode": "match"}) for one in claimed], self_url=f"{call.base_url}/{_NEXT}", total=len(claimed))
 
 
 def asked(call: Call, given: Iterable[tuple[str, str]], after: tuple[int, ...] | None, now: int) -> WorkQuery:

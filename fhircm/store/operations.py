@@ -19,6 +19,7 @@ from fhircm.store.stored import Stored
 if TYPE_CHECKING:
     from fhircm.store.reindex import Reindexed
     from fhircm.store.visibility import Viewer
+    from fhircm.store.work_list import WorkQuery
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +273,18 @@ class Plan:
     searches: Sequence[Query]
     make: Callable[[list[list[Stored]]], Sequence[Op]]
     within: Narrowing | None = None
+    free: Free | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """What a plan is given besides, after what its searches find: of a work list the first Tasks that `fits` says yes to, at most `query.count`.
+
+    What somebody else writes at this moment is passed over, so that many who take from one list do not wait for each other.
+    """
+
+    query: WorkQuery
+    fits: Callable[[Stored], bool]
 
 
 Op = (

@@ -358,6 +358,8 @@ class Store:
             await lock_identities(connection, versions)
             if await versions_now(connection, dialect, versions) != versions:
                 raise _WrittenMeanwhile
+        if plan.free is not None:
+            found.append(await working.free_tasks(connection, dialect, plan.free, plan.within))
         return plan.make(found)
 
     async def _write(

@@ -148,6 +148,16 @@ async def lock_identities(connection: Connection, identities: Iterable[Identity]
     await _lock(connection, ["/".join(identity) for identity in identities])
 
 
+async def lock_free(connection: Connection, identities: Sequence[Identity], most: int) -> list[Identity]:
+    """Take the locks of the first of these that nobody has, at most so many, without waiting for anybody (PostgreSQL)."""
+    rows = await connection.fetch(
+        "SELECT place FROM unnest($1::bigint[]) WITH ORDINALITY AS named (number, place) WHERE pg_try_advisory_xact_lock(number) LIMIT $2",
+        [_lock_number("/".join(identity)) for identity in identities],
+        most,
+    )
+    return [identities[row["place"] - 1] for row in rows]
+
+
 async def lock_searches(connection: Connection, dialect: str, queries: Sequence[Query]) -> None:
     """Take the locks of the words of these searches, so that equal ones come one after the other. SQLite has one writer at a time."""
     if queries and dialect == "postgresql":
@@ -155,8 +165,12 @@ async def lock_searches(connection: Connection, dialect: str, queries: Sequence[
 
 
 async def _lock(connection: Connection, names: Sequence[str]) -> None:
-    numbers = sorted({int.from_bytes(hashlib.blake2b(one.encode(), digest_size=8).digest(), signed=True) for one in names})
+    numbers = sorted({_lock_number(one) for one in names})
     await connection.execute("SELECT pg_advisory_xact_lock(number) FROM unnest($1::bigint[]) AS number", numbers)
+
+
+def _lock_number(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), signed=True)
 
 
 @dataclass(frozen=True, slots=True)

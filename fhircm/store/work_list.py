@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fhircm.fhir.conditions import Condition
 from fhircm.fhir.work_list import RISKS
 from fhircm.store.database import Connection
-from fhircm.store.operations import Narrowing
+from fhircm.store.operations import Free, Narrowing
 from fhircm.store.search_include import COLUMNS, CURRENT, narrowed_types, stored
 from fhircm.store.search_sql import Builder
 from fhircm.store.stored import Stored
+from fhircm.store.transaction import lock_free, versions_now
 from fhircm.store.visibility import PLANNED_ALIKE
 
 # A line behind the cursor is one that comes later by all of these.
@@ -68,6 +69,35 @@ class WorkPage:
 
 async def work_list(connection: Connection, dialect: str, query: WorkQuery, within: Narrowing | None) -> WorkPage:
     """A page. What the caller does not see is passed over, and counted nowhere."""
+    shown, following = await _page(connection, dialect, query, within)
+    along = await _along(connection, dialect, sorted({row["patient"] for row in shown} - {""}), within)
+    return WorkPage([stored(row) for row in shown], along["Patient"], along["RiskAssessment"], following)
+
+
+async def free_tasks(connection: Connection, dialect: str, free: Free, within: Narrowing | None) -> list[Stored]:
+    """The first Tasks of a work list that fit and that nobody else writes at this moment; they are locked, so that they stay as they are.
+
+    SQLite has one writer at a time.
+    """
+    wanted, after = free.query.count, free.query.after
+    page = replace(free.query, count=min(4 * wanted, _AT_MOST))
+    found: list[Stored] = []
+    while True:
+        rows, after = await _page(connection, dialect, replace(page, after=after), within)
+        fitting = {("Task", task.id): task for task in map(stored, rows) if free.fits(task)}
+        if fitting and dialect == "postgresql":
+            locked = await lock_free(connection, list(fitting), wanted - len(found))
+            now = await versions_now(connection, dialect, locked)
+            fitting = {one: fitting[one] for one in locked if now.get(one) == fitting[one].version}
+        found += fitting.values()
+        if after is None or len(found) >= wanted:
+            return found[:wanted]
+
+
+async def _page(
+    connection: Connection, dialect: str, query: WorkQuery, within: Narrowing | None
+) -> tuple[list[Mapping[str, Any]], tuple[int, ...] | None]:
+    """The lines of a page with their Tasks, and where the next one begins."""
     rows: list[Mapping[str, Any]] = []
     after, limit, more = query.after, query.count + 1, bool(query.lists)
     while more and len(rows) <= query.count:
@@ -78,10 +108,7 @@ async def work_list(connection: Connection, dialect: str, query: WorkQuery, with
         after = _place(query, found[-1]) if found else after
         limit = min(4 * limit, _AT_MOST)
     shown = rows[: query.count]
-    tasks = [stored(row) for row in shown]
-    along = await _along(connection, dialect, sorted({row["patient"] for row in shown} - {""}), within)
-    following = _place(query, shown[-1]) if len(rows) > query.count else None
-    return WorkPage(tasks, along["Patient"], along["RiskAssessment"], following)
+    return shown, _place(query, shown[-1]) if len(rows) > query.count else None
 
 
 def _place(query: WorkQuery, row: Mapping[str, Any]) -> tuple[int, ...]:

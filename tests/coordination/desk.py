@@ -49,7 +49,7 @@ def parameters(said):
             return {kind: one}
         return {kinds[type(one)]: one}
 
-    listed = [{"name": name.replace("_", "-"), **value(one)} for name, one in said.items()]
+    listed = [{"name": name[0] + name[1:].replace("_", "-"), **value(one)} for name, one in said.items()]
     return {"resourceType": "Parameters", "parameter": listed}
 
 
