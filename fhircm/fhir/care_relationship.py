@@ -140,10 +140,13 @@ def _by_resource() -> dict[str, tuple[Kind, ...]]:
     return found
 
 
-def relationships(tree: Mapping[str, Any]) -> list[Relationship]:
-    """The relationships that a stored resource makes; its `meta.lastUpdated` tells when what has ended did so."""
+def relationships(tree: Mapping[str, Any], *, whole: bool = False) -> list[Relationship]:
+    """The relationships that a stored resource makes; its `meta.lastUpdated` tells when what has ended did so.
+
+    `whole`: only those that open whole records.
+    """
     found: dict[tuple[Any, ...], Relationship] = {}
-    fitting = _by_resource().get(tree["resourceType"], ())
+    fitting = [kind for kind in _by_resource().get(tree["resourceType"], ()) if kind.shares_record or not whole]
     named = references(dict(tree)) if any(kind.shares_named for kind in fitting) else []
     for kind in fitting:
         for one in _of_kind(kind, tree, named):
@@ -229,7 +232,7 @@ def _values(tree: Any, path: str) -> list[Any]:
     """What stands at a path of members; lists are gone through."""
     found: list[Any] = [tree]
     for member in path.split("."):
-        following = [one[member] for one in found if isinstance(one, Mapping) and member in one]
+        following = [one[member] for one in found if isinstance(one, dict) and member in one]
         found = [part for one in following for part in (one if isinstance(one, list) else [one])]
     return found
 

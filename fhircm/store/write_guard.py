@@ -83,7 +83,7 @@ async def require_open(
     for tree in trees:
         if not makes_relationships(tree["resourceType"]) and tree["resourceType"] != "Consent":
             continue
-        said = [one for one in relationships(tree) if one.whole]
+        said = relationships(tree, whole=True)
         if any(one.parameter in _EMERGENCY for one in said):
             raise Forbidden("Emergency access is asked for with Patient/$break-glass")
         key = keys.get((tree["resourceType"], tree["id"]))
