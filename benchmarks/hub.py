@@ -72,7 +72,29 @@ def _answers(url: str) -> bool:
 def hub(database_url: str, folder: Path, port: int, processes: int = 1) -> AbstractContextManager[Server]:
     """The hub over a database."""
     address = f"http://127.0.0.1:{port}"
-    settings = {
+    command = ["-c", "from fhircm.cli import main; main()", "serve"]
+    settings = _settings(database_url, folder, port, processes)
+    return server(command, f"{address}/fhir", f"{address}/health/ready", folder / "hub.log", settings)
+
+
+@contextmanager
+def worker(database_url: str, folder: Path, port: int) -> Iterator[Server]:
+    """The background process of the hub at a port."""
+    command = [sys.executable, "-c", "from fhircm.cli import main; main()", "work"]
+    environment = os.environ | _settings(database_url, folder, port, 1)
+    begun = time.perf_counter()
+    with (folder / "worker.log").open("ab") as lines:
+        process = subprocess.Popen(command, env=environment, stderr=lines)
+    try:
+        yield Server(process, "", begun)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _settings(database_url: str, folder: Path, port: int, processes: int) -> dict[str, str]:
+    address = f"http://127.0.0.1:{port}"
+    return {
         "FHIRCM_DATABASE_URL": database_url,
         "FHIRCM_PORT": str(port),
         "FHIRCM_PROCESSES": str(processes),
@@ -82,8 +104,6 @@ def hub(database_url: str, folder: Path, port: int, processes: int = 1) -> Abstr
         "FHIRCM_LOG_LEVEL": "INFO",
         "FHIRCM_UPDATE_CREATE": "true",
     }
-    command = ["-c", "from fhircm.cli import main; main()", "serve"]
-    return server(command, f"{address}/fhir", f"{address}/health/ready", folder / "hub.log", settings)
 
 
 def token(database_url: str) -> str:

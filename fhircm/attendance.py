@@ -60,8 +60,9 @@ class Attendance:
                     if (now := monotonic()) - planned >= ANEW:
                         await self.plan()
                         planned = now
+                    heard = await self.store.heard()
                     if not await self.start():
-                        await self._wait()
+                        await self._wait(heard)
                     pause = IDLE
                 except Exception as error:
                     log.error("partners failed with %s; again in %.1f s", type(error).__name__, pause)
@@ -91,9 +92,9 @@ class Attendance:
             self._running[f"{timer.key}/{timer.token}"] = asyncio.create_task(self._turn(timer))
         return len(claimed)
 
-    async def _wait(self) -> None:
-        """Until something changed, a hand is free, or for a moment."""
-        signal = asyncio.create_task(self.store.wait(IDLE))
+    async def _wait(self, heard: int) -> None:
+        """Until something changed since what was heard, a hand is free, or for a moment."""
+        signal = asyncio.create_task(self.store.wait(IDLE, heard))
         full = self._running.values() if len(self._running) >= self.at_once else ()
         try:
             await asyncio.wait({signal, *full}, return_when=asyncio.FIRST_COMPLETED)

@@ -88,10 +88,11 @@ class Worker:
         pause = RETRY
         while True:
             try:
+                heard = await self.store.heard()
                 done = await step()
                 pause = RETRY
                 if not done:
-                    await self.store.wait(await idle() if idle else IDLE)
+                    await self.store.wait(await idle() if idle else IDLE, heard)
             except Exception as error:
                 # Texts of unknown errors may quote a resource, so only the kind is told.
                 log.error("%s failed with %s; again in %.1f s", what, type(error).__name__, pause)

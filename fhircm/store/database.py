@@ -11,7 +11,7 @@ import random
 import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from time import monotonic
@@ -48,7 +48,8 @@ class Database(Protocol):
 
     def reading(self, *, one_moment: bool = False) -> Any: ...
     def writing(self) -> Any: ...
-    async def wait(self, seconds: float) -> None: ...
+    async def heard(self) -> int: ...
+    async def wait(self, seconds: float, since: int | None = None) -> None: ...
     async def close(self) -> None: ...
 
 
@@ -160,16 +161,17 @@ class SQLite:
             await asyncio.sleep(pause * (0.5 + random.random()))  # noqa: S311 jitter, not a secret
             pause = min(pause * 2, 0.05)
 
-    async def wait(self, seconds: float) -> None:
-        """Return when a change was written (by any process), or when the time is over."""
+    async def heard(self) -> int:
+        """Up to where changes (of any process) were heard of; for `wait`."""
         async with self.reading() as connection:
-            seen = await connection.fetchval("SELECT MAX(number) FROM change")
+            return int(await connection.fetchval("SELECT COALESCE(MAX(number), 0) FROM change"))
+
+    async def wait(self, seconds: float, since: int | None = None) -> None:
+        """Return when there is a change since what was heard (None: since now), or when the time is over (seconds)."""
+        seen = await self.heard() if since is None else since
         end = monotonic() + seconds
-        while monotonic() < end:
+        while await self.heard() == seen and monotonic() < end:
             await asyncio.sleep(min(0.05, max(0.0, end - monotonic())))
-            async with self.reading() as connection:
-                if await connection.fetchval("SELECT MAX(number) FROM change") != seen:
-                    return
 
     async def close(self) -> None:
         for connection in (*self._idle, self._writer):
@@ -211,7 +213,7 @@ class PostgreSQL:
 
     def __init__(self, url: str, pool: asyncpg.Pool) -> None:
         self._url, self._pool = url, pool
-        self._changed = asyncio.Event()
+        self._heard, self._changed = 0, asyncio.Event()
         self._listener: asyncpg.Connection | None = None
         self._listening = asyncio.Lock()
 
@@ -249,22 +251,29 @@ class PostgreSQL:
         async with self._acquired() as connection, connection.transaction():
             yield cast("Connection", connection)
 
-    async def wait(self, seconds: float) -> None:
-        """Return when a change was committed (by any process), or when the time is over."""
+    async def heard(self) -> int:
+        """Up to where changes (of any process) were heard of; for `wait`."""
         async with self._listening:
             if self._listener is None or self._listener.is_closed():
                 try:
                     self._listener = await asyncpg.connect(self._url)
-                    await self._listener.add_listener("fhircm_change", lambda *_: self._changed.set())
+                    await self._listener.add_listener("fhircm_change", self._hear)
                 except (OSError, asyncpg.PostgresError) as error:
                     raise DatabaseUnavailable(f"PostgreSQL does not answer ({type(error).__name__})") from None
-        changed = self._changed
-        try:
-            await asyncio.wait_for(changed.wait(), seconds)
-        except TimeoutError:
+                self._hear()  # what was committed while nobody listened
+        return self._heard
+
+    def _hear(self, *_: object) -> None:
+        self._heard += 1
+        self._changed.set()  # everybody who waits
+        self._changed = asyncio.Event()
+
+    async def wait(self, seconds: float, since: int | None = None) -> None:
+        """Return when there is a change since what was heard (None: since now), or when the time is over (seconds)."""
+        if await self.heard() != (self._heard if since is None else since):
             return
-        if self._changed is changed:
-            self._changed = asyncio.Event()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), seconds)
 
     async def close(self) -> None:
         if self._listener is not None:

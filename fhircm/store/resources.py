@@ -425,9 +425,13 @@ class Store:
         async with self.database.reading() as connection:
             return await change_log.read_change(connection, type, id, version)
 
-    async def wait(self, timeout: float) -> None:
-        """Until something changed, or so many seconds."""
-        await self.database.wait(timeout)
+    async def heard(self) -> int:
+        """Up to where changes were heard of: who asks this before they look, and then waits for what is new since, misses none."""
+        return await self.database.heard()
+
+    async def wait(self, timeout: float, since: int | None = None) -> None:
+        """Until something changed since what was heard (None: since now), or so many seconds."""
+        await self.database.wait(timeout, since)
 
     async def cursor(self, name: str) -> Position:
         """Where a cursor stands."""

@@ -86,3 +86,18 @@ async def test_who_waits_is_woken_by_a_write_of_another(store, other):
         if waiting.done():
             break
     assert waiting.done()
+
+
+async def test_who_asked_what_was_heard_before_they_looked_misses_no_change_however_many_wait(store, other):
+    heard = await store.heard()
+    await other.transact([Put(patient("p"))], origin="test")  # between the look and the wait
+    async with asyncio.timeout(10):
+        await asyncio.gather(store.wait(60, heard), store.wait(60, heard))
+        await store.wait(60, heard)  # and who comes late, when the others have been woken
+    assert await store.heard() != heard
+
+
+async def test_who_waits_without_a_change_waits_until_the_time_is_over(store):
+    heard = await store.heard()
+    await store.wait(0.01, heard)
+    assert await store.heard() == heard
