@@ -140,14 +140,17 @@ def _by_resource() -> dict[str, tuple[Kind, ...]]:
     return found
 
 
-def relationships(tree: Mapping[str, Any], *, whole: bool = False) -> list[Relationship]:
+def relationships(
+    tree: Mapping[str, Any], *, whole: bool = False, named: Sequence[Reference] | None = None
+) -> list[Relationship]:
     """The relationships that a stored resource makes; its `meta.lastUpdated` tells when what has ended did so.
 
-    `whole`: only those that open whole records.
+    `whole`: only those that open whole records. `named`: the references that it holds, when they are known.
     """
     found: dict[tuple[Any, ...], Relationship] = {}
     fitting = [kind for kind in _by_resource().get(tree["resourceType"], ()) if kind.shares_record or not whole]
-    named = references(dict(tree)) if any(kind.shares_named for kind in fitting) else []
+    if named is None:
+        named = references(dict(tree)) if any(kind.shares_named for kind in fitting) else []
     for kind in fitting:
         for one in _of_kind(kind, tree, named):
             key = (one.parameter, one.grantee, one.type, one.id, one.low)

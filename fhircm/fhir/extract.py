@@ -7,7 +7,7 @@ values.py says what a value of each element type means for each parameter type.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from fhircm.fhir import guides
 from fhircm.fhir.definitions import SearchParameter, definitions
 from fhircm.fhir.expressions import Branch, Getter, NotCompilable, compile_expression
 from fhircm.fhir.outcome import Invalid, NotSupported
-from fhircm.fhir.references import references
+from fhircm.fhir.references import Reference, references
 from fhircm.fhir.values import COMPONENT_CONVERTERS, CONVERTERS, Component, Converter, SearchValue, Target, component
 
 # The parameter of the rows that hold every local reference, searchable or not; one to a version holds nobody, for versions stay for ever.
@@ -254,10 +254,10 @@ def _combiner(code: str, places: list[tuple[Getter, list[_Part]]]) -> Converter:
 # --- values
 
 
-def search_values(tree: dict[str, Any]) -> list[SearchValue]:
+def search_values(tree: dict[str, Any], named: Sequence[Reference] | None = None) -> list[SearchValue]:
     """All that a resource can be found by, without repetition; `_id` and `_lastUpdated` are columns of their own.
 
-    Raises Invalid for a value that cannot be read, for example a date that is not in the calendar.
+    `named`: the references that it holds, when they are known. Raises Invalid for a value that cannot be read, for example a date that is not in the calendar.
     """
     values: list[SearchValue] = []
     below = searchable(str(tree["resourceType"])).below
@@ -269,7 +269,7 @@ def search_values(tree: dict[str, Any]) -> list[SearchValue]:
             except (ValueError, OverflowError, AttributeError, TypeError):
                 text = f"The value that the search parameter '{extractor.definition.code}' reads cannot be understood"
                 raise Invalid(text, extractor.definition.expression) from None
-    for reference in references(tree):
+    for reference in references(tree) if named is None else named:
         if reference.kind == "local" and reference.type and reference.id and not reference.version:
             values.append(Target(ANY_REFERENCE, reference.id, reference.type))
     return list({(value.__class__, value): value for value in values}.values())

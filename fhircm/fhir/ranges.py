@@ -12,6 +12,7 @@ import sys
 import unicodedata
 from datetime import date
 from decimal import Decimal
+from functools import lru_cache
 
 EARLIEST, LATEST = -(2**63), 2**63 - 1  # the open ends of a period
 BOUNDLESS = sys.float_info.max  # the open end of a range of numbers
@@ -33,6 +34,7 @@ _FOLDED = {
 }
 
 
+@lru_cache(maxsize=8192)  # the times of one visit stand in all of its resources
 def date_range(text: str) -> tuple[int, int]:
     """The time that a date, dateTime or instant stands for, as [low, high) in microseconds since the epoch, UTC.
 

@@ -26,6 +26,8 @@ class Changes:
     upto: Position
 
 
+# What lies after a place (transaction, number). SQLite, of which all transactions have the number 0 here, would go through all of one transaction.
+AFTER = {"sqlite": "tx = {} AND number > {}", "postgresql": "(tx, number) > ({}, {})"}
 _VISIBLE = {"sqlite": "", "postgresql": " AND tx < pg_snapshot_xmin(pg_current_snapshot())::text::bigint"}
 
 
@@ -35,7 +37,7 @@ async def read_changes(
     """The changes after a position, of these types (None: all)."""
     rows = await connection.fetch(
         "SELECT tx, number, type, id, version, method, origin, at FROM change"
-        f" WHERE (tx, number) > ($1, $2){_VISIBLE[dialect]} ORDER BY tx, number LIMIT $3",
+        f" WHERE {AFTER[dialect].format('$1', '$2')}{_VISIBLE[dialect]} ORDER BY tx, number LIMIT $3",
         *after,
         SCANNED if types is not None else limit,
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from fhircm.store.changes import AFTER
 from fhircm.store.database import Database
 from fhircm.store.operations import START, Position
 from fhircm.store.stored import micros, moment
@@ -95,14 +96,14 @@ class Figures:
 
     async def behind(self, cursors: Sequence[str]) -> dict[str, Behind]:
         """How far these readers of the changes are behind; at most COUNTED changes are counted."""
-        found = {}
+        found, after = {}, AFTER[self._database.dialect].format("$1", "$2")
         async with self._database.reading() as connection:
             for name in cursors:
                 row = await connection.fetchrow("SELECT tx, number FROM cursor WHERE name = $1", name)
                 place = (row["tx"], row["number"]) if row else START
                 counted = await connection.fetchrow(
                     "SELECT COUNT(*) AS changes, MIN(at) AS since FROM"
-                    f" (SELECT at FROM change WHERE (tx, number) > ($1, $2) ORDER BY tx, number LIMIT {COUNTED}) c",
+                    f" (SELECT at FROM change WHERE {after} ORDER BY tx, number LIMIT {COUNTED}) c",
                     *place,
                 )
                 since = counted["since"]

@@ -14,6 +14,7 @@ from fhircm.fhir.care_relationship import Relationship, relationships
 from fhircm.fhir.consent_rules import ConsentRule, consent_rules
 from fhircm.fhir.definitions import param_key
 from fhircm.fhir.extract import ANY_REFERENCE, search_values
+from fhircm.fhir.references import Reference
 from fhircm.fhir.values import Amount, Component, Place, Span, Target, Text, Token, Uri
 from fhircm.fhir.words import Words, full_text
 from fhircm.fhir.work_list import PatientRisk, WorkLine, patient_risks, work_lines
@@ -56,14 +57,16 @@ class SearchRows:
     by_table: dict[str, list[tuple[Any, ...]]]
 
 
-def search_rows(resource_key: int, type: str, tree: dict[str, Any], *, words: bool) -> SearchRows:
-    """The search rows of a resource, with its `words` when full text is on. Raises Invalid for a value that cannot be read."""
+def search_rows(
+    resource_key: int, type: str, tree: dict[str, Any], *, words: bool, named: Sequence[Reference] | None = None
+) -> SearchRows:
+    """The search rows of a resource, with its `words` when full text is on; `named`: the references that it holds, when they are known. Raises Invalid for a value that cannot be read."""
     by_table: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
-    for value in search_values(tree):
+    for value in search_values(tree, named):
         table = _LAYOUT[value.__class__][0]
         param = ANY_PARAM if value.parameter == ANY_REFERENCE else param_key(type, value.parameter)
         by_table[table].append((resource_key, param, *value[1:]))
-    for one in (*relationships(tree), *consent_rules(tree), *work_lines(tree), *patient_risks(tree)):
+    for one in (*relationships(tree, named=named), *consent_rules(tree), *work_lines(tree), *patient_risks(tree)):
         by_table[_LAYOUT[one.__class__][0]].append((resource_key, param_key(type, one.parameter), *one[1:]))
     for text in full_text(tree) if words else ():
         param = param_key(type, text.parameter)

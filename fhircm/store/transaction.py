@@ -107,7 +107,8 @@ async def write_resources(
     await confirm(connection)
     if stored:
         write_versions = _write_at_once if dialect == "postgresql" else _write_in_turn
-        await write_versions(connection, list(stored.values()), trees, current, origin, words)
+        named = [put.resource.references for put in puts]
+        await write_versions(connection, list(stored.values()), list(zip(trees, named, strict=True)), current, origin, words)
     await cycles.require_none(connection, longer, chains)
     if guard is not None:
         await _require_still_seen(connection, dialect, guard, puts, stored)
@@ -130,9 +131,9 @@ class _About:
             error.issues = [replace(issue, resource=self.identity) for issue in error.issues]
 
 
-def _rows(place: int, tree: Tree, words: bool) -> SearchRows:
+def _rows(place: int, tree: Tree, named: Sequence[Reference], words: bool) -> SearchRows:
     with _About((tree["resourceType"], tree["id"])):
-        return search_rows(place, tree["resourceType"], tree, words=words)
+        return search_rows(place, tree["resourceType"], tree, words=words, named=named)
 
 
 def _identity(write: Put | Delete) -> Identity:
@@ -408,12 +409,12 @@ def _version_of(put: Put, meta: dict[str, Any], version: int, current: Mapping[I
 async def _write_at_once(
     connection: Connection,
     stored: Sequence[Stored],
-    trees: Sequence[Tree],
+    made: Sequence[tuple[Tree, Sequence[Reference]]],
     current: Mapping[Identity, _Current],
     origin: str,
     words: bool,
 ) -> None:
-    """All of it in one statement: each round trip costs as much as writing many rows (PostgreSQL). `trees` are of the first ones."""
+    """All of it in one statement: each round trip costs as much as writing many rows (PostgreSQL). `made`: the first ones, and what they refer to."""
     known = [found.key if (found := current.get((one.type, one.id))) else None for one in stored]
     columns = [
         known,
@@ -433,7 +434,7 @@ async def _write_at_once(
         "changes AS (INSERT INTO change (tx, type, id, version, method, origin, at)"
         " SELECT pg_current_xact_id()::text::bigint, type, id, version, method, $8::text, at FROM given ORDER BY place)",
     ]
-    rows = [_rows(place, tree, words) for place, tree in enumerate(trees, start=1)]
+    rows = [_rows(place, tree, named, words) for place, (tree, named) in enumerate(made, start=1)]
     arguments: list[Any] = [*columns, origin]
     for number, (insert, arrays) in enumerate(insert_statements(rows, len(arguments) + 1)):
         parts.append(f"rows{number} AS ({insert})")
@@ -462,7 +463,7 @@ def _heads(known: Sequence[int | None]) -> list[str]:
 async def _write_in_turn(
     connection: Connection,
     stored: Sequence[Stored],
-    trees: Sequence[Tree],
+    made: Sequence[tuple[Tree, Sequence[Reference]]],
     current: Mapping[Identity, _Current],
     origin: str,
     words: bool,
@@ -487,7 +488,7 @@ async def _write_in_turn(
         "INSERT INTO change (tx, type, id, version, method, origin, at) VALUES ($1, $2, $3, $4, $5, $6, $7)",
         [(0, one.type, one.id, one.version, one.method, origin, micros(one.last_updated)) for one in stored],
     )
-    rows = [_rows(keys[tree["resourceType"], tree["id"]], tree, words) for tree in trees]
+    rows = [_rows(keys[tree["resourceType"], tree["id"]], tree, named, words) for tree, named in made]
     await write_search_rows(connection, rows)
 
 
