@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from fhircm.access.scopes import Scope, parse_scope
 from fhircm.fhir.artefacts import folder, read_yaml
+from fhircm.fhir.systems import ROLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Role:
     emergency: timedelta | None = None  # for how long an emergency access opens a record; None: it may not be asked for
     pages: tuple[str, ...] = ()
     leads: bool = False  # whether it may pass on and give back what others of the organisation have claimed
+    codings: tuple[tuple[str, str], ...] = ()  # (system, code) of those by which a Task means it: the role's own, and others'
 
 
 @cache
@@ -45,8 +47,9 @@ def roles() -> dict[str, Role]:
         emergency = TypeAdapter(timedelta).validate_python(tree["emergency"]) if "emergency" in tree else None
         pages = tuple(tree.get("pages", ()))
         leads = bool(tree.get("leads"))
-        role = Role(path.stem, tree["title"], tree["about"], may, tree["reach"], purpose, directory, emergency, pages, leads)
-        found[path.stem] = role
+        codings = ((ROLE, path.stem), *((one["system"], str(one["code"])) for one in tree.get("codes", ())))
+        about = (tree["title"], tree["about"], may, tree["reach"], purpose, directory)
+        found[path.stem] = Role(path.stem, *about, emergency, pages, leads, codings)
     return found
 
 

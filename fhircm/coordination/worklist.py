@@ -5,7 +5,7 @@ https://hl7.org/fhir/R4/task.html. docs/explanation/work-list.md
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -13,6 +13,7 @@ from typing import Any
 
 from fhircm.access.guarded_store import GuardedStore
 from fhircm.access.principal import Principal
+from fhircm.access.roles import roles as all_roles
 from fhircm.coordination.codes import codings
 from fhircm.coordination.context import Record
 from fhircm.coordination.people import name_of
@@ -86,10 +87,10 @@ def lists_of(
     """
     places = sorted(one for one in principal.known_as if is_queue(one))
     people = sorted(principal.known_as - set(places))
-    own = [(ROLE, code) for code in sorted(principal.roles)]
+    own = _meant((ROLE, code) for code in sorted(principal.roles))
     if owners or roles or organizations:
         at = sorted(organizations) or ["", *places]
-        queues = [queue(place, *role) for place in at for role in roles]
+        queues = [queue(place, *role) for place in at for role in _meant(roles)]
         lists = [*sorted(owners), *queues, *([] if roles else sorted(organizations))]
     else:
         queues = [queue(place, *role) for place in ("", *places) for role in own] if principal.known_as else []
@@ -97,6 +98,17 @@ def lists_of(
         if not principal.known_as:
             raise NotSupported("Nobody has a work list behind this token: name an owner, a role or an organization")
     return tuple(dict.fromkeys(lists)), _REASONS.get(why or "", ())
+
+
+def _meant(codings: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Of roles of the hub all the codings by which they are meant; of others themselves."""
+    return [
+        one for system, code in codings for one in (all_roles()[code].codings if _is_role(system, code) else [(system, code)])
+    ]
+
+
+def _is_role(system: str, code: str) -> bool:
+    return system == ROLE and code in all_roles()
 
 
 async def lines(store: GuardedStore, query: WorkQuery) -> Lines:
@@ -177,7 +189,7 @@ def _why(principal: Principal, tree: Tree) -> tuple[str, ...]:
 
 def _in_role(principal: Principal, tree: Tree) -> bool:
     """Whether it waits for somebody in the caller's role, where the caller is."""
-    if principal.roles.isdisjoint(code for system, code in codings(tree["performerType"]) if system == ROLE):
+    if set(_meant((ROLE, code) for code in principal.roles)).isdisjoint(codings(tree["performerType"])):
         return False
     places = map(local, (tree.get("owner"), *(tree.get("restriction") or {}).get("recipient", ())))
     return "owner" not in tree or any(is_queue(one) and one in principal.known_as for one in places)

@@ -7,6 +7,7 @@ extension of its `search` element, and the Patients and RiskAssessments that it 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -59,6 +60,8 @@ async def claim_next(call: Call) -> Searchset:
     if count > _MOST_CLAIMED:
         raise InvalidValue(f"'count' takes at most {_MOST_CLAIMED}: what nobody has time for is left to others")
     query = asked(call, [*given, ("why", "role"), ("_count", str(count))], None, micros(call.store.now))
+    if not call.all("role") and not call.all("organization"):  # what an organisation has to do is there for anybody of it, too
+        query = replace(query, lists=(*query.lists, *lists_of(call.store.principal, why="organization")[0]))
     claimed = await claiming.claim_next(call.store, query, who, lease)
     return Searchset([Entry(one, {"mode": "match"}) for one in claimed], self_url=f"{call.base_url}/{_NEXT}", total=len(claimed))
 

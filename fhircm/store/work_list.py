@@ -77,20 +77,22 @@ async def work_list(connection: Connection, dialect: str, query: WorkQuery, with
 async def free_tasks(connection: Connection, dialect: str, free: Free, within: Narrowing | None) -> list[Stored]:
     """The first Tasks of a work list that fit and that nobody else writes at this moment; they are locked, so that they stay as they are.
 
-    SQLite has one writer at a time.
+    Those behind the first thousands are not looked at. SQLite has one writer at a time.
     """
     wanted, after = free.query.count, free.query.after
-    page = replace(free.query, count=min(4 * wanted, _AT_MOST))
+    page = replace(free.query, count=4 * wanted)
     found: list[Stored] = []
+    looked_at = 0
     while True:
         rows, after = await _page(connection, dialect, replace(page, after=after), within)
+        looked_at += len(rows)
         fitting = {("Task", task.id): task for task in map(stored, rows) if free.fits(task)}
         if fitting and dialect == "postgresql":
             locked = await lock_free(connection, list(fitting), wanted - len(found))
             now = await versions_now(connection, dialect, locked)
             fitting = {one: fitting[one] for one in locked if now.get(one) == fitting[one].version}
         found += fitting.values()
-        if after is None or len(found) >= wanted:
+        if after is None or len(found) >= wanted or looked_at >= _AT_MOST:
             return found[:wanted]
 
 

@@ -49,6 +49,20 @@ async def test_the_first_of_the_queues_of_the_caller_are_claimed_in_their_order(
     assert (await desk.bob.call("Task/first/$claim")).status_code == 409
 
 
+async def test_what_a_pathway_asks_of_a_role_and_what_the_organisation_has_to_do_are_taken_too(desk, clock):
+    snomed = [{"coding": [{"system": "http://snomed.info/sct", "code": "768832004", "display": "Case manager"}]}]
+    await desk.task("anybody", performerType=None, restriction=due(clock, 1))
+    await desk.task("pathway", performerType=snomed, restriction=due(clock, 2))
+    await desk.task("nurse", performerType=role("nurse"), restriction=due(clock, 1))
+    listed = await desk.ann.read("Task/$worklist?why=role")
+    assert [one["resource"]["id"] for one in listed["entry"] if one["search"]["mode"] == "match"] == ["pathway"]
+    (line,) = (one["search"]["extension"][0]["extension"] for one in listed["entry"] if one["search"]["mode"] == "match")
+    assert {"url": "why", "valueCode": "role"} in line
+    assert ids(await desk.ann.call("Task/$claim-next", count=9)) == ["anybody", "pathway"]
+    assert ids(await desk.bob.call("Task/$claim-next", role="nurse", count=9)) == [], "it is for nurses"
+    assert ids(await desk.ned.call("Task/$claim-next", count=9)) == ["nurse"]
+
+
 async def test_what_is_asked_for_narrows_what_is_taken(desk, clock):
     await desk.task("early", restriction=due(clock, 1))
     await desk.task("urgent", priority="urgent", restriction=due(clock, 5))
