@@ -167,6 +167,32 @@ def _of_partners(found: Sequence[Status]) -> Iterator[Metric]:
         )
         yield _gauge(f"partner_{name}", f"{about}, by kind", ["partner", "kind"], rows)
     yield _gauge(
+        "partner_subscriptions",
+        "Subscriptions at the partner, by state: those that are active bring changes",
+        ["partner", "state"],
+        (([one.partner, state], number) for one in found for state, number in one.channels.subscriptions.items()),
+    )
+    yield each(
+        "bulk_export_begun_timestamp_seconds",
+        "When the bulk export that is under way was begun; absent when there is none",
+        (([one.partner], _stamp(one.channels.begun)) for one in found),
+    )
+    yield each(
+        "bulk_export_finished_timestamp_seconds",
+        "When the last bulk export ended; absent without one",
+        (([one.partner], _stamp(one.channels.finished)) for one in found),
+    )
+    yield each(
+        "bulk_export_failed_types",
+        "Types that did not come with the last bulk export; absent without one",
+        (([one.partner], len(one.channels.failed) if one.channels.finished else None) for one in found),
+    )
+    yield each(
+        "last_message_timestamp_seconds",
+        "When the last HL7 v2 message was taken, to the minute; absent without one",
+        (([one.partner], _stamp(one.channels.message)) for one in found),
+    )
+    yield _gauge(
         "partner_breaker_open",
         "Whether nothing is sent for now: to the partner as a whole (*), or of a type and interaction",
         ["partner", "what"],

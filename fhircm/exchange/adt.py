@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
 from fhircm.exchange.adt_map import Event, load_adt
 from fhircm.exchange.adt_records import MESSAGES, Said, Stamp, applied, happened, numbers, said, taken
+from fhircm.exchange.channels import HEARD
 from fhircm.exchange.hl7v2 import LIMIT, EventNotSupported, Message, MessageWrong, fhir_time, moment, refusal
 from fhircm.exchange.hl7v2_types import Around, pl
 from fhircm.exchange.map_rules import Notes
@@ -30,6 +32,7 @@ from fhircm.store.resources import Hold, LetGo, Op, Put, SetState, Store, Stored
 log = logging.getLogger("fhircm.exchange.adt")
 
 ATTEMPTS = 8  # when others write the same records at the same moment
+_TO_THE_MINUTE = timedelta(minutes=1)
 DERIVED = "v2-"  # how the ids of records begin that only messages told of
 NPI = "http://hl7.org/fhir/sid/us-npi"
 _UNKNOWN_CLASS = {"system": "http://terminology.hl7.org/CodeSystem/v3-NullFlavor", "code": "UNK"}
@@ -71,6 +74,7 @@ class Adt:
         self.rows, self._unknown = f"adt:{partner.name}", Unknown(store, partner)
         self._around = Around(self.map.systems, partner.time_zone)
         self._addresses: dict[str, str] = {}
+        self._heard: datetime | None = None  # as it was written last
 
     async def receive(self, raw: bytes) -> bytes:
         """Take a message; the acknowledgement is returned when everything is committed, or says why nothing is."""
@@ -321,8 +325,13 @@ class Adt:
             facts.append(SetState(self.rows, f"{row.patient}@{row.number + 1}", value, if_absent=True))
         self._unknown.note(work.message.control_id, work.notes.unmapped)
         facts += [*await self._unknown.facts(), LetGo(self.partner.name, _name(work.message, b""))]
+        now = self.store.clock()
+        hear = self._heard is None or now - self._heard >= _TO_THE_MINUTE  # many messages a second must not wait for one row
+        if hear:
+            facts.append(SetState(HEARD, self.partner.name, {"at": now.isoformat()}))
         source = [self._provenance(work, puts)] if puts else []
         await self.store.transact([*puts, *source, *facts], origin=f"partner:{self.partner.name}")
+        self._heard = now if hear else self._heard
         self._unknown.saved()
 
     def _provenance(self, work: _Work, puts: Sequence[Put]) -> Put:

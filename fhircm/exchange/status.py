@@ -13,11 +13,13 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from fhircm.exchange import breaker, capabilities, dead_letters, drift, freshness, looks, tokens
+from fhircm.exchange import breaker, bulk_due, capabilities, dead_letters, drift, freshness, looks, tokens
 from fhircm.exchange.capabilities import Capabilities
+from fhircm.exchange.channels import HEARD, Channels, channels
 from fhircm.exchange.due import queue
 from fhircm.exchange.freshness import TypeFreshness
 from fhircm.exchange.news import DUE
+from fhircm.exchange.notifications import rows_at
 from fhircm.exchange.partners import Partner
 from fhircm.exchange.quarantine import KINDS
 from fhircm.store.figures import Figures
@@ -64,6 +66,7 @@ class Status:
     per_hour: int | None  # requests of the budget; None: there is none
     requests_left: float | None  # of these, now
     open_breakers: list[breaker.State]
+    channels: Channels
     concerns: list[Concern] = field(default_factory=list)  # the worst first
 
     @property
@@ -92,6 +95,7 @@ class _Kept:
     queues: Mapping[str, tuple[int, str]]
     letters: Mapping[str, Mapping[str, int]]
     held: Mapping[str, Mapping[tuple[str, str], int]]
+    subscriptions: Mapping[str, Mapping[str, int]]
     sign_ins: Mapping[str, Sequence[Mapping[str, Any]]]
 
     def fact(self, namespace: str, partner: str) -> dict[str, Any] | None:
@@ -119,9 +123,9 @@ async def _read(store: Store, names: Sequence[str]) -> _Kept:
     figures = Figures(store.database)
     shared = {
         namespace: await store.states_of(namespace, names)
-        for namespace in (PULLED, freshness.NAMESPACE, freshness.MISSING, capabilities.NAMESPACE, looks.LOOKED)
+        for namespace in (PULLED, freshness.NAMESPACE, freshness.MISSING, capabilities.NAMESPACE, looks.LOOKED, HEARD)
     }
-    own = await figures.states([breaker.namespace(name) for name in names])
+    own = await figures.states([of(name) for name in names for of in (breaker.namespace, bulk_due.namespace)])
     sign_ins: dict[str, list[Mapping[str, Any]]] = {}
     for row in (await store.states(tokens.NAMESPACE)).values():
         sign_ins.setdefault(row.get("partner", ""), []).append(row)
@@ -131,6 +135,7 @@ async def _read(store: Store, names: Sequence[str]) -> _Kept:
         queues=await figures.least([queue(name) for name in names], "queued"),
         letters=await figures.tallied([dead_letters.parked(name) for name in names], "why"),
         held=await figures.held(names),
+        subscriptions=await figures.tallied([rows_at(name) for name in names], "state"),
         sign_ins=sign_ins,
     )
 
@@ -166,8 +171,12 @@ def _status(kept: _Kept, partner: Partner, now: datetime) -> Status:
         per_hour=partner.budget.per_hour,
         requests_left=partner.budget.allowance(ledger.row.get("budget"), now),
         open_breakers=[one for one in breakers if one.until is not None and one.until > now],
+        channels=channels(
+            kept.subscriptions.get(rows_at(name), {}), kept.facts.get(bulk_due.namespace(name), {}), kept.fact(HEARD, name)
+        ),
     )
     found.concerns = [*_of_pull(found, partner, pulled), *_of_push(found), *_of_types(found), *_of_quarantine(found)]
+    found.concerns += _of_channels(found)
     told = tokens.sentences(kept.sign_ins.get(name, ()))
     found.concerns += [Concern(Verdict.ATTENTION, text, "Tell the partner") for text in told]
     found.concerns += _of_drift(partner, kept.fact(capabilities.NAMESPACE, name))
@@ -246,6 +255,18 @@ def _of_types(found: Status) -> list[Concern]:
     return told
 
 
+def _of_channels(found: Status) -> list[Concern]:
+    told = []
+    if found.channels.broken:
+        text = f"{found.channels.broken} of {several(sum(found.channels.subscriptions.values()), 'Subscription')} at it bring nothing"
+        remedy = "They are made anew by themselves, and until then it is asked for changes; if it stays so, ask the partner"
+        told.append(Concern(Verdict.ATTENTION, text, remedy))
+    for type, why in found.channels.failed.items():
+        remedy = "It is exported again by itself; if it stays so, ask the partner, or leave it out of bulk in partner.yaml"
+        told.append(Concern(Verdict.ATTENTION, f"{type} did not come with the last bulk export: {why}", remedy))
+    return told
+
+
 def _of_quarantine(found: Status) -> list[Concern]:
     return [
         Concern(
@@ -281,9 +302,25 @@ def rendered(found: Status) -> str:
     )
     if found.requests_left is not None:
         lines.append(f"  {found.requests_left:.0f} requests of the budget left")
+    lines += [f"  {one}" for one in _channels(found.channels)]
     for one in found.concerns:
         lines += [f"  {one.verdict:<9} {one.text}", f"  {'':<9} -> {one.remedy}"]
     return "\n".join(lines)
+
+
+def _channels(found: Channels) -> list[str]:
+    """A line for each channel that is in use."""
+    lines = []
+    if found.subscriptions:
+        lines.append("Subscriptions: " + ", ".join(f"{number} {state}" for state, number in sorted(found.subscriptions.items())))
+    if found.export is not None:
+        told = f" ({found.progress})" if found.progress else ""
+        lines.append(f"bulk export: {found.export}{told}, begun {_when(found.begun)}")
+    if found.finished is not None:
+        lines.append(f"last bulk export ended {_when(found.finished)}")
+    if found.message is not None:
+        lines.append(f"last HL7 v2 message {_when(found.message)}")
+    return lines
 
 
 def several(number: int, noun: str) -> str:

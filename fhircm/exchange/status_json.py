@@ -32,6 +32,15 @@ def as_json(found: Status) -> dict[str, Any]:
         "breakers": [
             {"what": one.what, "failures": one.failures, "until": _time(one.until), "why": one.why} for one in found.open_breakers
         ],
+        "subscriptions": dict(found.channels.subscriptions),
+        "bulk_export": {
+            "phase": found.channels.export.value if found.channels.export else None,
+            "begun": _time(found.channels.begun),
+            "progress": found.channels.progress or None,
+            "last_finished": _time(found.channels.finished),
+            "last_failed": dict(found.channels.failed),
+        },
+        "last_message": _time(found.channels.message),
         "concerns": [{"verdict": one.verdict.value, "text": one.text, "remedy": one.remedy} for one in found.concerns],
         "types": [_type(one) for one in found.types],
     }

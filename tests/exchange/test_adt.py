@@ -3,6 +3,7 @@
 import asyncio
 import os
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import hl7
@@ -15,6 +16,7 @@ from fhircm.exchange.mapping import Source, hub_id
 from fhircm.exchange.mirror import Batch, Mirror, Row
 from fhircm.exchange.pages import Received
 from fhircm.exchange.release import Released, release
+from fhircm.exchange.status import status
 from fhircm.exchange.unmapped import unmapped
 from fhircm.fhir.query import parse_query
 
@@ -115,6 +117,18 @@ async def test_the_same_message_again_is_accepted_and_writes_nothing(store, adt,
     await taken(Adt(store, north), raw)  # another process, after the acknowledgement was lost
     assert (await only(store, "Encounter")).version == 1
     assert len((await store.search(parse_query("Provenance", []))).matches) == 1
+
+
+async def test_when_a_message_came_last_is_known_to_the_minute(store, adt, north, clock):
+    """An operator sees a feed that fell silent; and a fast one does not write the same row with each message."""
+    begun = clock()
+    await taken(adt, message("A01", "1"))
+    clock.advance(timedelta(seconds=59))
+    await taken(adt, message("A08", "2", "20260301100100"))
+    assert (await status(store, north)).channels.message == begun
+    clock.advance(timedelta(seconds=1))
+    await taken(adt, message("A08", "3", "20260301100200"))
+    assert (await status(store, north)).channels.message == clock()
 
 
 async def test_many_at_once_are_all_taken(store, north):

@@ -1,19 +1,24 @@
 """How a partner is doing is told from what is kept, in words and with what to do."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 
 import pytest
 
-from fhircm.exchange import breaker, dead_letters, pull
+from fhircm.exchange import breaker, bulk_due, dead_letters, pull
+from fhircm.exchange.bulk_state import Export, Phase, keep
+from fhircm.exchange.channels import HEARD, Channels
 from fhircm.exchange.due import Due
 from fhircm.exchange.freshness import freshness
 from fhircm.exchange.looks import Looks
 from fhircm.exchange.news import due
+from fhircm.exchange.notifications import rows_at
 from fhircm.exchange.plan import Look
 from fhircm.exchange.status import PULLED, Verdict, rendered, status, statuses
 from fhircm.exchange.status_json import as_json
+from fhircm.exchange.subscription_rows import Row
+from fhircm.metrics import Metrics
 from fhircm.store.resources import Hold, SetState
 from tests.exchange.test_pull import Ehr, partner
 
@@ -119,7 +124,8 @@ async def test_scripts_find_the_same_names_every_time(store, clock):
     )
     assert list(told) == [
         "partner", "vendor", "verdict", "at", "last_success", "last_attempt", "last_full", "next_run", "freshness_seconds", "lag_seconds",
-        "queue", "dead_letters", "quarantine", "budget", "breakers", "concerns", "types",
+        "queue", "dead_letters", "quarantine", "budget", "breakers", "subscriptions", "bulk_export", "last_message", "concerns",
+        "types",
     ]  # fmt: skip
     encounter = next(one for one in told["types"] if one["type"] == "Encounter")
     assert list(encounter) == [
@@ -150,3 +156,46 @@ async def test_the_looks_are_told_from_a_short_row_as_from_all_of_them(store, cl
             type: replace(one, late=0) for type, one in exact.items()
         }
     assert (short["Encounter"].never, short["Encounter"].late, short["Condition"].late) == (10, 100, 100)
+
+
+async def test_what_comes_by_itself_or_in_bulk_is_told_with_what_does_not_work(store):
+    async with Ehr(2).client() as client:
+        await pull.pull(store, client)
+    await pulled(store)
+    assert (await status(store, partner())).channels == Channels()
+    now = store.clock()
+    row = Row(topic="t", types=["Task"], patient=None, sealed="", door="")
+    rows = {
+        "a": row,
+        "b": replace(row, state="active"),
+        "c": replace(row, state="refused", why="no"),
+        "d": replace(row, state="error"),
+    }
+    export = Export("e", ["Patient"], None, None, None, now.isoformat(), now.isoformat(), phase=Phase.RUNNING, progress="40 %")
+    last = {"finished": (now - timedelta(days=1)).isoformat(), "failed": {"Goal": "it answered 500"}}
+    facts = [SetState(rows_at(NORTH), key, asdict(one)) for key, one in rows.items()]
+    facts += [SetState(bulk_due.namespace(NORTH), bulk_due.LAST, last), keep(NORTH, export)]
+    await store.transact([*facts, SetState(HEARD, NORTH, {"at": now.isoformat()})], origin="hub")
+    found = await status(store, partner())
+    assert [one.text for one in found.concerns] == [
+        "2 of 4 Subscriptions at it bring nothing",
+        "Goal did not come with the last bulk export: it answered 500",
+    ]
+    for line in (
+        "Subscriptions: 1 active, 1 asked, 1 error, 1 refused",
+        "bulk export: running at the partner (40 %), begun 2026-03-02 15:00:00 UTC",
+        "last bulk export ended 2026-03-01 15:00:00 UTC",
+        "last HL7 v2 message 2026-03-02 15:00:00 UTC",
+    ):
+        assert f"\n  {line}\n" in rendered(found)
+    told = as_json(found)
+    assert told["subscriptions"] == {"active": 1, "asked": 1, "error": 1, "refused": 1}
+    assert (told["bulk_export"]["phase"], told["bulk_export"]["last_failed"]) == (
+        "running at the partner",
+        {"Goal": "it answered 500"},
+    )
+    assert told["last_message"] == now.isoformat()
+    text = (await Metrics(store, [partner()], "x" * 32).made()).decode()
+    assert 'fhircm_partner_subscriptions{partner="north-clinic",state="refused"} 1.0' in text
+    assert 'fhircm_partner_bulk_export_failed_types{partner="north-clinic"} 1.0' in text
+    assert f'fhircm_partner_last_message_timestamp_seconds{{partner="north-clinic"}} {now.timestamp():.1f}'[:60] in text

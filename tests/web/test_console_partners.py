@@ -8,8 +8,10 @@ from html import unescape
 import pytest
 
 from fhircm.exchange import breaker, dead_letters, pull
+from fhircm.exchange.channels import HEARD
 from fhircm.exchange.due import Due
 from fhircm.exchange.news import due
+from fhircm.exchange.notifications import rows_at
 from fhircm.exchange.status import PULLED
 from fhircm.store.resources import Hold, SetState
 from tests.exchange.test_pull import Ehr, partner
@@ -52,7 +54,9 @@ async def well(store):
         await pull.pull(store, client)
     now = store.clock()
     row = {"at": now.isoformat(), "success": now.isoformat()}
-    await store.transact([SetState(PULLED, WELL, row), due(WELL, now + timedelta(minutes=5))], origin="hub")
+    subscriptions = [SetState(rows_at(WELL), key, {"state": state}) for key, state in (("a", "active"), ("b", "requested"))]
+    facts = [SetState(PULLED, WELL, row), SetState(HEARD, WELL, {"at": now.isoformat()}), *subscriptions]
+    await store.transact([*facts, due(WELL, now + timedelta(minutes=5))], origin="hub")
 
 
 @pytest.fixture
@@ -98,6 +102,7 @@ async def test_one_is_told_with_what_to_do_first(hub, admin):
     assert "Nothing is to be done." in told
     assert re.search(r"Encounter half within 0 s, the oldest 0 s ago 1 hash \S.* \d+ requests, \d+ kB", told)
     assert "Organization as needed" in told
+    assert "Subscriptions 1 active, 1 requested Last HL7 v2 message 2 March 2026, 15:00 (now)" in told
 
 
 async def test_they_are_found_by_name_and_by_how_they_are(hub, admin):
