@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json as std_json
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -26,6 +26,7 @@ from fhircm.store.visibility import is_open
 from fhircm.store.write_guard import WriteGuard, referred_to, require_open, require_same_identity, seen
 
 Identity = tuple[str, str]
+_Use = tuple[Identity, Identity, Reference]
 Tree = dict[str, Any]
 
 
@@ -87,9 +88,10 @@ async def write_resources(
         await connection.execute("SELECT key FROM resource WHERE key = ANY($1::bigint[]) ORDER BY key FOR UPDATE", doomed)
     versions = {_identity(one): (found.version if (found := current.get(_identity(one))) else 0) + 1 for one in (*puts, *deletes)}
     seeing = guard.seeing if guard else None
-    referred = await _referred(connection, dialect, puts)
-    hidden = await _hidden(connection, dialect, seeing, puts, current, referred) if seeing else set()
-    _check_references(puts, deletes, versions, referred, hidden)
+    uses = _uses(puts)
+    referred = await _referred(connection, dialect, puts, uses)
+    hidden = await _hidden(connection, dialect, seeing, puts, uses, current, referred) if seeing else set()
+    _check_references(puts, uses, deletes, versions, referred, hidden)
     await _check_not_referred_to(connection, deletes, current, set(identities), told=seeing is None)
     metas = {_identity(put): _meta(put, versions[_identity(put)], instant(now)) for put in puts}
     stored = {_identity(put): _version_of(put, metas[_identity(put)], versions[_identity(put)], current, now) for put in puts}
@@ -272,21 +274,24 @@ async def _require_still_seen(
                 )
 
 
-async def _referred(connection: Connection, dialect: str, puts: Sequence[Put]) -> dict[Identity, _Current]:
+async def _referred(connection: Connection, dialect: str, puts: Sequence[Put], uses: Sequence[_Use]) -> dict[Identity, _Current]:
     """What these refer to outside of the transaction.
 
     PostgreSQL keeps it from being deleted until the reference is committed; SQLite has one writer at a time.
     """
-    outside = {target for _, target, _ in _uses(puts)} - {_identity(put) for put in puts}
+    outside = {target for _, target, _ in uses} - {_identity(put) for put in puts}
     return await _current(connection, dialect, sorted(outside), " FOR KEY SHARE OF resource" if dialect == "postgresql" else "")
 
 
-def _uses(puts: Iterable[Put]) -> Iterator[tuple[Put, Identity, Reference]]:
-    """Every local reference of these, and what it leads to."""
-    for put in puts:
-        for reference in put.resource.references:
-            if reference.kind == "local" and reference.type and reference.id:
-                yield put, (reference.type, reference.id), reference
+def _uses(puts: Iterable[Put]) -> list[_Use]:
+    """Every local reference of these: of what, what it leads to, and itself."""
+    return [
+        (source, (reference.type, reference.id), reference)
+        for put in puts
+        for source in (_identity(put),)
+        for reference in put.resource.references
+        if reference.kind == "local" and reference.type and reference.id
+    ]
 
 
 async def _hidden(
@@ -294,13 +299,13 @@ async def _hidden(
     dialect: str,
     seeing: Narrowing,
     puts: Sequence[Put],
+    uses: Sequence[_Use],
     current: Mapping[Identity, _Current],
     referred: Mapping[Identity, _Current],
 ) -> set[tuple[Identity, Identity]]:
     """References (from, to) to what the writer does not see, and that were not there before."""
-    uses = {(_identity(put), target) for put, target, _ in _uses(puts)}
     written = {_identity(put) for put in puts}
-    targets = {target for _, target in uses} - written
+    targets = {target for _, target, _ in uses} - written
     there = {one for one in targets if is_open(one[0]) and (found := referred.get(one)) and not found.deleted}
     asked = {one for one in targets if not is_open(one[0])}
     unseen = targets - there - await seen(connection, dialect, seeing, asked)
@@ -308,7 +313,7 @@ async def _hidden(
         return set()
     keys = {one.key: identity for identity, one in current.items() if identity in written}
     before = {(keys[key], target) for key, target in await referred_to(connection, list(keys))}
-    return {(source, target) for source, target in uses if target in unseen} - before
+    return {(source, target) for source, target, _ in uses if target in unseen} - before
 
 
 async def _check_rules(
@@ -336,6 +341,7 @@ async def _check_rules(
 
 def _check_references(
     puts: Sequence[Put],
+    uses: Sequence[_Use],
     deletes: Sequence[Delete],
     versions: Mapping[Identity, int],
     referred: Mapping[Identity, _Current],
@@ -351,10 +357,10 @@ def _check_references(
             "not-found",
             f"{reference.path} refers to {_named(reference)}, which does not exist",
             reference.path,
-            _identity(put),
+            source,
         )
-        for put, identity, reference in _uses(puts)
-        if (_identity(put), identity) in hidden or not is_there(reference, *known.get(identity, (0, False)))
+        for source, target, reference in uses
+        if (source, target) in hidden or not is_there(reference, *known.get(target, (0, False)))
     ]
     if issues:
         raise Invalid(issues[0].text, issues=issues)
