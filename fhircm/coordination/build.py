@@ -9,13 +9,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from functools import cache
 from importlib import import_module
-from typing import Any, cast
+from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from fhircm.coordination.codes import BASE, NPI, displays
 from fhircm.fhir.invariants import modified
 from fhircm.fhir.systems import COORDINATION
-from fhircm.fhir.validation import Checked, check, check_tree
+from fhircm.fhir.validation import Checked, check_tree
 from fhircm.store.resources import Put, Stored
 
 Tree = dict[str, Any]
@@ -57,9 +57,16 @@ def made(tree: Tree) -> Checked:
 
     Members that are None or empty are left out. Raises Invalid for what FHIR or a profile refuses.
     """
-    filled = {name: value for name, value in tree.items() if value not in (None, [], {}, "")}
-    model = _class(tree["resourceType"]).model_validate(filled)
-    return check(cast("str", model.model_dump_json()).encode(), tree["resourceType"])
+    filled = _filled({name: value for name, value in tree.items() if value not in ([], {}, "")})
+    _class(tree["resourceType"]).model_validate(filled)
+    return check_tree(filled)
+
+
+def _filled(node: Any) -> Any:
+    """Without what is None, however deep: what the class would write, which takes it as long as to read."""
+    if isinstance(node, dict):
+        return {name: _filled(value) for name, value in node.items() if value is not None}
+    return [_filled(one) for one in node] if isinstance(node, list | tuple) else node
 
 
 def new(tree: Tree) -> Put:
