@@ -21,8 +21,8 @@ from fhircm.attendance import Attendance, Turn
 from fhircm.exchange.news import DUE
 from fhircm.fhir.outcome import FhirError, NotFound, VersionConflict
 from fhircm.reactions import Reaction, TimerHandler
-from fhircm.store.changes import Change, CursorMoved, Position
-from fhircm.store.operations import Plan, preceded_by
+from fhircm.store.changes import Change, Changes, CursorMoved, Position
+from fhircm.store.operations import START, Plan, preceded_by
 from fhircm.store.resources import FinishTimer, MoveCursor, Op, SetState, Store
 from fhircm.store.timers import StaleClaim, Timer
 
@@ -30,10 +30,13 @@ log = logging.getLogger("fhircm.worker")
 
 ATTEMPTS = 5  # of one change at one reaction, before it is parked for a human
 BATCH = 200
+SCANNED = 4 * BATCH  # changes of any type that are looked through for so many
 RETRY = 0.2  # seconds before the second attempt; doubled each time
 IDLE = 1.0  # seconds; the longest time that a change whose signal was missed waits to be noticed, or a timer when the clock was changed
 CLAIMED = 100  # timers at a time; many are due at the same moment, for days end at the same time for all
 TOGETHER = 25  # of one kind, whose outcomes commit together
+
+HELD_UP = 0.02  # seconds; after so long is looked again for changes behind a transaction that had not ended
 
 Park = Callable[[str, str, Exception], Op]
 Unpark = Callable[[str, str], Awaitable[Sequence[Op]]]
@@ -42,6 +45,38 @@ Unpark = Callable[[str, str], Awaitable[Sequence[Op]]]
 def parked_at(where: str) -> str:
     """The namespace of what was parked at a reaction or a kind of timer: how to find it again, and the reason."""
     return f"parked:{where}"
+
+
+class _Look:
+    """What reactions read that were woken together: where they stand, and what came after that, each once for all of them."""
+
+    def __init__(self, store: Store, names: Sequence[str], heard: int | None = None) -> None:
+        self.heard = heard
+        self._store, self._names = store, names
+        self._reading = asyncio.Lock()
+        self._cursors: dict[str, Position] | None = None
+        self._pages: dict[Position, Changes] = {}
+        self._until: float | None = None  # by the clock of the event loop: from then on there may be more to read
+
+    def holds(self, heard: int | None) -> bool:
+        """Whether who has heard so much would read the same again."""
+        return self.heard == heard and (self._until is None or asyncio.get_running_loop().time() < self._until)
+
+    async def cursor(self, name: str) -> Position:
+        """Where a reaction stands."""
+        async with self._reading:
+            if self._cursors is None:
+                self._cursors = await self._store.cursors(self._names)
+        return self._cursors.get(name, START)
+
+    async def changes(self, after: Position, types: frozenset[str]) -> Changes:
+        """At most BATCH changes of some types."""
+        async with self._reading:
+            if (found := self._pages.get(after)) is None:
+                found = self._pages[after] = await self._store.changes(after, limit=SCANNED)
+                if found.held_up:
+                    self._until = asyncio.get_running_loop().time() + HELD_UP / 2
+        return found.of(types, BATCH)
 
 
 @dataclass
@@ -57,15 +92,25 @@ class Worker:
     lease: timedelta = timedelta(seconds=15)
     jobs: Callable[[], Awaitable[int]] | None = None  # one slice of one job, how much was done
     holder: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}")
+    _look: _Look | None = field(default=None, init=False, repr=False)
+    # By reaction: behind its cursor (the first) there is nothing for it up to a place (the second).
+    _passed: dict[str, tuple[Position, Position]] = field(default_factory=dict, init=False, repr=False)
+    _held_up: set[str] = field(default_factory=set, init=False, repr=False)  # reactions
 
     async def run(self) -> None:
         """Work until cancelled. One that fails is logged, waits and goes on: it never stops the others."""
         async with asyncio.TaskGroup() as group:
             for reaction in self.reactions:
-                group.create_task(self._forever(f"reaction {reaction.name}", lambda reaction=reaction: self.react(reaction)))
-            group.create_task(self._forever("timers", self.run_timers, self._until_due))
-            if self.jobs is not None:  # beside the timers: no deadline waits for a slice
-                group.create_task(self._forever("jobs", self.jobs))
+                group.create_task(
+                    self._forever(
+                        f"reaction {reaction.name}",
+                        lambda heard, reaction=reaction: self.react(reaction, self._shared(heard)),
+                        lambda reaction=reaction: self._until_settled(reaction),
+                    )
+                )
+            group.create_task(self._forever("timers", lambda _: self.run_timers(), self._until_due))
+            if (jobs := self.jobs) is not None:  # beside the timers: no deadline waits for a slice
+                group.create_task(self._forever("jobs", lambda _: jobs()))
             if self.partners:
                 group.create_task(Attendance(self.store, self.partners, self.holder, self.lease).run())
 
@@ -73,7 +118,8 @@ class Worker:
         """Work until nothing is left to do now. Returns how much was done."""
         total = 0
         while True:
-            done = sum([await self.react(reaction) for reaction in self.reactions])
+            done = sum([await self.react(reaction, self._shared(None)) for reaction in self.reactions])
+            self._look = None
             done += await self.run_timers()
             done += await self.jobs() if self.jobs is not None else 0
             for name, round_of_work in self.partners.items():
@@ -83,13 +129,13 @@ class Worker:
                 return total
 
     async def _forever(
-        self, what: str, step: Callable[[], Awaitable[int]], idle: Callable[[], Awaitable[float]] | None = None
+        self, what: str, step: Callable[[int], Awaitable[int]], idle: Callable[[], Awaitable[float]] | None = None
     ) -> None:
         pause = RETRY
         while True:
             try:
                 heard = await self.store.heard()
-                done = await step()
+                done = await step(heard)
                 pause = RETRY
                 if not done:
                     await self.store.wait(await idle() if idle else IDLE, heard)
@@ -99,18 +145,37 @@ class Worker:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 60.0)
 
-    async def react(self, reaction: Reaction) -> int:
-        """Take one batch of changes through a reaction. Returns how many changes were read."""
-        before = await self.store.cursor(reaction.name)
-        batch = await self.store.changes(before, types=reaction.types, limit=BATCH)
+    async def react(self, reaction: Reaction, look: _Look | None = None) -> int:
+        """Take one batch of changes through a reaction. Returns how many changes were read; `look`: what others read, too."""
+        look = look or _Look(self.store, [reaction.name])
+        before = cursor = await look.cursor(reaction.name)
+        at, upto = self._passed.get(reaction.name, (START, START))
+        batch = await look.changes(max(upto, cursor) if at == cursor else cursor, reaction.types)
+        (self._held_up.add if batch.held_up else self._held_up.discard)(reaction.name)
         try:
             for change in batch.changes:
                 before = await self._react_to(reaction, change, before)
             if batch.upto > before and (batch.changes or batch.upto.number - before.number > BATCH):
-                await self.store.transact([MoveCursor(reaction.name, before, batch.upto)], origin="hub")
+                await self._commit([MoveCursor(reaction.name, before, batch.upto)])
+                before = batch.upto
+            self._passed[reaction.name] = before, batch.upto
         except CursorMoved:
+            self._look = None
             log.debug("another worker was first at %s", reaction.name)
         return len(batch.changes)
+
+    def _shared(self, heard: int | None) -> _Look:
+        """What is read at this moment: by all who were woken by the same change, until one of them writes."""
+        if self._look is None or not self._look.holds(heard):
+            self._look = _Look(self.store, [reaction.name for reaction in self.reactions], heard)
+        return self._look
+
+    async def _until_settled(self, reaction: Reaction) -> float:
+        return HELD_UP if reaction.name in self._held_up else IDLE
+
+    async def _commit(self, operations: Sequence[Op] | Plan) -> None:
+        await self.store.transact(operations, origin="hub")
+        self._look = None
 
     async def _react_to(self, reaction: Reaction, change: Change, before: Position) -> Position:
         """One change. Returns where the cursor stands: it moves only with something to commit, or at the end of the batch."""
@@ -119,9 +184,7 @@ class Worker:
                 operations = await reaction.function(change)
                 if not operations:
                     return before
-                await self.store.transact(
-                    preceded_by(operations, MoveCursor(reaction.name, before, change.position)), origin="hub"
-                )
+                await self._commit(preceded_by(operations, MoveCursor(reaction.name, before, change.position)))
                 return change.position
             except CursorMoved:
                 raise
@@ -139,7 +202,7 @@ class Worker:
         why = str(error) if isinstance(error, FhirError) else type(error).__name__
         parked = SetState(parked_at(reaction.name), what, {"reason": why})
         cursor = MoveCursor(reaction.name, before, change.position)
-        await self.store.transact([parked, self.park(reaction.name, what, error), cursor], origin="hub")
+        await self._commit([parked, self.park(reaction.name, what, error), cursor])
         return change.position
 
     async def run_timers(self) -> int:

@@ -1,6 +1,7 @@
 """The worker: what fails is parked and told, holds back nobody, and is done again when a human asks; two workers do nothing twice."""
 
 import asyncio
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from itertools import count
 from uuid import NAMESPACE_URL, uuid5
@@ -169,3 +170,80 @@ async def test_one_whose_partner_is_stuck_delays_no_other(store, made):
         await store.wait(0.05)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def at_work(worker):
+    task = asyncio.create_task(worker.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_reactions_that_are_woken_together_read_where_they_stand_and_what_came_once(store, made, monkeypatch):
+    """A hub has a dozen reactions: to read the same for each of them took longer than to react."""
+    reads, names = [], [f"r{number}" for number in range(8)]
+    monkeypatch.setattr(working, "IDLE", 60.0)
+
+    def noting(name, method):
+        async def read(*arguments, **options):
+            reads.append(name)
+            return await method(*arguments, **options)
+
+        return read
+
+    for name in ("cursors", "changes"):
+        monkeypatch.setattr(store, name, noting(name, getattr(store, name)))
+
+    async def until(count):
+        async with asyncio.timeout(30):
+            while [len(await store.states(f"seen:{name}")) for name in names] != [count] * 8:
+                await asyncio.sleep(0.01)
+
+    async def quiet():
+        """Until nothing more is read."""
+        known = -1
+        while known != len(reads):
+            known = len(reads)
+            await asyncio.sleep(0.5)
+
+    async with at_work(made(**{name: seen_by(name) for name in names})):
+        await patients(store, "a")
+        await until(1)
+        await quiet()
+        reads.clear()
+        await store.transact([basic("nobody-reacts-to-this")], origin="test")
+        async with asyncio.timeout(30):
+            while not reads:
+                await asyncio.sleep(0.01)
+        await quiet()
+        assert reads == ["cursors", "changes"]
+        await patients(store, "b")
+        await until(2)
+
+
+async def test_a_change_behind_a_transaction_that_had_not_ended_is_reacted_to_as_soon_as_it_has(store, other, made, monkeypatch):
+    """PostgreSQL: nobody is told when a transaction ends that wrote no resource, and the next change may be an hour away."""
+    if store.database.dialect == "sqlite":
+        return  # has one writer at a time: nothing is ever held up
+    monkeypatch.setattr(working, "IDLE", 60.0)
+    held_up = asyncio.Event()
+
+    async def changes(*arguments, _changes=store.changes, **options):
+        found = await _changes(*arguments, **options)
+        if found.held_up:
+            held_up.set()
+        return found
+
+    monkeypatch.setattr(store, "changes", changes)
+    async with at_work(made(good=seen_by("good"))):
+        async with other.database.writing() as connection:
+            await connection.fetchval("SELECT pg_current_xact_id()")
+            await patients(store, "a")
+            await asyncio.wait_for(held_up.wait(), 30)
+            assert await store.states("seen:good") == {}
+        async with asyncio.timeout(30):
+            while not await store.states("seen:good"):
+                await asyncio.sleep(0.005)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +20,26 @@ class CursorMoved(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Some changes in order; `upto` is where to go on, and may lie behind changes of other types."""
+    """Some changes in order; `upto` is where to go on, and may lie behind changes of other types.
+
+    `held_up`: there are newer ones, which can be read as soon as an older transaction has ended.
+    """
 
     changes: list[Change]
     upto: Position
+    held_up: bool = False
+
+    def of(self, types: frozenset[str], limit: int) -> Changes:
+        """Those of some types, at most so many."""
+        found = [one for one in self.changes if one.type in types]
+        if len(found) <= limit:
+            return Changes(found, self.upto, self.held_up)
+        return Changes(found[:limit], found[limit - 1].position)
 
 
 # What lies after a place (transaction, number). SQLite, of which all transactions have the number 0 here, would go through all of one transaction.
 AFTER = {"sqlite": "tx = {} AND number > {}", "postgresql": "(tx, number) > ({}, {})"}
-_VISIBLE = {"sqlite": "", "postgresql": " AND tx < pg_snapshot_xmin(pg_current_snapshot())::text::bigint"}
+_SETTLED = {"sqlite": "1", "postgresql": "tx < (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint)"}
 
 
 async def read_changes(
@@ -36,14 +47,16 @@ async def read_changes(
 ) -> Changes:
     """The changes after a position, of these types (None: all)."""
     rows = await connection.fetch(
-        "SELECT tx, number, type, id, version, method, origin, at FROM change"
-        f" WHERE {AFTER[dialect].format('$1', '$2')}{_VISIBLE[dialect]} ORDER BY tx, number LIMIT $3",
+        f"SELECT tx, number, type, id, version, method, origin, at, {_SETTLED[dialect]} AS settled FROM change"
+        f" WHERE {AFTER[dialect].format('$1', '$2')} ORDER BY tx, number LIMIT $3",
         *after,
         SCANNED if types is not None else limit,
     )
     found: list[Change] = []
     upto = after
     for row in rows:
+        if not row["settled"]:
+            return Changes(found, upto, held_up=True)
         if types is None or row["type"] in types:
             if len(found) == limit:
                 break
@@ -83,6 +96,13 @@ async def read_change(connection: Connection, type: str, id: str, version: int) 
 def _change(row: Mapping[str, Any]) -> Change:
     position = Position(row["tx"], row["number"])
     return Change(position, row["type"], row["id"], row["version"], row["method"], row["origin"], moment(row["at"]))
+
+
+async def read_cursors(connection: Connection, names: Sequence[str]) -> dict[str, Position]:
+    """Where some cursors stand, of those that ever moved."""
+    listed = ", ".join(f"${at}" for at in range(1, len(names) + 1))
+    rows = await connection.fetch(f"SELECT name, tx, number FROM cursor WHERE name IN ({listed})", *names)
+    return {row["name"]: Position(row["tx"], row["number"]) for row in rows}
 
 
 async def read_cursor(connection: Connection, name: str) -> Position:

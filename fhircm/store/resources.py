@@ -438,6 +438,11 @@ class Store:
         async with self.database.reading() as connection:
             return await change_log.read_cursor(connection, name)
 
+    async def cursors(self, names: Sequence[str]) -> dict[str, Position]:
+        """Where some cursors stand, of those that ever moved."""
+        async with self.database.reading() as connection:
+            return await change_log.read_cursors(connection, names)
+
     async def state(self, namespace: str, key: str) -> dict[str, Any] | None:
         """A durable fact, or None."""
         async with self.database.reading() as connection:
