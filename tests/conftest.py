@@ -11,14 +11,17 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
+from unittest.mock import patch
 
 import asyncpg
 import pytest
 from hypothesis import settings
 
+from fhircm.demo.processes import Processes
 from fhircm.store.database import open_database
 from fhircm.store.migrations import migrate
 from fhircm.store.resources import Store
+from tests.forking import Forking
 
 pytest.register_assert_rewrite("tests.flows.outcome", "tests.faults.stubborn")
 settings.register_profile("suite", derandomize=True, database=None, deadline=None)
@@ -55,6 +58,15 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forking() -> Iterator[None]:
+    """Processes of fhircm are forked."""
+    forking = Forking()
+    with patch.object(Processes, "launch", forking.launch):
+        yield
+    forking.close()
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
+import os
+import subprocess
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -116,20 +117,10 @@ class Story:
 
     async def command(self, *arguments: str, quiet: bool = False) -> int:
         """Run `fhircm ARGUMENTS` as an operator would; returns its exit status."""
-        import os
-
-        sink = asyncio.subprocess.DEVNULL if quiet else None
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "fhircm.cli",
-            *arguments,
-            env={**os.environ, **self.environment, **self.clock()},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=sink,
-            stderr=sink,
-        )
-        return await process.wait()
+        whole = {**os.environ, **self.environment, **self.clock()}
+        sink = subprocess.DEVNULL if quiet else None
+        process = self.processes.launch("fhircm.cli", *arguments, environment=whole, output=sink)
+        return await asyncio.to_thread(process.wait)
 
     # --- the parties ---------------------------------------------------------------------------------------------------------
 
