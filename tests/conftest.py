@@ -61,11 +61,11 @@ def clock() -> Clock:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _forking() -> Iterator[None]:
-    """Processes of fhircm are forked."""
-    forking = Forking()
+def launched_by_python() -> Iterator[Callable[..., object]]:
+    """How Processes starts one when no test runs: here it is forked."""
+    forking, by_python = Forking(), Processes.launch
     with patch.object(Processes, "launch", forking.launch):
-        yield
+        yield by_python
     forking.close()
 
 
