@@ -123,6 +123,7 @@ def run():
     """Be what is forked from, and then what was asked for."""
     import fhircm
     from fhircm.cli import main as command
+    from fhircm.exchange.trust import trust
     from fhircm.fhir.definitions import definitions
     from fhircm.sandbox.__main__ import main as sandbox
 
@@ -130,6 +131,7 @@ def run():
         if ".migrations." not in module.name:
             import_module(module.name)
     definitions()
+    trust()
     gc.collect()
     gc.freeze()
     request = requests(socket.socket(fileno=int(sys.argv[1])))

@@ -16,6 +16,8 @@ from typing import IO, Any
 
 import httpx
 
+from fhircm.exchange.trust import trust
+
 
 class DidNotStart(Exception):
     """A process ended or never answered; the message names its log."""
@@ -56,7 +58,7 @@ class Processes:
     async def answering(self, name: str, url: str, seconds: float = 60) -> None:
         """Wait until a URL answers 200. Raises DidNotStart."""
         end = monotonic() + seconds
-        async with httpx.AsyncClient(timeout=5) as http:
+        async with httpx.AsyncClient(timeout=5, verify=trust()) as http:
             while monotonic() < end and self.running[name].poll() is None:
                 try:
                     if (await http.get(url)).status_code == 200:
