@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import shutil
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import settings
 
 from fhircm.demo.processes import Processes
+from fhircm.store import database
 from fhircm.store.database import open_database
 from fhircm.store.migrations import migrate
 from fhircm.store.resources import Store
@@ -83,6 +85,20 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     asyncio.run(_statement(server.get_uri(), *(f"ALTER SYSTEM SET {name} = off" for name in hurried), "SELECT pg_reload_conf()"))
     yield server.get_uri()
     server.cleanup()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def connect_durably() -> Iterator[Callable[[Path], sqlite3.Connection]]:
+    """How SQLite is opened when no test runs: in the process of the tests, which outlives them, no commit waits for the disk."""
+    durably = database.connect_sqlite
+
+    def hurried(path: Path) -> sqlite3.Connection:
+        connection = durably(path)
+        connection.execute("PRAGMA synchronous = OFF")
+        return connection
+
+    with patch.object(database, "connect_sqlite", hurried):
+        yield durably
 
 
 @pytest.fixture(scope="session")
