@@ -9,7 +9,9 @@ BIN = $(VENV)/bin
 demo: $(VENV)/.run
 	$(BIN)/fhircm demo $(if $(ONCE),--once) $(if $(DATA),--data "$(DATA)")
 
-# The whole suite, on SQLite and on a PostgreSQL that comes from pip.
+# The whole suite, on SQLite and on a PostgreSQL that comes from pip. It starts hundreds of processes: what Python compiles is kept for
+# the next one, even where the environment says otherwise.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -168,15 +168,13 @@ def _tail() -> Weighted:
 
 _rare = _tail()
 _common = _read(_FAMILIES)
+_of_common, _of_rare = sum(_common[1]), sum(_rare[1])
 # Of each people: family names, women's and men's names.
 PEOPLES: dict[str, tuple[Weighted, Weighted, Weighted]] = {
     "wide": (
         (
             _common[0] + _rare[0],
-            [
-                *_common[1],
-                *(w * sum(_common[1]) * 1.6 / sum(_rare[1]) for w in _rare[1]),
-            ],
+            [*_common[1], *(weight * _of_common * 1.6 / _of_rare for weight in _rare[1])],
         ),
         _read(_WOMEN),
         _read(_MEN),

@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
+from unittest.mock import patch
 
 import asyncpg
 import pytest
 from hypothesis import settings
 
+from fhircm.demo.processes import Processes
+from fhircm.store import database
 from fhircm.store.database import open_database
 from fhircm.store.migrations import migrate
 from fhircm.store.resources import Store
+from tests.forking import Forking
 
 pytest.register_assert_rewrite("tests.flows.outcome", "tests.faults.stubborn")
 settings.register_profile("suite", derandomize=True, database=None, deadline=None)
 settings.load_profile("suite")
 
 _numbers = count()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported and collected stays until the end: the collector of cycles does not run meanwhile, nor looks at it ever again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 class Clock:
@@ -44,6 +62,15 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def launched_by_python() -> Iterator[Callable[..., object]]:
+    """How Processes starts one when no test runs: here it is forked."""
+    forking, by_python = Forking(), Processes.launch
+    with patch.object(Processes, "launch", forking.launch):
+        yield by_python
+    forking.close()
+
+
 @pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a PostgreSQL server that belongs to this run."""
@@ -58,6 +85,20 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     asyncio.run(_statement(server.get_uri(), *(f"ALTER SYSTEM SET {name} = off" for name in hurried), "SELECT pg_reload_conf()"))
     yield server.get_uri()
     server.cleanup()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def connect_durably() -> Iterator[Callable[[Path], sqlite3.Connection]]:
+    """How SQLite is opened when no test runs: in the process of the tests, which outlives them, no commit waits for the disk."""
+    durably = database.connect_sqlite
+
+    def hurried(path: Path) -> sqlite3.Connection:
+        connection = durably(path)
+        connection.execute("PRAGMA synchronous = OFF")
+        return connection
+
+    with patch.object(database, "connect_sqlite", hurried):
+        yield durably
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +133,17 @@ async def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'fhircm.db'}"
 
 
+_ALONE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+# Tables that were written to. To delete a few rows is ten times as quick as new files for a table and its indexes, and what is left of
+# them does not count for the planner: it takes a table without statistics for one of ten pages until it is larger.
+_USED = (
+    "SELECT quote_ident(relname), reltuples < 0 AND pg_relation_size(oid) <= 10 * 8192 FROM pg_class"
+    " WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname <> 'alembic_version' AND pg_relation_size(oid) > 0"
+)
+_ANEW = (
+    "SELECT setval(oid, 1, false) FROM pg_class WHERE relkind = 'S' AND relnamespace = 'public'::regnamespace;"
+    " DELETE FROM pg_statistic WHERE starelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace)"
+)
 # How a database differs from its template, in what a test could change for the next one.
 _SHAPE = (
     "SELECT md5(string_agg(concat_ws(' ', c.relname, c.relkind, c.relnatts, c.relhasrules, c.relhastriggers), ',' ORDER BY c.relname))"
@@ -123,25 +175,19 @@ class PostgresDatabases:
         return name
 
     async def _empty(self, name: str) -> None:
-        await _statement(
-            self.server,
-            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND pid <> pg_backend_pid()",
-        )
         if self.shape is None:
             self.shape = await self._asked(self.template, _SHAPE)
-        if await self._asked(name, _SHAPE) != self.shape:
-            raise ValueError(name)
-        tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
         connection = await asyncpg.connect(_named(self.server, name))
         try:
-            names = [f'"{row[0]}"' for row in await connection.fetch(tables)]
-            some = " UNION ALL ".join(f"SELECT '{one}' WHERE EXISTS (SELECT 1 FROM {one})" for one in names)
-            if used := [row[0] for row in await connection.fetch(some)]:
-                await connection.execute(f"TRUNCATE {', '.join(used)}")
-            await connection.execute(
-                "SELECT setval(oid, 1, false) FROM pg_class WHERE relkind = 'S' AND relnamespace = 'public'::regnamespace;"
-                " DELETE FROM pg_statistic WHERE starelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace)"
-            )
+            await connection.execute(_ALONE)
+            if await connection.fetchval(_SHAPE) != self.shape:
+                raise ValueError(name)
+            small, large = [], []
+            for table, little in await connection.fetch(_USED):
+                (small if little else large).append(table)
+            if large:
+                await connection.execute(f"TRUNCATE {', '.join(large)}")
+            await connection.execute(";".join((*(f"DELETE FROM {table}" for table in small), _ANEW)))
         finally:
             await connection.close()
 

@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
+from typing import IO, Any
 
 import httpx
+
+from fhircm.exchange.trust import trust
 
 
 class DidNotStart(Exception):
@@ -38,20 +41,24 @@ class Processes:
     def start(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start `python -m ARGUMENTS` under a name; what it prints goes to NAME.log."""
         self.logs.mkdir(parents=True, exist_ok=True)
+        whole = {**os.environ, **self.environment, **(environment or {})}
         with (self.logs / f"{name}.log").open("ab") as log:
-            self.running[name] = subprocess.Popen(  # noqa: S603 our own modules
-                [sys.executable, "-m", *arguments],
-                env={**os.environ, **self.environment, **(environment or {})},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+            self.running[name] = self.launch(*arguments, environment=whole, output=log)
         return self.running[name]
+
+    @staticmethod
+    def launch(
+        *arguments: str, environment: Mapping[str, str], output: IO[bytes] | int | None = None, folder: Path | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start `python -m ARGUMENTS` in a folder; what it prints goes to `output`, or to where this process prints."""
+        command = [sys.executable, "-m", *arguments]
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+        return subprocess.Popen(command, env=environment, cwd=folder, **streams)  # noqa: S603 our own modules
 
     async def answering(self, name: str, url: str, seconds: float = 60) -> None:
         """Wait until a URL answers 200. Raises DidNotStart."""
         end = monotonic() + seconds
-        async with httpx.AsyncClient(timeout=5) as http:
+        async with httpx.AsyncClient(timeout=5, verify=trust()) as http:
             while monotonic() < end and self.running[name].poll() is None:
                 try:
                     if (await http.get(url)).status_code == 200:

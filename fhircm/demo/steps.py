@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from fhircm.demo.story import CLINIC, HOSPITAL, DidNotHappen, Story
+from fhircm.exchange.trust import trust
 from fhircm.fhir.systems import COORDINATION, REFERRAL
 
 CONSULT_NOTE = "Seen today. Heart failure is stable on the present dose; please recheck potassium in two weeks."
@@ -91,7 +92,7 @@ async def accept(story: Story, referral: Referral) -> None:
     if "clinic-app" not in story.registered:
         owner = (await story.read(referral.task))["owner"]["reference"]
         await story.register("clinic-app", "--organization", owner)
-    async with httpx.AsyncClient(timeout=30) as http:
+    async with httpx.AsyncClient(timeout=30, verify=trust()) as http:
         http.headers["Authorization"] = f"Bearer {await story.token('clinic-app')}"
         answer = await http.get(f"{story.hub}/fhir/{referral.task}")
         answer.raise_for_status()

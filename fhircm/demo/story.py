@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
+import os
+import subprocess
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,6 +21,7 @@ import httpx
 
 from fhircm.demo.processes import Processes, free_port
 from fhircm.exchange.mapping import hub_id
+from fhircm.exchange.trust import trust
 
 HOSPITAL = "lakeside-hospital"
 CLINIC = "riverbend-clinic"
@@ -116,20 +118,10 @@ class Story:
 
     async def command(self, *arguments: str, quiet: bool = False) -> int:
         """Run `fhircm ARGUMENTS` as an operator would; returns its exit status."""
-        import os
-
-        sink = asyncio.subprocess.DEVNULL if quiet else None
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "fhircm.cli",
-            *arguments,
-            env={**os.environ, **self.environment, **self.clock()},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=sink,
-            stderr=sink,
-        )
-        return await process.wait()
+        whole = {**os.environ, **self.environment, **self.clock()}
+        sink = subprocess.DEVNULL if quiet else None
+        process = self.processes.launch("fhircm.cli", *arguments, environment=whole, output=sink)
+        return await asyncio.to_thread(process.wait)
 
     # --- the parties ---------------------------------------------------------------------------------------------------------
 
@@ -160,7 +152,7 @@ class Story:
 
     async def read(self, path: str, client: str = "reader") -> dict[str, Any]:
         """GET from the hub's FHIR API."""
-        async with httpx.AsyncClient(timeout=30) as http:
+        async with httpx.AsyncClient(timeout=30, verify=trust()) as http:
             answer = await http.get(f"{self.hub}/fhir/{path}", headers={"Authorization": f"Bearer {await self.token(client)}"})
         answer.raise_for_status()
         return answer.json()
@@ -177,14 +169,14 @@ class Story:
 
     async def staff(self, party: str, act: str, **details: Any) -> dict[str, Any]:
         """Do something at an EHR's own screens."""
-        async with httpx.AsyncClient(timeout=30) as http:
+        async with httpx.AsyncClient(timeout=30, verify=trust()) as http:
             answer = await http.post(f"{self.doors[party]}/staff/{act}", json=details)
         answer.raise_for_status()
         return answer.json()
 
     async def received(self, at: str) -> list[dict[str, Any]]:
         """What an EHR was sent."""
-        async with httpx.AsyncClient(timeout=30) as http:
+        async with httpx.AsyncClient(timeout=30, verify=trust()) as http:
             return (await http.get(f"{self.doors[at]}/staff/received")).json()
 
     async def until(self, what: str, look: Callable[[], Awaitable[Seen]], seconds: float = 60) -> Seen:

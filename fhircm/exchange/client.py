@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
@@ -41,6 +40,7 @@ from fhircm.exchange.errors import (
 from fhircm.exchange.pages import Page, Received, cut, newest, next_page, page, within
 from fhircm.exchange.partners import Partner
 from fhircm.exchange.tokens import Tokens
+from fhircm.exchange.trust import trust
 from fhircm.fhir import json
 
 __all__ = [
@@ -108,12 +108,6 @@ class Counts:
         return _instant(self.date) if self.date else None
 
 
-@cache
-def _trust() -> ssl.SSLContext:
-    """Whom to trust, read once for all partners: to read it takes longer than a hundred requests."""
-    return httpx.create_ssl_context()
-
-
 @lru_cache(maxsize=64)  # the same second is told by many answers
 def _instant(date: str) -> datetime | None:
     try:
@@ -151,7 +145,7 @@ class PartnerClient:
             follow_redirects=False,
             mounts={"all://127.0.0.1": None, "all://localhost": None},  # never through a proxy of the environment
             transport=transport,
-            verify=_trust(),
+            verify=trust(),
         )
         self._base_path = urlsplit(partner.base_url).path
         self._slots = asyncio.Semaphore(limits.concurrency)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from fhircm.exchange.errors import PartnerAnswerBroken, PartnerUnavailable, retry_after
+from fhircm.exchange.trust import trust
 
 OAUTH_URIS = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris"
 _SIZE = 4 * 1024 * 1024  # bytes: a CapabilityStatement may be long
@@ -98,6 +99,7 @@ async def sending(timeout: float, transport: httpx.AsyncBaseTransport | None = N
         mounts={"all://127.0.0.1": None, "all://localhost": None},
         transport=transport,
         headers={"User-Agent": "fhircm"},
+        verify=trust(),
     ) as http:
 
         async def send(request: httpx.Request) -> httpx.Response:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from fhircm.exchange.source_address import Allowed, SourceUnavailable
+from fhircm.exchange.trust import trust
 from fhircm.fhir.outcome import Forbidden
 
 _SIZE = 256 * 1024  # bytes
@@ -45,7 +46,7 @@ class PublishedKeys:
         try:
             there, headers, extensions = await self._direct(httpx.URL(url))
             async with (
-                httpx.AsyncClient(timeout=5, follow_redirects=False, trust_env=False) as http,
+                httpx.AsyncClient(timeout=5, follow_redirects=False, trust_env=False, verify=trust()) as http,
                 http.stream("GET", there, headers=headers, extensions=extensions) as answer,
             ):
                 body = b""

@@ -20,6 +20,7 @@ import httpx
 
 from fhircm.exchange.errors import retry_after
 from fhircm.exchange.source_address import Allowed, SourceChanged, SourceRefused, SourceUnavailable
+from fhircm.exchange.trust import trust
 
 CHUNK = 64 * 1024  # bytes
 AHEAD = 16  # chunks
@@ -211,7 +212,7 @@ class _Reader:
     async def _bytes(self) -> AsyncIterator[bytes]:
         """What follows behind the place, unpacked."""
         never_by_proxy: dict[str, None] = {"all://127.0.0.1": None, "all://[::1]": None}
-        async with httpx.AsyncClient(timeout=TIMEOUT, mounts=never_by_proxy) as http:
+        async with httpx.AsyncClient(timeout=TIMEOUT, mounts=never_by_proxy, verify=trust()) as http:
             answer = await self._answer(http)
             try:
                 skip = self.place.offset - self._begins(answer)

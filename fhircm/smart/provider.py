@@ -19,6 +19,7 @@ from fhircm.exchange.authorization_code import AnswerRefused, Started, begin, co
 from fhircm.exchange.id_token import Expected, IdTokenRefused, verified
 from fhircm.exchange.jwks import JwksUnavailable, PublishedKeys
 from fhircm.exchange.proof import Client
+from fhircm.exchange.trust import trust
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
 _KEPT = 3600.0  # seconds that the provider's own description is good for
@@ -129,7 +130,7 @@ class Provider:
     async def _ask(self, method: str, url: str, headers: Mapping[str, str] | None = None, **options: Any) -> dict[str, Any]:
         try:
             async with (
-                httpx.AsyncClient(timeout=_TIMEOUT, follow_redirects=False) as http,
+                httpx.AsyncClient(timeout=_TIMEOUT, follow_redirects=False, verify=trust()) as http,
                 http.stream(method, url, headers={"Accept": "application/json", **(headers or {})}, **options) as answer,
             ):
                 body = b""

@@ -7,8 +7,6 @@ import os
 import secrets
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections import Counter
 
@@ -18,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fhircm.cli import app
+from fhircm.demo.processes import Processes
 from fhircm.store.credentials import Credentials, TokenRecord
 from fhircm.store.database import open_database
 
@@ -64,9 +63,8 @@ class Serving:
         self.url = environment["FHIRCM_PUBLIC_BASE_URL"]
 
     async def start(self):
-        command = [sys.executable, "-c", "from fhircm.cli import main; main()", "serve"]
         with (self.folder / "serve.log").open("ab") as lines:
-            self.process = await asyncio.to_thread(subprocess.Popen, command, env=self.environment, cwd=self.folder, stderr=lines)
+            self.process = Processes.launch("fhircm.cli", "serve", environment=self.environment, output=lines, folder=self.folder)
         async with httpx.AsyncClient() as http:
             for _ in range(600):
                 try:

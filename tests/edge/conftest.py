@@ -3,15 +3,13 @@
 import asyncio
 import json
 import os
-import subprocess
-import sys
 from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 
 from fhircm.app import AppConfig, create_app
-from fhircm.demo.processes import free_port
+from fhircm.demo.processes import Processes, free_port
 from fhircm.edge.config import EdgeConfig
 from fhircm.rest.exchange import RestSettings
 from fhircm.store.credentials import Credentials
@@ -80,13 +78,8 @@ class Served:
         self.base = f"{scheme}://127.0.0.1:{self.port}"
         self.log = folder / "serve.log"
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "fhircm.cli", "serve"],
-                env={**os.environ, **environment, "FHIRCM_PORT": str(self.port)},
-                stdout=log,
-                stderr=log,
-                cwd=folder,
-            )
+            whole = {**os.environ, **environment, "FHIRCM_PORT": str(self.port)}
+            self.process = Processes.launch("fhircm.cli", "serve", environment=whole, output=log, folder=folder)
 
     async def ready(self, **client):
         async with httpx.AsyncClient(timeout=5, **client) as http:

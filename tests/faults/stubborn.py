@@ -12,6 +12,7 @@ import httpx
 from fhircm.demo import steps
 from fhircm.demo.processes import DidNotStart
 from fhircm.demo.story import CLINIC, HOSPITAL, Story
+from fhircm.exchange.trust import trust
 from fhircm.fhir.outcome import FhirError
 from fhircm.store.database import open_database
 
@@ -89,7 +90,7 @@ class AtRequests:
     async def arm(self):
         """Tell each EHR at which requests of the running worker it shall strike."""
         pid = self.story.processes.running["worker"].pid
-        async with httpx.AsyncClient(timeout=30) as http:
+        async with httpx.AsyncClient(timeout=30, verify=trust()) as http:
             for party, points in self.left.items():
                 url = f"{self.story.doors[party]}/staff/faults"
                 await http.delete(url)
@@ -98,7 +99,7 @@ class AtRequests:
 
     async def _struck(self):
         """Take away the points at which it happened."""
-        async with httpx.AsyncClient(timeout=30) as http:
+        async with httpx.AsyncClient(timeout=30, verify=trust()) as http:
             for party, points in self.left.items():
                 faults = (await http.get(f"{self.story.doors[party]}/staff/faults")).json()
                 points[:] = [point for point, fault in zip(points, faults, strict=True) if not fault["seen"]]

@@ -10,6 +10,7 @@ from time import monotonic
 
 import httpx
 
+from fhircm.demo.processes import Processes
 from fhircm.exchange.bulk_export import kept
 from fhircm.exchange.bulk_state import Phase
 from fhircm.exchange.client_keys import public_jwks, signing_key
@@ -62,7 +63,7 @@ async def test_a_process_that_is_killed_at_any_phase_of_an_export_is_preceded_by
         pull = [sys.executable, "-m", "fhircm.cli", "pull", PARTNER, "--bulk"]
         starts = set()
         for phase in (Phase.RUNNING, Phase.FETCHING):
-            process = start(pull, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL)
+            process = Processes.launch("fhircm.cli", "pull", PARTNER, "--bulk", environment=environment, folder=tmp_path)
 
             async def there(phase=phase):
                 export = await kept(store, PARTNER)

@@ -5,13 +5,12 @@ import base64
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from time import monotonic
 
 import pytest
 
+from fhircm.demo.processes import Processes
 from fhircm.jobs import exported
 from fhircm.jobs.bulk_import import Input, start_import
 from fhircm.jobs.job import timer_key
@@ -40,7 +39,7 @@ def worker(database_url, tmp_path):
 
     def start(base):
         environment["FHIRCM_IMPORT_SOURCES"] = json.dumps([base])
-        running.append(subprocess.Popen([sys.executable, "-m", "fhircm.cli", "work"], env=environment, cwd=tmp_path))
+        running.append(Processes.launch("fhircm.cli", "work", environment=environment, folder=tmp_path))
         return running[-1]
 
     yield start

@@ -3,8 +3,6 @@
 import asyncio
 import json
 import os
-import subprocess
-import sys
 import zlib
 from time import monotonic
 
@@ -12,6 +10,7 @@ import pytest
 
 from fhircm.access.principal import Principal, written
 from fhircm.access.scopes import parse_scopes
+from fhircm.demo.processes import Processes
 from fhircm.fhir.definitions import definitions
 from fhircm.fhir.validation import check_tree
 from fhircm.jobs.export import Request, start_export
@@ -38,7 +37,7 @@ def worker(database_url, tmp_path):
     running = []
 
     def start():
-        running.append(subprocess.Popen([sys.executable, "-m", "fhircm.cli", "work"], env=environment, cwd=tmp_path))
+        running.append(Processes.launch("fhircm.cli", "work", environment=environment, folder=tmp_path))
         return running[-1]
 
     yield start

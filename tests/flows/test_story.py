@@ -8,8 +8,10 @@ from tests.flows.outcome import assert_nothing_is_doubled, assert_the_story_is_w
 
 
 @pytest.fixture
-async def story(tmp_path, database_url):
+async def story(tmp_path, database_url, launched_by_python, monkeypatch):
     telling = Story(tmp_path, database_url, humans=16)
+    if database_url.startswith("sqlite"):  # once, every process is started as for a user
+        monkeypatch.setattr(telling.processes, "launch", launched_by_python)
     await telling.open()
     yield telling
     telling.close()

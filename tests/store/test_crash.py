@@ -53,3 +53,10 @@ async def test_what_was_answered_is_whole_and_the_rest_is_not_there(store, datab
         newest = max(written)
         found = await store.search(parse_query("Condition", [("patient.family", f"Family{newest}")]))
         assert [one.id for one in found.matches] == [f"c{newest}"]
+
+
+def test_a_commit_waits_for_the_disk(connect_durably, tmp_path):
+    connection = connect_durably(tmp_path / "fhircm.db")
+    (level,) = connection.execute("PRAGMA synchronous").fetchone()
+    connection.close()
+    assert level == 2, "FULL: a commit survives the loss of power"
