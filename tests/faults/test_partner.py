@@ -119,11 +119,13 @@ async def test_a_pull_that_was_cut_off_goes_on_where_it_was(tmp_path, database_u
     try:
         await story.open()
         for nth in (30, 60, 90):
+            await story.until("the lease of the one before to end", lambda: nobody_pulls(story))
             process = story.processes.start("pull", "fhircm.cli", "pull", HOSPITAL)
             await trouble(story, HOSPITAL, method="GET", action="kill:before", nth=nth, times=1, pid=process.pid)
             await story.until("the pull to be cut off", lambda process=process: poll(process))
             assert process.returncode == -9
             await trouble(story, HOSPITAL)
+        await story.until("the lease of the one before to end", lambda: nobody_pulls(story))
         process = story.processes.start("pull", "fhircm.cli", "pull", HOSPITAL)
         await story.until("the rest of the pull", lambda: poll(process))
         assert process.returncode == 0
@@ -139,6 +141,17 @@ async def test_a_pull_that_was_cut_off_goes_on_where_it_was(tmp_path, database_u
         assert versions == {"1"}, "nothing was written twice"
     finally:
         story.close()
+
+
+async def nobody_pulls(story):
+    database = await open_database(story.database_url)
+    try:
+        store = Store(database, clock=lambda: datetime.now(UTC))
+        free = await store.lease(f"pull:{HOSPITAL}", "test", 60)
+        await store.release(f"pull:{HOSPITAL}", "test")
+        return free
+    finally:
+        await database.close()
 
 
 async def poll(process):
