@@ -218,6 +218,21 @@ async def test_the_performer_asks_and_goes_on_when_it_is_answered(network):
         await network.act("h", "task-provide-information", task, text="More")
 
 
+@pytest.mark.parametrize("who", ["a", "h"])
+async def test_a_referral_waits_no_longer_for_the_answer_to_a_question_that_was_called_off(network, who):
+    task = await accepted(network)
+    await network.act("a", "task-request-information", task, question="Which dressing?")
+    await network.act("a", "task-request-information", task, question="Which payer?")
+    for waits, asked in zip(("on-hold", "in-progress"), await open_questions(network), strict=True):
+        await network.update(who, f"Task/{asked['id']}", status="cancelled", statusReason={"text": "Nobody knows"})
+        assert (await read(network, task))["status"] == waits
+    assert "input" not in await read(network, task)
+
+
+async def open_questions(network):
+    return await network.world.find("Task", code=f"{SYSTEM}|provide-information", status="ready")
+
+
 async def test_a_question_before_the_answer_to_a_request_begins_its_time_anew(network):
     await network.order(to="a")
     task = await network.task("a")
