@@ -218,6 +218,17 @@ async def test_the_performer_asks_and_goes_on_when_it_is_answered(network):
         await network.act("h", "task-provide-information", task, text="More")
 
 
+async def test_who_has_made_an_offer_may_ask_and_the_offer_stands_meanwhile(network):
+    await network.order(to="ab", how="offers")
+    task = await network.task("a")
+    await network.act("a", "task-offer", task, terms="Monday")
+    await network.act("a", "task-request-information", task, question="Which payer?")
+    assert (await read(network, task))["status"] == "accepted"
+    await network.act("h", "task-provide-information", task, text="Medicare")
+    tree = await read(network, task)
+    assert (tree["status"], tree["input"][-1]["valueString"]) == ("accepted", "Medicare")
+
+
 @pytest.mark.parametrize("who", ["a", "h"])
 async def test_a_referral_waits_no_longer_for_the_answer_to_a_question_that_was_called_off(network, who):
     task = await accepted(network)
