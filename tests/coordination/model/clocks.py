@@ -15,16 +15,19 @@ from .hub import WHOLES, Hub, code_of, extension, is_open
 class Clocks(Hub):
     """What the machine's clock does, and what was to happen by it."""
 
+    @precondition(lambda self: not self.idle)
     @rule(hours=st.sampled_from([1, 5, 30, 100, 400]))
     def wait(self, hours):
         self.now += timedelta(hours=hours)
         self.furthest = max(self.now, self.furthest)
+        self.idle = True
 
-    @precondition(lambda self: self.furthest - self.now < timedelta(hours=8))
+    @precondition(lambda self: not self.idle and self.now == self.furthest)
     @rule(minutes=st.sampled_from([1, 20, 90, 300]))
     def set_back(self, minutes):
         """Somebody corrects the clock."""
         self.now -= timedelta(minutes=minutes)
+        self.idle = True
         self.caught["clock set back"] += 1
 
     async def check(self, tasks):

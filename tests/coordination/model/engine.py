@@ -15,13 +15,16 @@ from fhircm.coordination import open_loops
 from fhircm.coordination.timeline import timeline
 from fhircm.fhir.query import parse_query
 
+from .appointments import Appointments
 from .claims import Claims
 from .clocks import Clocks
+from .discharges import Discharges
 from .hub import Killed, code_of, is_open
-from .referrals import Referrals
+from .platforms import Platforms
+from .questions import Questions
 
 
-class Engine(Referrals, Claims, Clocks):
+class Engine(Discharges, Appointments, Questions, Platforms, Claims, Clocks):
     """All of it at once, and what must hold of everything."""
 
     @rule(commits=st.integers(0, 6), before=st.booleans(), times=st.integers(0, 2))

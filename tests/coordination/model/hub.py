@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import ClassVar
 
-from hypothesis.stateful import RuleBasedStateMachine
+from hypothesis import strategies as st
+from hypothesis.stateful import FeatureFlags, RuleBasedStateMachine
 
 from fhircm import wiring
 from fhircm.access.guarded_store import GuardedStore
@@ -85,13 +86,18 @@ class Hub(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
+        # Left alone, hypothesis switches most rules off in most lives, and little happens in those.
+        self._rules_strategy.enabled_rules_strategy = st.just(FeatureFlags())
         self.loop = asyncio.new_event_loop()
         self.now = self.furthest = datetime(2026, 3, 2, 15, 0, tzinfo=UTC)
         self.lent = type(self).lend()
         self.tried = []  # what was refused, to be told when something fails
+        self.tasks = []  # those that there were when the worker had last nothing to do
+        self.idle = False  # whether nobody did anything since a clock was moved
         self.run(self.begin())
 
     def run(self, work):
+        self.idle = False
         return self.loop.run_until_complete(work)
 
     async def begin(self):
@@ -131,11 +137,14 @@ class Hub(RuleBasedStateMachine):
             self.run(self.lent.__aexit__(None, None, None))
             self.loop.close()
 
-    async def settle(self):
+    async def react(self):
         await self.worker.run_until_idle()
-        tasks = await self.context.find("Task", ("_lastUpdated", "ge2000"))
-        self.versions = {one.id: list(reversed(await self.store.history("Task", one.id))) for one in tasks}
-        await self.check(tasks)
+        self.tasks = await self.context.find("Task", ("_lastUpdated", "ge2000"))
+
+    async def settle(self):
+        await self.react()
+        self.versions = {one.id: list(reversed(await self.store.history("Task", one.id))) for one in self.tasks}
+        await self.check(self.tasks)
 
     async def check(self, tasks):
         """What must hold when the worker has nothing left to do; each kind of rules adds its own."""
@@ -151,6 +160,11 @@ class Hub(RuleBasedStateMachine):
     def create(self, place, tree):
         self.run(self.seen_by(place).transact([Put(check_tree(tree), 0)], [("c", tree["resourceType"])]))
 
+    def made(self, place, tree):
+        """An organisation writes something new. Returns whether it went through."""
+        work = self.seen_by(place).transact([Put(check_tree(tree), 0)], [("c", tree["resourceType"])])
+        return self.allowed(work, (place, "new", tree["resourceType"], tree["id"]))
+
     def get(self, type, id):
         return self.run(self.context.get(type, id))
 
@@ -165,8 +179,11 @@ class Hub(RuleBasedStateMachine):
 
     def act(self, place, verb, stored, **said):
         """An organisation calls an operation. Returns whether it went through."""
-        listed = {name: [value] for name, value in said.items()}
+        listed = {name: value if isinstance(value, list) else [value] for name, value in said.items()}
         return self.allowed(act(self.seen_by(place), VERBS[verb], stored.type, stored.id, listed), (place, verb, stored.id, said))
+
+    def any_open(self, code):
+        return any(code_of(one) == code and is_open(one) for one in self.tasks)
 
     def allowed(self, work, what):
         try:
@@ -182,9 +199,9 @@ def reference(tree, name):
     return tree.get(name, {}).get("reference", "")
 
 
-def place_of(tree, side):
-    """The organisation on a side of a Task or order (`owner`, `requester`), by its short name."""
-    return reference(tree, side).partition("/")[2]
+def id_of(tree, name):
+    """The id behind a reference: of the organisation on a side of a Task (`owner`, `requester`), or of its `focus`."""
+    return reference(tree, name).partition("/")[2]
 
 
 def code_of(task):

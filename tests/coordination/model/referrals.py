@@ -6,7 +6,7 @@ import asyncio
 from itertools import pairwise
 
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, initialize, precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 
 from fhircm.access.guarded_store import GuardedStore
 from fhircm.coordination.acting import act
@@ -15,7 +15,7 @@ from fhircm.fhir.validation import check_tree
 from fhircm.operations.acting import VERBS
 from fhircm.store.operations import Put
 
-from .hub import ENDED, PERFORMERS, PLACES, REASON, TYPE, Hub, code_of, extension, is_open, place_of, reference, system
+from .hub import ENDED, PERFORMERS, PLACES, REASON, TYPE, Hub, code_of, extension, id_of, is_open, reference, system
 
 DISTRIBUTION = "https://fhircm.example/StructureDefinition/distribution"
 AT_WORK = {"accepted", "in-progress", "on-hold", "completed"}
@@ -47,7 +47,7 @@ STEPS = ("accepted", "rejected", "in-progress", "on-hold", "completed", "failed"
 OPERATIONS = {"accepted": "task-accept", "rejected": "task-decline"}
 NEEDS_REASON = {"rejected", "cancelled", "failed", "on-hold"}
 
-orders = Bundle("orders")
+PICK = st.integers(0, 11)
 
 
 class Referrals(Hub):
@@ -59,15 +59,14 @@ class Referrals(Hub):
 
     # --- what anybody may try ----------------------------------------------------------------------------------------------------
 
-    @initialize(target=orders, how=st.sampled_from(WAYS))
+    @initialize(how=st.sampled_from(WAYS))
     def first(self, how):
-        made = self.make(how, ["south", "east"], "routine")
+        self.make(how, ["south", "east"], "routine")
         self.ask_by_bser("east")
         self.run(self.settle())
-        return made
 
+    @precondition(lambda self: len(self.orders) < 6)
     @rule(
-        target=orders,
         how=st.sampled_from(WAYS),
         to=st.lists(st.sampled_from(PERFORMERS), min_size=1, max_size=3, unique=True),
         priority=st.sampled_from(["routine", "urgent"]),
@@ -75,10 +74,9 @@ class Referrals(Hub):
     )
     def order(self, how, to, priority, seen):
         """An order is written; mostly the worker sees it before anything else happens."""
-        made = self.make(how, to, priority)
+        self.make(how, to, priority)
         if seen:
-            self.run(self.worker.run_until_idle())
-        return made
+            self.run(self.react())
 
     def make(self, how, to, priority):
         id = f"order-{len(self.orders)}"
@@ -101,30 +99,39 @@ class Referrals(Hub):
         else:
             tree["performer"] = [{"reference": f"Organization/{place}"} for place in to]
         self.create("north", tree)
-        return id
 
     @rule(
-        order=orders,
-        pick=st.integers(0, 5),
-        who=st.sampled_from(["P", "P", "P", "R", *PLACES]),
-        wish=st.integers(0, 11),
-        by_operation=st.booleans(),
+        tries=st.lists(
+            st.tuples(
+                PICK,
+                st.sampled_from(["open", "open", "open", "all"]),
+                st.sampled_from(["P", "P", "P", "P", "P", "R", "R", *PLACES]),
+                st.integers(0, 11),
+                st.booleans(),
+            ),
+            min_size=1,
+            max_size=4,
+        )
     )
-    def step(self, order, pick, who, wish, by_operation):
+    def steps(self, tries):
+        """Some try steps of referrals, one after the other, while the worker sees nothing of it."""
+        for one in tries:
+            self.step(*one)
+
+    def step(self, pick, among, who, wish, by_operation):
         """Somebody tries a step of a referral: what goes through is legal, and what is legal goes through where one is asked alone."""
-        tasks = self.run(self.referrals(order))
-        if not tasks:
+        task = self.referral(pick, among)
+        if task is None:
             return
-        task = tasks[pick % len(tasks)]
         before, tree = task.tree["status"], task.tree
-        how = self.how_of(order)
+        way = how(tree)
         sides = {"R": reference(tree, "requester"), "P": reference(tree, "owner")}
         place = (sides[who] or "Organization/south").partition("/")[2] if who in sides else who
         place = place if place in PLACES else "north"
         ways = [end for start, end in LEGAL if start == before]
         status = ways[wish % len(ways)] if ways and wish < 8 else STEPS[wish % len(STEPS)]  # mostly what could be done
         me = f"Organization/{place}"
-        taking = how == "open" and "owner" not in tree and status == "accepted"
+        taking = way == "open" and "owner" not in tree and status == "accepted"
         allowed = before == status or any(sides[side] == me for side in LEGAL.get((before, status), ""))
         if taking and before == "requested":
             allowed = place in ("south", "east")
@@ -132,10 +139,10 @@ class Referrals(Hub):
             self.run(self.attempt(place, task, status, taking, by_operation and status in OPERATIONS))
         except FhirError as error:
             self.caught[f"refused: {type(error).__name__}"] += 1
-            assert not (allowed and how == "direct" and before != status), (before, status, place, str(error), self.tried[-3:])
+            assert not (allowed and way == "direct" and before != status), (before, status, place, str(error), self.tried[-3:])
             self.tried.append((before, status, place, str(error)))
             return
-        assert allowed, f"{place} may not take Task {tree['id']} ({how}) from {before} to {status}"
+        assert allowed, f"{place} may not take Task {tree['id']} ({way}) from {before} to {status}"
         self.caught[f"{before} > {status}"] += 1
 
     async def attempt(self, place, task, status, taking, by_operation):
@@ -152,47 +159,51 @@ class Referrals(Hub):
             tree["owner"] = {"reference": f"Organization/{place}"}
         await store.transact([Put(check_tree(tree), task.version)], [("u", "Task")])
 
-    @rule(order=orders, pick=st.integers(0, 5))
-    def choose(self, order, pick):
+    @precondition(lambda self: any(is_offer(one.tree) and is_open(one) for one in self.tasks))
+    @rule(pick=PICK)
+    def choose(self, pick):
         """The requester chooses an offer."""
-        tasks = self.run(self.referrals(order))
-        if not tasks or self.how_of(order) != "offers":
+        task = self.referral(pick, "offers")
+        if task is None:
             return
-        task = tasks[pick % len(tasks)]
         said = {
             "url": DISTRIBUTION,
             "extension": [{"url": "how", "valueCode": "offers"}, {"url": "chosen", "valueBoolean": True}],
         }
         others = [one for one in task.tree.get("extension", []) if one["url"] != DISTRIBUTION]
-        if self.update(place_of(task.tree, "requester"), task, extension=[*others, said]):
+        if self.update(id_of(task.tree, "requester"), task, extension=[*others, said]):
             assert task.tree["status"] == "accepted" or is_chosen(task.tree), "only an offer that stands can be chosen"
             self.caught["chosen"] += 1
 
     @rule(
-        order=orders,
+        pick=PICK,
         who=st.sampled_from(["R", "south"]),
         status=st.sampled_from(["revoked", "on-hold", "active", "completed"]),
     )
-    def decide(self, order, who, status):
+    def decide(self, pick, who, status):
         """The order is the requester's."""
-        there = self.get("ServiceRequest", order)
-        theirs = place_of(there.tree, "requester")
+        there = self.get("ServiceRequest", self.orders[pick % len(self.orders)])
+        theirs = id_of(there.tree, "requester")
         place = theirs if who == "R" else who
         if self.update(place, there, status=status):
             assert place == theirs or there.tree["status"] == status, "the order is the requester's"
             self.caught[f"order {status}"] += 1
 
-    @rule(order=orders, places=st.permutations(PERFORMERS))
-    def rush(self, order, places):
+    @precondition(lambda self: any(one.tree["status"] == "requested" for one in self.tasks))
+    @rule(pick=PICK, places=st.permutations(PERFORMERS))
+    def rush(self, pick, places):
         """All who are asked accept at the same moment."""
-        tasks, how = self.run(self.referrals(order)), self.how_of(order)
+        one = self.referral(pick, "requested")
+        if one is None:
+            return
+        tasks, way = self.run(self.referrals(id_of(one.tree, "focus"))), how(one.tree)
 
         async def together():
             tries = [
-                self.attempt(place, task, "accepted", how == "open", False)
+                self.attempt(place, task, "accepted", way == "open", False)
                 for place in places
                 for task in tasks
-                if task.tree["status"] == "requested" and place_of(task.tree, "owner") in ("", place)
+                if task.tree["status"] == "requested" and id_of(task.tree, "owner") in ("", place)
             ]
             return await asyncio.gather(*tries, return_exceptions=True)
 
@@ -260,8 +271,12 @@ class Referrals(Hub):
         found = await self.context.find("Task", ("focus", f"ServiceRequest/{order}"))
         return sorted((one for one in found if code_of(one) == "fulfill"), key=lambda one: one.id)
 
-    def how_of(self, order):
-        return how(self.get("ServiceRequest", order).tree)
+    def referral(self, pick, among):
+        """One of the referrals: of those that are `open`, that are `requested`, that are `offers`, or of all."""
+        found = [one for order in self.orders for one in self.run(self.referrals(order))]
+        fits = {"open": is_open, "all": bool, "offers": lambda one: how(one.tree) == "offers"}
+        found = [one for one in found if fits.get(among, lambda one: one.tree["status"] == among)(one)]
+        return found[pick % len(found)] if found else None
 
     async def check(self, tasks):
         await super().check(tasks)
@@ -293,6 +308,9 @@ class Referrals(Hub):
             return
         own = await self.referrals(order)
         about = {f"ServiceRequest/{order}", *(f"Task/{one.id}" for one in own)}
+        otherwise = await self.context.find("ServiceRequest", ("based-on", f"ServiceRequest/{order}"))
+        if any(one.tree["status"] in ("active", "on-hold", "completed") for one in otherwise):
+            return
         open_ones = [one for one in tasks if is_open(one) and reference(one.tree, "focus") in about]
         states = [one.tree["status"] for one in own]
         assert open_ones, f"{order} ({how(tree)}) is active and out of sight: {states}"

@@ -14,7 +14,7 @@ def test_whatever_anybody_tries_no_loop_is_lost(databases):
     machine = type("EngineHere", (Engine,), {"lend": staticmethod(databases)})
     asked = settings(
         max_examples=EXAMPLES,
-        stateful_step_count=30,
+        stateful_step_count=60,
         deadline=None,
         derandomize="FHIRCM_MODEL" not in os.environ,
         suppress_health_check=list(HealthCheck),

@@ -1,0 +1,72 @@
+"""Requests that a platform passes on: its own orders, and how they move the Task that it was sent. docs/explanation/referrals.md"""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule
+
+from .hub import PERFORMERS, TYPE, id_of, is_open
+from .referrals import PICK, WAYS, Referrals, has_it, is_offer
+
+GOOD = ("active", "on-hold", "completed")
+
+
+class Platforms(Referrals):
+    """Whoever has a request may pass it on; the one in the middle does nothing else."""
+
+    def __init__(self):
+        self.passed_on = {}  # order: the one that it is based on
+        super().__init__()
+
+    @precondition(lambda self: len(self.passed_on) < 4)
+    @rule(
+        pick=PICK,
+        to=st.lists(st.sampled_from(PERFORMERS), min_size=1, max_size=2, unique=True),
+        way=st.sampled_from(WAYS),
+        who=st.sampled_from(["P", "P", "P", "R", "west"]),
+    )
+    def pass_on(self, pick, to, way, who):
+        """An order of its own is made for what somebody was sent."""
+        task = self.referral(pick, "open")
+        if task is None:
+            return
+        order = id_of(task.tree, "focus")
+        sides = {"P": id_of(task.tree, "owner") or "south", "R": id_of(task.tree, "requester")}
+        place = sides.get(who, who)
+        named = {"to": [{"reference": f"Organization/{one}"} for one in to if one != place]}
+        if not self.act(place, "task-forward", task, distribution=way, **({"performerType": TYPE} if way == "open" else named)):
+            return
+        found = self.find("ServiceRequest", ("based-on", f"ServiceRequest/{order}"))
+        made = [one for one in found if one.id not in self.passed_on]
+        assert len(made) == 1
+        self.passed_on[made[0].id] = order
+        self.orders.append(made[0].id)
+        self.caught["passed on"] += 1
+
+    async def check(self, tasks):
+        await super().check(tasks)
+        for one in tasks:
+            await self.follows(one)
+
+    async def follows(self, task):
+        """What a Task says is what became of the orders that its owner made of it."""
+        focus = id_of(task.tree, "focus")
+        made = [id for id, order in self.passed_on.items() if order == focus]
+        below = [await self.context.get("ServiceRequest", id) for id in made]
+        own = [one for one in below if id_of(one.tree, "requester") == id_of(task.tree, "owner")]
+        status = task.tree["status"]
+        if not is_open(task):
+            left = [one.id for one in own if one.tree["status"] in ("active", "on-hold")]
+            assert status == "completed" or not left, f"Task/{task.id} is {status}, and {left} is asked for still"
+            return
+        parts = [[each.tree for each in await self.referrals(one.id)] for one in own if one.tree["status"] in GOOD]
+        if is_offer(task.tree) or not parts:
+            return
+        held = [each for part in parts for each in part if has_it(each)]
+        assert not held or status not in ("requested", "accepted"), (
+            f"Task/{task.id} is {status}, and below it somebody is at work"
+        )
+        done = all(any(each["status"] == "completed" for each in part) for part in parts)
+        assert not done, f"Task/{task.id} is {status}, and all below it is done"
+        results = {str(out.get("valueReference", out)) for each in held for out in each.get("output", [])}
+        assert results <= {str(out.get("valueReference", out)) for out in task.tree.get("output", [])}, "results go up"
