@@ -283,6 +283,40 @@ async def test_what_was_open_at_the_discharge_goes_on_under_the_transition(hospi
     assert await hospital.again() == []
 
 
+async def test_what_is_open_goes_on_when_the_discharge_led_elsewhere_than_was_said_first(hospital):
+    await hospital.admit()
+    await hospital.expect("2026-03-05", "50")
+    hospital.clock.now = at("2026-03-05T12:00:00-06:00")
+    stay = {"start": "2026-03-02T09:00:00-06:00", "end": "2026-03-05T11:00:00-06:00"}
+    await hospital.lakeside.stay(**stay, **disposition("50"))
+    await hospital.react()
+    assert {"summary", "hospice-election"} <= await hospital.open()
+    await hospital.lakeside.stay(**stay, **disposition("01"))
+    await hospital.react()
+    (transition,) = await hospital.find("Task", code=f"{CODES}|transition-of-care", status="in-progress")
+    assert transition["instantiatesUri"].endswith("/transition-of-care#transition")
+    opened = await hospital.items("ready")
+    assert set(opened) == {
+        "follow-up",
+        "instructions",
+        "medication-list",
+        "summary",
+        "important-message",
+        "important-message-copy",
+    }
+    assert all({"reference": f"Task/{transition['id']}"} in task["partOf"] for task in opened.values())
+    hospital.clock.now += timedelta(hours=1)
+    await hospital.lakeside.stay("e2", start="2026-03-05T12:30:00-06:00")
+    await hospital.react()
+    assert await hospital.find("Task", encounter=f"Encounter/{hospital.stay}", status="ready,in-progress") == [], (
+        "in hospital again"
+    )
+
+
+def disposition(code):
+    return {"home": None, "hospitalization": {"dischargeDisposition": {"coding": [{"system": NUBC, "code": code}]}}}
+
+
 async def test_a_discharge_that_is_taken_back_is_planned_further(hospital):
     await hospital.admit()
     await hospital.expect("2026-03-05", "01")
