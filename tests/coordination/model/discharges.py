@@ -26,6 +26,7 @@ MAY = {
     "03": {"important-message-copy", "authorisation"},
     "07": set(),
 }
+HOW = st.sampled_from(["done", "done", "done", "waived", "dropped", "declined", "begun"])
 BARRIER = {"coding": [{"system": OWN, "code": "barrier-placement"}]}
 
 
@@ -36,7 +37,7 @@ class Discharges(Stays):
     @rule(pick=PICK, days=st.sampled_from([None, 0, 1, 2, 7]), code=st.sampled_from([None, *MUST]))
     def expect(self, pick, days, code):
         """Somebody says when and where to the patient goes."""
-        stay = self.get("Encounter", self.stays[pick % len(self.stays)])
+        stay = self.planned_stay(pick)
         said = {"date": (self.now + timedelta(days=days)).isoformat(timespec="seconds")} if days is not None else {}
         said |= {"disposition": {"coding": [{"system": NUBC, "code": code}]}} if code else {}
         self.caught["expected"] += self.act("north", "encounter-expect-discharge", stay, **said)
@@ -45,13 +46,18 @@ class Discharges(Stays):
     @rule(pick=PICK)
     def in_the_way(self, pick):
         """Something keeps the patient in hospital."""
-        stay = self.get("Encounter", self.stays[pick % len(self.stays)])
+        stay = self.planned_stay(pick)
         self.caught["barrier"] += self.act("north", "encounter-add-barrier", stay, reason=BARRIER)
 
     @precondition(
         lambda self: any(code_of(one) in ("discharge-item", "discharge-barrier") and is_open(one) for one in self.tasks)
     )
-    @rule(pick=st.integers(0, 40), how=st.sampled_from(["done", "done", "done", "waived", "dropped", "declined", "begun"]))
+    @rule(items=st.lists(st.tuples(st.integers(0, 40), HOW), min_size=1, max_size=5))
+    def items(self, items):
+        """Somebody works on what is open."""
+        for one in items:
+            self.item(*one)
+
     def item(self, pick, how):
         """Somebody ends one of the open items, or begins it."""
         found = [one for one in self.find("Task", ("code", "discharge-item,discharge-barrier")) if is_open(one)]
@@ -66,6 +72,10 @@ class Discharges(Stays):
             if task.tree["status"] != status:
                 self.caught[f"item {status}"] += self.update(id_of(task.tree, "owner"), task, status=status, **reason)
                 task = self.get("Task", task.id)
+
+    def planned_stay(self, pick):
+        plans = [id_of(one.tree, "encounter") for one in self.tasks if code_of(one) == "discharge-planning" and is_open(one)]
+        return self.get("Encounter", plans[pick % len(plans)])
 
     # --- what must hold ----------------------------------------------------------------------------------------------------------
 

@@ -43,7 +43,8 @@ class Engine(Discharges, Appointments, Questions, Platforms, Claims, Clocks):
     # --- what must hold ----------------------------------------------------------------------------------------------------------
 
     async def check(self, tasks):
-        assert not [one for one in tasks if code_of(one) == "parked"], "nothing fails again and again"
+        parked = [one.tree["description"] for one in tasks if code_of(one) == "parked"]
+        assert not parked, f"nothing fails again and again: {parked}"
         for one in tasks:
             if is_open(one):
                 self.in_sight(one)

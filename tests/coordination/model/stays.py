@@ -19,6 +19,9 @@ HOME = {"01": "transition-of-care", "06": "transition-of-care", "07": "transitio
 FOLLOWS = {**HOME, "03": "post-acute-transition", "02": "hospital-transfer", "50": "hospice-transition", "20": None}
 TRANSITIONS = {"emergency-follow-up", "hospital-admission", "transition-of-care"}
 HERE, HAPPENED = {"in-progress"}, {"in-progress", "finished"}
+EVENTS = st.sampled_from(
+    ["leave", "leave", "leave", "take back", "leave for elsewhere", "move", "correct", "cancel", "mistake", "again", "repeat"]
+)
 FRESH = timedelta(days=2)
 
 
@@ -57,30 +60,21 @@ class Stays(Hub):
 
     @precondition(lambda self: self.stays)
     @rule(
-        pick=PICK,
-        what=st.sampled_from(
-            [
-                "leave",
-                "leave",
-                "leave",
-                "take back",
-                "leave for elsewhere",
-                "move",
-                "correct",
-                "cancel",
-                "mistake",
-                "again",
-                "repeat",
-            ]
+        events=st.lists(
+            st.tuples(PICK, EVENTS, st.sampled_from([0, 1, 6]), st.sampled_from([*FOLLOWS, *HOME, "03"])), min_size=1, max_size=3
         ),
-        hours=st.sampled_from([0, 1, 6]),
-        code=st.sampled_from([*FOLLOWS, *HOME, "03"]),
         seen=st.booleans(),
     )
-    def happens(self, pick, what, hours, code, seen):
-        """Something happens at the hospital, or its clerk corrects what was said."""
+    def happens(self, events, seen):
+        """Something happens at the hospital, or its clerk corrects what was said; the worker sees each, or how it ends."""
+        for one in events:
+            self.event(*one)
+            if seen:
+                self.run(self.react())
+
+    def event(self, pick, what, hours, code):
         there = self.get("Encounter", self.stays[pick % len(self.stays)])
-        tree, before = there.tree, there.tree["status"]
+        tree, before = {**there.tree}, there.tree["status"]
         start = datetime.fromisoformat(tree["period"]["start"])
         at = max(start, self.now - timedelta(hours=hours))
         if what == "leave" and before == "in-progress":
@@ -100,9 +94,7 @@ class Stays(Hub):
         elif what == "again" and before == "cancelled":
             tree["status"] = "in-progress"
         self.write(tree, there.version)
-        self.caught[what] += tree["status"] != before
-        if seen:
-            self.run(self.react())
+        self.caught[what] += tree != there.tree
 
     def write(self, tree, version):
         self.run(self.put(tree, version))
