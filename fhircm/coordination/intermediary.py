@@ -15,6 +15,7 @@ from fhircm.coordination.context import Context
 from fhircm.coordination.evidence import in_line
 from fhircm.coordination.people import organization_of, same_organization
 from fhircm.coordination.task_states import is_open, is_referral, mirrored, protocol_of
+from fhircm.fhir.invariants import over
 from fhircm.store.resources import Op, Stored
 
 Tree = dict[str, Any]
@@ -89,8 +90,8 @@ def _members(tree: Tree, children: dict[str, list[Stored]], now: str) -> Tree:
     if way:
         members |= {"status": way[0], "statusReason": None, **in_line(tree, way[0])}
         if way[0] in ("in-progress", "completed"):
-            end = {"end": now} if way[0] == "completed" else {}
-            members["executionPeriod"] = {"start": now, **tree.get("executionPeriod", {}), **end}
+            period = {"start": now, **tree.get("executionPeriod", {})}
+            members["executionPeriod"] = over(period, now) if way[0] == "completed" else period
     return members
 
 

@@ -153,6 +153,18 @@ async def test_the_checklist_goes_with_where_the_patient_goes(hospital):
     assert "pasrr" not in await hospital.open()
 
 
+async def test_a_clock_that_was_set_back_keeps_nothing_from_being_done_or_flagged(hospital):
+    await hospital.admit()
+    hospital.clock.now -= timedelta(minutes=10)
+    await hospital.expect("2026-03-02T16:00:00-06:00", "01")
+    assert (await hospital.items())["expected-date"]["status"] == "completed"
+    assert [flag["status"] for flag in await hospital.find("Flag")] == ["active"], "the discharge is near"
+    hospital.clock.now -= timedelta(minutes=10)
+    await hospital.expect("2026-03-20")
+    (flag,) = await hospital.find("Flag")
+    assert (flag["status"], flag["period"]["end"]) == ("inactive", flag["period"]["start"])
+
+
 async def test_a_change_that_moves_nothing_has_nothing_to_commit(hospital):
     await hospital.admit()
     await hospital.expect("2026-03-09", "03")

@@ -1,6 +1,7 @@
 """What the two sides of a referral have to do for each other until the loop is closed, by operation or by update alike."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -428,6 +429,19 @@ async def test_an_intermediary_passes_on_and_the_one_above_follows(network):
     assert await above(network) == ("completed", "7.0")
     assert [one["valueReference"] for one in (await network.tasks())["p"]["output"]] == [ref("DocumentReference/report")]
     assert await network.left_to_do() == [("acknowledge-report", "Hospital")], "the one who asked in the end closes it"
+
+
+async def test_a_clock_that_was_set_back_keeps_no_passed_on_request_open(network):
+    await network.order(to="p")
+    above = await network.task("p")
+    await network.act("p", "task-forward", above, to=ref("Organization/a"))
+    (order,) = await below(network)
+    child = await network.task("a", order["id"])
+    await network.act("a", "task-accept", child)
+    network.world.clock.advance(timedelta(minutes=-10))
+    await network.act("a", "task-complete", child)
+    tree = await read(network, above)
+    assert (tree["status"], tree["executionPeriod"]["end"]) == ("completed", tree["executionPeriod"]["start"])
 
 
 async def test_one_request_is_split_and_a_refusal_comes_back_to_the_intermediary(network):

@@ -24,6 +24,7 @@ from fhircm.coordination.people import in_role, named, patients_value
 from fhircm.coordination.protocol import Pathway, Step
 from fhircm.coordination.task_states import is_open, machine
 from fhircm.coordination.times import moment
+from fhircm.fhir.invariants import over
 from fhircm.store.resources import Op, Put, Stored
 
 Tree = dict[str, Any]
@@ -198,6 +199,6 @@ def move(context: Context, task: Stored, status: str, showing: Sequence[Stored])
 
 def close(context: Context, task: Stored, status: str, why: Tree | None, **members: Any) -> Put:
     now = instant(context.now())
-    period = {"start": task.tree.get("authoredOn", now), "end": now}
+    period = over({"start": task.tree.get("authoredOn", now)}, now)
     ended = {"executionPeriod": period} if status == "completed" else {}
     return edit(task, status=status, statusReason=why, lastModified=now, **ended, **members)

@@ -15,6 +15,7 @@ from fhircm.coordination.context import Context
 from fhircm.coordination.discharge.plan import BARRIER, ITEM, OPEN_ITEMS, Planning
 from fhircm.coordination.discharge.rules import rules
 from fhircm.coordination.task_states import is_open, machine
+from fhircm.fhir.invariants import over
 from fhircm.store.resources import Op, Put, Stored
 
 Tree = dict[str, Any]
@@ -107,7 +108,7 @@ async def take_back(context: Context, plan: Planning, why: str | None = None) ->
     now = instant(context.now())
     flagged = await context.get("Flag", _flag_id(plan))
     if flagged is not None and flagged.tree["status"] == "active":
-        operations.append(edit(flagged, status="inactive", period={**flagged.tree.get("period", {}), "end": now}))
+        operations.append(edit(flagged, status="inactive", period=over(flagged.tree.get("period", {}), now)))
     for one in plan.of(OPEN_ITEMS):
         if is_open(one.tree):
             ended = "cancelled" if why else (machine("Task").path(one.tree["status"], "completed") or ["cancelled"])[0]
