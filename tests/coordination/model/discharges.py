@@ -88,9 +88,8 @@ class Discharges(Stays):
             going_on = [one for one in plans if is_open(one)]
             assert len(going_on) <= 1, f"one planning of {id}"
             present = tree["status"] == "in-progress" and klass(tree) != "EMER"
-            if present and (id, "start") in self.heard and not self.dead:
-                seen, _ = self.heard[id, "start"]
-                young = seen - datetime.fromisoformat(tree["period"]["start"]) <= FRESH
+            if present and not self.dead:
+                young = self.under_way[id] - datetime.fromisoformat(tree["period"]["start"]) <= FRESH
                 assert plans or not young, f"{id} is not planned"
             if going_on:
                 await self.planned(id, tree, going_on[0], [one for one in mine if code_of(one) == "discharge-item"])

@@ -31,6 +31,7 @@ class Stays(Hub):
     def __init__(self):
         self.stays = []
         self.heard = {}  # (stay, "start" or "end"): when the hub heard that it began or was over, as far as that still holds
+        self.under_way = {}  # stay: when the hub first saw it under way
         super().__init__()
 
     @precondition(lambda self: len(self.stays) < 3)
@@ -98,6 +99,8 @@ class Stays(Hub):
 
     def write(self, tree, version):
         self.run(self.put(tree, version))
+        if tree["status"] == "in-progress":
+            self.under_way.setdefault(tree["id"], self.now)
         for name, states in (("start", HAPPENED), ("end", {"finished"})):
             if tree["status"] not in states:
                 self.heard.pop((tree["id"], name), None)
