@@ -185,6 +185,17 @@ async def test_a_date_that_passes_is_asked_for_again(hospital):
     assert (await hospital.items())["expected-date"]["status"] == "completed"
 
 
+async def test_a_date_before_the_hour_of_the_admission_is_one_that_has_passed(hospital):
+    await hospital.admit()
+    await hospital.expect("2026-03-02T08:00:00-06:00", "01")
+    plan = await hospital.plan()
+    assert plan["restriction"]["period"]["end"] == plan["restriction"]["period"]["start"], "no period ends before it begins"
+    assert "follow-up" in await hospital.open()
+    assert await hospital.again() == []
+    await hospital.expect("2026-03-05")
+    assert (await hospital.plan())["restriction"]["period"]["end"] == "2026-03-05T23:59:59-06:00"
+
+
 async def test_a_plain_edit_of_the_date_is_an_expectation_too(hospital):
     await hospital.admit()
     await hospital.expect("2026-03-06", "01")
