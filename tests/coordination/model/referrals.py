@@ -309,7 +309,9 @@ class Referrals(Hub):
         own = await self.referrals(order)
         about = {f"ServiceRequest/{order}", *(f"Task/{one.id}" for one in own)}
         otherwise = await self.context.find("ServiceRequest", ("based-on", f"ServiceRequest/{order}"))
-        fulfilled = any(one.tree["status"] == "completed" and "partOf" in one.tree for one in own)  # its result is looked at above
+        fulfilled = any(
+            one.tree["status"] == "completed" and "partOf" in one.tree for one in own
+        )  # its result is looked at above
         if fulfilled or any(one.tree["status"] in ("active", "on-hold", "completed") for one in otherwise):
             return
         open_ones = [one for one in tasks if is_open(one) and reference(one.tree, "focus") in about]
