@@ -6,7 +6,10 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
+
+from fhircm.fhir.validation import check_tree
+from fhircm.store.operations import Put
 
 from .hub import ENDED, Hub, code_of, extension, id_of, is_open
 
@@ -34,6 +37,11 @@ class Stays(Hub):
         self.under_way = {}  # stay: when the hub first saw it under way
         super().__init__()
 
+    @initialize(klass=st.sampled_from(["IMP", "IMP", "OBSENC"]), ago=st.sampled_from([0, 30]))
+    def first_stay(self, klass, ago):
+        self.admit(klass, ago, None)
+        self.run(self.react())
+
     @precondition(lambda self: len(self.stays) < 3)
     @rule(
         klass=st.sampled_from(["IMP", "IMP", "IMP", "OBSENC", "EMER"]),
@@ -48,6 +56,7 @@ class Stays(Hub):
         tree = {
             "resourceType": "Encounter",
             "id": id,
+            "meta": {"source": f"https://hospital.test/r4/Encounter/{id}"},
             "status": "in-progress",
             "class": {"system": ACT, "code": klass},
             "subject": {"reference": "Patient/p"},
@@ -62,7 +71,7 @@ class Stays(Hub):
     @precondition(lambda self: self.stays)
     @rule(
         events=st.lists(
-            st.tuples(PICK, EVENTS, st.sampled_from([0, 1, 6]), st.sampled_from([*FOLLOWS, *HOME, "03"])), min_size=1, max_size=3
+            st.tuples(PICK, EVENTS, st.sampled_from([0, 1, 6]), st.sampled_from([*FOLLOWS, *HOME, "03"])), min_size=1, max_size=4
         ),
         seen=st.booleans(),
     )
@@ -98,7 +107,8 @@ class Stays(Hub):
         self.caught[what] += tree != there.tree
 
     def write(self, tree, version):
-        self.run(self.put(tree, version))
+        """As it comes from the hospital's system, which may take back anything."""
+        self.run(self.store.transact([Put(check_tree(tree), version)], origin="partner:hospital"))
         if tree["status"] == "in-progress":
             self.under_way.setdefault(tree["id"], self.now)
         for name, states in (("start", HAPPENED), ("end", {"finished"})):
@@ -111,7 +121,9 @@ class Stays(Hub):
     @rule(reached=st.booleans())
     def call(self, reached):
         """Somebody tries to reach the patient."""
-        task = next(one for one in self.find("Task", ("code", "contact")) if is_open(one))
+        task = next((one for one in self.find("Task", ("code", "contact")) if is_open(one)), None)
+        if task is None:
+            return
         self.caught["called"] += self.act("north", "task-record-contact", task, reached=reached)
 
     # --- what must hold ----------------------------------------------------------------------------------------------------------
