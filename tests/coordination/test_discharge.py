@@ -336,6 +336,19 @@ async def test_what_is_open_goes_on_when_the_discharge_led_elsewhere_than_was_sa
     )
 
 
+async def test_who_is_in_hospital_again_is_planned_for_the_new_stay_alone(hospital):
+    await hospital.admit()
+    hospital.clock.now = at("2026-03-05T12:00:00-06:00")
+    stay = {"start": "2026-03-02T09:00:00-06:00", "end": "2026-03-05T11:00:00-06:00"}
+    await hospital.lakeside.stay(**stay, **disposition("99"))  # from which no transition follows
+    await hospital.react()
+    assert "summary" in await hospital.open()
+    await hospital.lakeside.stay("e2", start="2026-03-05T11:30:00-06:00")
+    await hospital.react()
+    about = {task["encounter"]["reference"] for task in await hospital.find("Task", status="ready,in-progress")}
+    assert about == {hospital.lakeside.ref("Encounter/e2")["reference"]}
+
+
 def disposition(code):
     return {"home": None, "hospitalization": {"dischargeDisposition": {"coding": [{"system": NUBC, "code": code}]}}}
 

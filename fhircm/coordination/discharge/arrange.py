@@ -32,6 +32,8 @@ from fhircm.coordination.discharge.plan import (
 from fhircm.coordination.discharge.rules import DIED, rules
 from fhircm.coordination.people import deceased
 from fhircm.coordination.task_states import is_open
+from fhircm.coordination.transition.stays import human
+from fhircm.coordination.transition.stays import stay as stay_of
 from fhircm.fhir.invariants import over
 from fhircm.store.resources import CancelTimer, Op, Put, Stored
 
@@ -191,8 +193,15 @@ async def _over(context: Context, plan: Planning) -> str | None:
     """Why there is nothing to plan any more, in words."""
     if plan.stay.tree["status"] in ("cancelled", "entered-in-error"):
         return "The stay was called off"
+    if plan.left and await _in_hospital_again(context, plan):
+        return "The patient is in hospital again"
     died = (plan.left and plan.where == DIED) or await deceased(context, list(plan.patients))
     return "The patient has died" if died else None
+
+
+async def _in_hospital_again(context: Context, plan: Planning) -> bool:
+    one = stay_of(context, plan.stay)
+    return one is not None and (await human(context, plan.patients[0], plan.stay)).again(one)
 
 
 def _call_off(context: Context, plan: Planning, why: str) -> list[Op]:

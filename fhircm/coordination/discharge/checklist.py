@@ -13,14 +13,14 @@ from typing import Any
 from fhircm.coordination import protocol
 from fhircm.coordination.build import concept, edit, instant, new, reference
 from fhircm.coordination.codes import own
-from fhircm.coordination.context import Context, any_of
+from fhircm.coordination.context import Context
 from fhircm.coordination.discharge import near
 from fhircm.coordination.discharge.expectation import end_of
-from fhircm.coordination.discharge.plan import MANDATORY, PRESENT, Planning, begun, is_stay, variables
+from fhircm.coordination.discharge.plan import MANDATORY, Planning, begun, variables
 from fhircm.coordination.discharge.rules import UNKNOWN, days_before, rules
 from fhircm.coordination.discharge.shown import Search
 from fhircm.coordination.escalation import reset
-from fhircm.coordination.people import in_role, named, patients_value
+from fhircm.coordination.people import in_role, named
 from fhircm.coordination.protocol import Pathway, Step
 from fhircm.coordination.task_states import is_open, machine
 from fhircm.coordination.times import moment
@@ -72,7 +72,7 @@ async def _wanted(
         if plan.left and not step.mandatory:
             return [close(context, one, "cancelled", concept(GONE, "The patient has left")) for one in standing]
         return [moved for one in standing if (moved := _redated(context, plan, pathway, step, one, facts)) is not None]
-    if plan.whole is None or (plan.left and not step.mandatory) or (tasks and not await _again(context, plan, step, tasks[-1])):
+    if plan.whole is None or (plan.left and not step.mandatory) or (tasks and not _again(context, plan, step, tasks[-1])):
         return []
     due = due_of(plan, pathway, step, plan.end, context.now(), facts)
     tree = await task_of(context, plan, pathway, step)
@@ -104,7 +104,7 @@ def _dated(context: Context, plan: Planning) -> bool:
     return plan.where != UNKNOWN and (plan.left or (plan.end is not None and plan.end > context.now()))
 
 
-async def _again(context: Context, plan: Planning, step: Step, closed: Stored) -> bool:
+def _again(context: Context, plan: Planning, step: Step, closed: Stored) -> bool:
     """Whether an item that was closed comes back: it was not asked for then, or nobody said why a mandatory one is not done."""
     if step.id == EVALUATION and any(not answers(one, closed) for one in plan.requests if is_open(one.tree)):
         return True
@@ -114,23 +114,9 @@ async def _again(context: Context, plan: Planning, step: Step, closed: Stored) -
     reason = last.get("statusReason")
     if own(reason) == GONE or last["status"] in ("rejected", "entered-in-error"):
         return True
-    if (
-        own(reason) == CALLED_OFF
-    ):  # with the transition of a discharge that was taken back, led elsewhere, or was followed by another stay
-        return plan.present or not await _in_hospital_again(context, plan)
+    if own(reason) == CALLED_OFF:
+        return True  # with the transition of a discharge that was taken back, or led elsewhere
     return step.mandatory and not reason
-
-
-async def _in_hospital_again(context: Context, plan: Planning) -> bool:
-    """Whether another stay began after the patient left."""
-    end = moment(plan.stay.tree.get("period", {}).get("end"), plan.calendar)
-    if end is None:
-        return False
-    others = await context.find(
-        "Encounter", patients_value(list(plan.patients)), ("status", any_of(sorted((*PRESENT, "finished"))))
-    )
-    starts = [begun(one.tree, plan.calendar) for one in others if one.id != plan.stay.id and is_stay(one.tree)]
-    return any(start is not None and start >= end for start in starts)
 
 
 def answers(request: Stored, evaluation: Stored) -> bool:

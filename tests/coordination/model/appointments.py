@@ -72,10 +72,13 @@ class Appointments(Referrals):
         return {"start": at.isoformat(timespec="seconds"), "end": (at + timedelta(minutes=30)).isoformat(timespec="seconds")}
 
     def appointments(self, task):
-        found = self.find("Appointment", ("based-on", task.tree["focus"]["reference"]))
+        return self.run(self.of_task(task))
+
+    async def of_task(self, task):
+        found = await self.found("Appointment", ("based-on", task.tree["focus"]["reference"]))
         numbers = {one["value"] for one in task.tree.get("identifier", [])}
         mine = [one for one in found if numbers & {said["value"] for said in one.tree.get("identifier", [])}]
-        return sorted((one for one in mine if one.tree["status"] != "entered-in-error"), key=lambda one: one.id)
+        return [one for one in mine if one.tree["status"] != "entered-in-error"]
 
     def moved(self, task):
         """What an appointment says is where its referral stands, when the worker has seen it: of all, what counts most."""
@@ -97,9 +100,7 @@ class Appointments(Referrals):
 
     async def looked_after(self, task, about):
         """Who did not come is looked for until there is another appointment; who waits is asked after, one time after the other."""
-        found = await self.context.find("Appointment", ("based-on", task.tree["focus"]["reference"]))
-        numbers = {one["value"] for one in task.tree.get("identifier", [])}
-        mine = [one for one in found if numbers & {said["value"] for said in one.tree.get("identifier", [])}]
+        mine = await self.of_task(task)
         states = {one.tree["status"] for one in mine}
         looking = [one for one in about if code_of(one) == "no-show-outreach" and is_open(one)]
         asking = [one for one in about if code_of(one) == "recheck-waitlist" and is_open(one)]

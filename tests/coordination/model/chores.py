@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
+from hypothesis.stateful import rule
 
 from .hub import WHOLES, Hub, code_of, id_of, is_open
 
@@ -14,7 +14,6 @@ HOW = st.sampled_from(["done", "done", "begun", "on hold", "called off", "called
 class Chores(Hub):
     """Somebody closes what is on the work list: what is still needed comes again."""
 
-    @precondition(lambda self: any(is_chore(one) for one in self.tasks))
     @rule(chores=st.lists(st.tuples(st.integers(0, 40), HOW), min_size=1, max_size=3))
     def chores(self, chores):
         for pick, how in chores:

@@ -7,10 +7,10 @@ from collections import Counter
 from datetime import datetime, timedelta
 
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
+from hypothesis.stateful import rule
 
 from .hub import BASE, OWN, code_of, extension, id_of, is_open
-from .stays import FRESH, NUBC, PICK, Stays, klass, went
+from .stays import FRESH, NUBC, PICK, Stays, in_hospital_again, klass, went
 
 # 42 CFR 482.43 and what profiles/plan-definition/discharge-planning.json cites: by where the patient goes, what must be done and may be.
 ANYWHERE = {"evaluation", "expected-date", "important-message", "observation-notice"}
@@ -33,25 +33,24 @@ BARRIER = {"coding": [{"system": OWN, "code": "barrier-placement"}]}
 class Discharges(Stays):
     """What people do to the planning of a discharge."""
 
-    @precondition(lambda self: self.any_open("discharge-planning"))
     @rule(pick=PICK, days=st.sampled_from([None, 0, 1, 2, 7]), code=st.sampled_from([None, *MUST]))
     def expect(self, pick, days, code):
         """Somebody says when and where to the patient goes."""
         stay = self.planned_stay(pick)
+        if stay is None:
+            return
         said = {"date": (self.now + timedelta(days=days)).isoformat(timespec="seconds")} if days is not None else {}
         said |= {"disposition": {"coding": [{"system": NUBC, "code": code}]}} if code else {}
         self.caught["expected"] += self.act("north", "encounter-expect-discharge", stay, **said)
 
-    @precondition(lambda self: self.any_open("discharge-planning"))
     @rule(pick=PICK)
     def in_the_way(self, pick):
         """Something keeps the patient in hospital."""
         stay = self.planned_stay(pick)
+        if stay is None:
+            return
         self.caught["barrier"] += self.act("north", "encounter-add-barrier", stay, reason=BARRIER)
 
-    @precondition(
-        lambda self: any(code_of(one) in ("discharge-item", "discharge-barrier") and is_open(one) for one in self.tasks)
-    )
     @rule(items=st.lists(st.tuples(st.integers(0, 40), HOW), min_size=1, max_size=5))
     def items(self, items):
         """Somebody works on what is open."""
@@ -63,7 +62,7 @@ class Discharges(Stays):
         found = [one for one in self.find("Task", ("code", "discharge-item,discharge-barrier")) if is_open(one)]
         if not found:
             return
-        task = sorted(found, key=lambda one: one.id)[pick % len(found)]
+        task = found[pick % len(found)]
         steps = {"done": ["in-progress", "completed"], "begun": ["in-progress"]}.get(how, ["cancelled"])
         if how == "declined" and task.tree["status"] == "ready":
             steps = ["rejected"]
@@ -74,15 +73,15 @@ class Discharges(Stays):
                 task = self.get("Task", task.id)
 
     def planned_stay(self, pick):
-        plans = [id_of(one.tree, "encounter") for one in self.tasks if code_of(one) == "discharge-planning" and is_open(one)]
-        return self.get("Encounter", plans[pick % len(plans)])
+        plans = [id_of(one.tree, "encounter") for one in self.find("Task", ("code", "discharge-planning")) if is_open(one)]
+        return self.get("Encounter", plans[pick % len(plans)]) if plans else None
 
     # --- what must hold ----------------------------------------------------------------------------------------------------------
 
     async def check(self, tasks):
         await super().check(tasks)
-        for id in self.stays:
-            tree = (await self.context.get("Encounter", id)).tree
+        stays = {id: (await self.context.get("Encounter", id)).tree for id in self.stays}
+        for id, tree in stays.items():
             mine = [one for one in tasks if id_of(one.tree, "encounter") == id]
             plans = [one for one in mine if code_of(one) == "discharge-planning"]
             going_on = [one for one in plans if is_open(one)]
@@ -95,6 +94,8 @@ class Discharges(Stays):
                 await self.planned(id, tree, going_on[0], [one for one in mine if code_of(one) == "discharge-item"])
             standing = [one for one in mine if code_of(one) in ("discharge-item", "discharge-barrier") and is_open(one)]
             assert going_on or not standing, f"{id}: {[step_of(one) for one in standing]} is open, and its planning is over"
+            again = in_hospital_again(tree, [other for name, other in stays.items() if name != id])
+            assert not (again and going_on), f"{id}: the patient is in hospital again"
             if tree["status"] == "finished":
                 assert not any(code_of(one) == "discharge-barrier" for one in standing), "nothing is in the way any more"
                 assert standing or not going_on, f"{id}: all is done, and the planning goes on"

@@ -94,6 +94,7 @@ class Hub(RuleBasedStateMachine):
         self.tried = []  # what was refused, to be told when something fails
         self.tasks = []  # those that there were when the worker had last nothing to do
         self.idle = False  # whether nobody did anything since a clock was moved
+        self.places, self.read_to = {}, (0, 0)  # of each resource in the order in which they were made, and how far that is known
         self.run(self.begin())
 
     def run(self, work):
@@ -169,7 +170,16 @@ class Hub(RuleBasedStateMachine):
         return self.run(self.context.get(type, id))
 
     def find(self, type, *parameters):
-        return self.run(self.context.find(type, *parameters))
+        return self.run(self.found(type, *parameters))
+
+    async def found(self, type, *parameters):
+        """What there is, in the order in which it was made: ids are drawn anew in each life, and a life must be told again alike."""
+        while changes := (await self.store.changes(self.read_to, types=frozenset({"Task", "Appointment"}), limit=500)).changes:
+            for one in changes:
+                self.places.setdefault((one.type, one.id), len(self.places))
+            self.read_to = changes[-1].position
+        found = await self.context.find(type, *parameters)
+        return sorted(found, key=lambda one: self.places.get((one.type, one.id), 0))
 
     def update(self, place, stored, **members):
         """An organisation writes something with other members (None: without). Returns whether it went through."""
@@ -181,9 +191,6 @@ class Hub(RuleBasedStateMachine):
         """An organisation calls an operation. Returns whether it went through."""
         listed = {name: value if isinstance(value, list) else [value] for name, value in said.items()}
         return self.allowed(act(self.seen_by(place), VERBS[verb], stored.type, stored.id, listed), (place, verb, stored.id, said))
-
-    def any_open(self, code):
-        return any(code_of(one) == code and is_open(one) for one in self.tasks)
 
     def allowed(self, work, what):
         try:

@@ -15,10 +15,11 @@ class Platforms(Referrals):
     """Whoever has a request may pass it on; the one in the middle does nothing else."""
 
     def __init__(self):
+        self.wishes = 0
         self.passed_on = {}  # order: the one that it is based on
         super().__init__()
 
-    @precondition(lambda self: len(self.passed_on) < 4)
+    @precondition(lambda self: self.wishes < 8)
     @rule(
         pick=PICK,
         to=st.lists(st.sampled_from(PERFORMERS), min_size=1, max_size=2, unique=True),
@@ -27,8 +28,9 @@ class Platforms(Referrals):
     )
     def pass_on(self, pick, to, way, who):
         """An order of its own is made for what somebody was sent."""
+        self.wishes += 1
         task = self.referral(pick, "open")
-        if task is None:
+        if task is None or len(self.passed_on) == 4:
             return
         order = id_of(task.tree, "focus")
         sides = {"P": id_of(task.tree, "owner") or "south", "R": id_of(task.tree, "requester")}

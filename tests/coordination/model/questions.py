@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
+from hypothesis.stateful import rule
 
 from .hub import code_of, extension, id_of, is_open
 from .referrals import PICK, Referrals, how
@@ -16,6 +16,9 @@ class Questions(Referrals):
 
     @rule(pick=PICK, among=st.sampled_from(["open", "open", "all"]), who=st.sampled_from(["P", "P", "P", "R", "south"]))
     def ask(self, pick, among, who):
+        self.ask_about(pick, among, who)
+
+    def ask_about(self, pick, among, who):
         """Somebody has a question: who owns an open referral may ask."""
         task = self.referral(pick, among)
         if task is None or not id_of(task.tree, "owner"):
@@ -28,17 +31,16 @@ class Questions(Referrals):
         elif who == "P" and is_open(task) and task.tree["status"] != "draft":
             raise AssertionError(f"who owns it may ask: {self.tried[-1]}")
 
-    @precondition(lambda self: self.any_open("provide-information"))
     @rule(
         pick=PICK,
         who=st.sampled_from(["owner", "owner", "owner", "requester"]),
         way=st.sampled_from(["on the question", "on the referral", "by an update", "no answer"]),
     )
     def answer(self, pick, who, way):
-        """It is answered in one way or another, or called off."""
-        asked = [one for one in self.questions() if is_open(one)]
+        """It is answered in one way or another, or called off; where there is none, somebody asks."""
+        asked = [one for one in self.find("Task", ("code", "provide-information")) if is_open(one)]
         if not asked:
-            return
+            return self.ask_about(pick, "open", "P")
         question = asked[pick % len(asked)]
         place = id_of(question.tree, who) or "north"
         text = f"Medicare, says {question.id}"
@@ -52,9 +54,6 @@ class Questions(Referrals):
         else:
             went = self.update(place, question, status="cancelled", statusReason={"text": "Nobody knows"})
         self.caught[f"answered {way}"] += went
-
-    def questions(self):
-        return sorted(self.find("Task", ("code", "provide-information")), key=lambda one: one.id)
 
     async def check(self, tasks):
         await super().check(tasks)

@@ -68,13 +68,15 @@ class Stays(Hub):
         self.write({**tree, **(left(tree, start + timedelta(hours=ago / 2), over) if over else {})}, 0)
         self.caught[f"admit {klass}"] += 1
 
-    @precondition(lambda self: self.stays)
     @rule(
         events=st.lists(
             st.tuples(PICK, EVENTS, st.sampled_from([0, 1, 6]), st.sampled_from([*FOLLOWS, *HOME, "03"])), min_size=1, max_size=4
         ),
         seen=st.booleans(),
     )
+    def happening(self, events, seen):
+        self.happens(events, seen)
+
     def happens(self, events, seen):
         """Something happens at the hospital, or its clerk corrects what was said; the worker sees each, or how it ends."""
         for one in events:
@@ -117,13 +119,12 @@ class Stays(Hub):
             else:
                 self.heard.setdefault((tree["id"], name), (self.now, version))
 
-    @precondition(lambda self: self.any_open("contact"))
     @rule(reached=st.booleans())
     def call(self, reached):
-        """Somebody tries to reach the patient."""
+        """Somebody tries to reach the patient, who leaves if nobody has to be called so far."""
         task = next((one for one in self.find("Task", ("code", "contact")) if is_open(one)), None)
         if task is None:
-            return
+            return self.happens([(0, "leave", 0, "01")], True)
         self.caught["called"] += self.act("north", "task-record-contact", task, reached=reached)
 
     # --- what must hold ----------------------------------------------------------------------------------------------------------
@@ -159,8 +160,7 @@ class Stays(Hub):
         else:
             follows = FOLLOWS[went(tree)] if name == "end" else "hospital-admission"
         assert open_kinds <= {follows}, f"{id} is {tree['status']} ({went(tree)}), and {open_kinds} goes on"
-        again = [other for other in bed if name == "end" and datetime.fromisoformat(other["period"]["start"]) >= at]
-        if again and klass(tree) != "EMER" and went(tree) in HOME:
+        if in_hospital_again(tree, bed):
             assert not open_kinds, f"{id}: the patient is in hospital again, and {open_kinds} goes on"
         in_time = (name == "end" and version) or seen - at <= FRESH
         if not bed and follows and in_time and at <= seen:
@@ -174,6 +174,14 @@ def left(tree, at, code):
         "period": {**tree["period"], "end": at.isoformat(timespec="seconds")},
         "hospitalization": {"dischargeDisposition": {"coding": [{"system": NUBC, "code": code}]}},
     }
+
+
+def in_hospital_again(tree, others):
+    """Whether another stay follows one that led home; where else it leads to, that may be it."""
+    if tree["status"] != "finished" or went(tree) not in HOME or klass(tree) == "EMER":
+        return False
+    bed = [one for one in others if klass(one) != "EMER" and one["status"] in HAPPENED]
+    return any(datetime.fromisoformat(one["period"]["start"]) >= datetime.fromisoformat(tree["period"]["end"]) for one in bed)
 
 
 def went(tree):
