@@ -367,6 +367,20 @@ async def test_a_discharge_that_is_taken_back_is_planned_further(hospital):
     assert (await hospital.find("Flag"))[0]["status"] == "active", "and it is as near as before"
 
 
+async def test_a_discharge_that_is_taken_back_when_all_was_done_is_no_exception_either(hospital):
+    await hospital.admit()
+    await hospital.expect("2026-03-05", "01")
+    hospital.clock.now = at("2026-03-05T12:00:00-06:00")
+    await hospital.lakeside.stay(start="2026-03-02T09:00:00-06:00", end="2026-03-05T11:00:00-06:00")
+    await hospital.react()
+    await hospital.do(*await hospital.open())
+    assert await hospital.plan() is None
+    await hospital.lakeside.stay(start="2026-03-02T09:00:00-06:00")
+    await hospital.react()
+    assert await hospital.plan() is not None
+    assert [issue["status"] for issue in await hospital.find("DetectedIssue")] == ["cancelled"]
+
+
 async def test_an_admission_that_is_taken_back_and_comes_again_is_planned_again(hospital):
     await hospital.admit()
     await hospital.lakeside.stay(start="2026-03-02T09:00:00-06:00", status="cancelled")
