@@ -42,12 +42,19 @@ class Appointments(Referrals):
         assert len(now) <= 1 or len(now) <= len(coming), f"{verb} made another: {now}"
         self.moved(task)
 
-    @rule(pick=PICK, which=st.integers(0, 3), status=st.sampled_from(STATES), days=st.integers(-3, 9))
-    def at_the_clinic(self, pick, which, status, days):
-        """The clinic writes or changes an appointment itself."""
+    @rule(
+        pick=PICK,
+        changes=st.lists(st.tuples(st.integers(0, 2), st.sampled_from(STATES), st.integers(-3, 9)), min_size=1, max_size=3),
+    )
+    def at_the_clinic(self, pick, changes):
+        """The clinic writes or changes appointments itself, one after the other."""
         task = self.referral(pick, "open")
-        if task is None or not id_of(task.tree, "owner"):
-            return
+        for one in changes:
+            if task is not None and is_open(task) and id_of(task.tree, "owner"):
+                self.visit(task, *one)
+                task = self.get("Task", task.id)
+
+    def visit(self, task, which, status, days):
         there, place = self.appointments(task), id_of(task.tree, "owner")
         when = {"start": None, "end": None} if status == "waitlist" else self.times(days)
         if which < len(there):

@@ -25,9 +25,24 @@ class Platforms(Referrals):
         to=st.lists(st.sampled_from(PERFORMERS), min_size=1, max_size=2, unique=True),
         way=st.sampled_from(WAYS),
         who=st.sampled_from(["P", "P", "P", "R", "west"]),
+        parts=st.sampled_from([1, 2]),
     )
+    def split(self, pick, to, way, who, parts):
+        """Orders of its own are made for what somebody was sent."""
+        for _ in range(parts):
+            self.pass_on(pick, to, way, who)
+
+    @rule(picks=st.lists(PICK, min_size=1, max_size=4))
+    def work_below(self, picks):
+        """Somebody accepts what was passed on, and does it."""
+        for pick in picks:
+            found = [one for order in self.passed_on for one in self.run(self.referrals(order)) if is_open(one)]
+            if found:
+                task = found[pick % len(found)]
+                verb = "task-accept" if task.tree["status"] == "requested" else "task-complete"
+                self.caught[f"below {verb}"] += self.act(id_of(task.tree, "owner") or "south", verb, task)
+
     def pass_on(self, pick, to, way, who):
-        """An order of its own is made for what somebody was sent."""
         self.wishes += 1
         task = self.referral(pick, "open")
         if task is None or len(self.passed_on) == 4:
