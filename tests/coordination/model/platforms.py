@@ -34,13 +34,22 @@ class Platforms(Referrals):
 
     @rule(picks=st.lists(PICK, min_size=1, max_size=4))
     def work_below(self, picks):
-        """Somebody accepts what was passed on, and does it."""
+        """Somebody accepts what was passed on, and does it; what the worker completes above, all parts of it are done."""
+        above = [one for order in self.orders for one in self.run(self.referrals(order)) if is_open(one)]
+        worked_on = set()
         for pick in picks:
             found = [one for order in self.passed_on for one in self.run(self.referrals(order)) if is_open(one)]
             if found:
                 task = found[pick % len(found)]
+                worked_on.add(task.id)
                 verb = "task-accept" if task.tree["status"] == "requested" else "task-complete"
                 self.caught[f"below {verb}"] += self.act(id_of(task.tree, "owner") or "south", verb, task)
+
+        self.run(self.react())
+        for one in above:
+            parts = self.run(self.parts(one))
+            if parts and self.get("Task", one.id).tree["status"] == "completed" and one.id not in worked_on:
+                assert all_done(parts), f"Task/{one.id} is completed, and not all below it is done"
 
     def pass_on(self, pick, to, way, who):
         self.wishes += 1
@@ -67,23 +76,34 @@ class Platforms(Referrals):
 
     async def follows(self, task):
         """What a Task says is what became of the orders that its owner made of it."""
-        focus = id_of(task.tree, "focus")
-        made = [id for id, order in self.passed_on.items() if order == focus]
-        below = [await self.context.get("ServiceRequest", id) for id in made]
-        own = [one for one in below if id_of(one.tree, "requester") == id_of(task.tree, "owner")]
+        own = await self.made_of(task)
         status = task.tree["status"]
         if not is_open(task):
             left = [one.id for one in own if one.tree["status"] in ("active", "on-hold")]
             assert status == "completed" or not left, f"Task/{task.id} is {status}, and {left} is asked for still"
             return
-        parts = [[each.tree for each in await self.referrals(one.id)] for one in own if one.tree["status"] in GOOD]
+        parts = await self.parts(task)
         if is_offer(task.tree) or not parts:
             return
         held = [each for part in parts for each in part if has_it(each)]
         assert not held or status not in ("requested", "accepted"), (
             f"Task/{task.id} is {status}, and below it somebody is at work"
         )
-        done = all(any(each["status"] == "completed" for each in part) for part in parts)
-        assert not done, f"Task/{task.id} is {status}, and all below it is done"
+        assert not all_done(parts), f"Task/{task.id} is {status}, and all below it is done"
         results = {str(out.get("valueReference", out)) for each in held for out in each.get("output", [])}
         assert results <= {str(out.get("valueReference", out)) for out in task.tree.get("output", [])}, "results go up"
+
+    async def made_of(self, task):
+        """The orders that the owner of a Task made of it."""
+        made = [id for id, order in self.passed_on.items() if order == id_of(task.tree, "focus")]
+        below = [await self.context.get("ServiceRequest", id) for id in made]
+        return [one for one in below if id_of(one.tree, "requester") == id_of(task.tree, "owner")]
+
+    async def parts(self, task):
+        """The Tasks of each of them that is good still."""
+        own = [one for one in await self.made_of(task) if one.tree["status"] in GOOD]
+        return [[each.tree for each in await self.referrals(one.id)] for one in own]
+
+
+def all_done(parts):
+    return all(any(each["status"] == "completed" for each in part) for part in parts)

@@ -119,13 +119,13 @@ class Stays(Hub):
             else:
                 self.heard.setdefault((tree["id"], name), (self.now, version))
 
-    @rule(reached=st.booleans())
-    def call(self, reached):
+    @rule(pick=PICK, reached=st.booleans())
+    def call(self, pick, reached):
         """Somebody tries to reach the patient, who leaves if nobody has to be called so far."""
-        task = next((one for one in self.find("Task", ("code", "contact")) if is_open(one)), None)
-        if task is None:
-            return self.happens([(0, "leave", 0, "01")], True)
-        self.caught["called"] += self.act("north", "task-record-contact", task, reached=reached)
+        found = [one for one in self.find("Task", ("code", "contact")) if is_open(one)]
+        if not found:
+            return self.happens([(pick, "leave", 0, "01")], True)
+        self.caught["called"] += self.act("north", "task-record-contact", found[pick % len(found)], reached=reached)
 
     # --- what must hold ----------------------------------------------------------------------------------------------------------
 
