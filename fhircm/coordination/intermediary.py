@@ -46,6 +46,16 @@ async def orders_below(context: Context, order: Stored | None) -> list[Stored]:
     return [one for one in found if not mirrored(one.tree) and one.tree["status"] not in _DEAD]
 
 
+async def asked_otherwise(context: Context, order: Stored) -> bool:
+    """Whether what an order asks for is asked for, or was done, by a request that was made for it."""
+    for one in await orders_below(context, order):
+        if one.tree["status"] != "completed":
+            return True
+        if any(task.tree["status"] == "completed" for task in await distribution.tasks_of(context, one.id)):
+            return True
+    return False
+
+
 async def _passed_on(context: Context, task: Stored) -> list[Stored]:
     """Those that the owner of a Task made for it."""
     below = await orders_below(context, await context.follow(task.tree.get("focus")))

@@ -462,6 +462,16 @@ async def test_one_request_is_split_and_a_refusal_comes_back_to_the_intermediary
     assert await above(network) == ("completed", "7.0")
 
 
+async def test_an_order_of_an_intermediary_that_was_closed_without_a_result_is_no_other_way(network):
+    await network.order(to="p")
+    task = await network.task("p")
+    await network.act("p", "task-forward", task, to=ref("Organization/a"))
+    (order,) = await below(network)
+    await network.update("p", f"ServiceRequest/{order['id']}", status="completed")
+    await network.act("p", "task-fail", task, reason=REASON)
+    assert await network.left_to_do() == [("choose-performer", "Hospital")], "nobody has it, and nobody is asked"
+
+
 async def test_who_withdraws_a_request_withdraws_what_an_intermediary_made_of_it(network):
     await network.order(to="p")
     await network.act("p", "task-forward", await network.task("p"), to=ref("Organization/a"))
