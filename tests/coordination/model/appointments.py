@@ -44,7 +44,11 @@ class Appointments(Referrals):
 
     @rule(
         pick=PICK,
-        changes=st.lists(st.tuples(st.integers(0, 2), st.sampled_from(STATES), st.integers(-3, 9)), min_size=1, max_size=3),
+        changes=st.lists(
+            st.tuples(st.integers(0, 2), st.sampled_from([*STATES, "booked", "noshow", "noshow"]), st.integers(-3, 9)),
+            min_size=1,
+            max_size=3,
+        ),
     )
     def at_the_clinic(self, pick, changes):
         """The clinic writes or changes appointments itself, one after the other."""
@@ -91,6 +95,7 @@ class Appointments(Referrals):
         """What an appointment says is where its referral stands, when the worker has seen it: of all, what counts most."""
         self.run(self.react())
         now = self.get("Task", task.id)
+        self.run(self.looked_after(now))
         states = {one.tree["status"] for one in self.appointments(task)} - {"proposed", "pending"}
         if not is_open(now) or not has_it(now.tree) or not states:
             return
@@ -104,11 +109,11 @@ class Appointments(Referrals):
         await super().check(tasks)
         for one in tasks:
             if code_of(one) == "fulfill":
-                await self.looked_after(one, [each for each in tasks if f"Task/{one.id}" in str(each.tree.get("input"))])
+                await self.looked_after(one)
 
-    async def looked_after(self, task, about):
+    async def looked_after(self, task):
         """Who did not come is looked for until there is another appointment; who waits is asked after, one time after the other."""
-        mine = await self.of_task(task)
+        mine, about = await self.of_task(task), [one for one in self.tasks if f"Task/{task.id}" in str(one.tree.get("input"))]
         states = {one.tree["status"] for one in mine}
         looking = [one for one in about if code_of(one) == "no-show-outreach" and is_open(one)]
         asking = [one for one in about if code_of(one) == "recheck-waitlist" and is_open(one)]

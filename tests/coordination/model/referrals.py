@@ -307,12 +307,12 @@ class Referrals(Hub):
             return
         own = await self.referrals(order)
         about = {f"ServiceRequest/{order}", *(f"Task/{one.id}" for one in own)}
-        otherwise = await self.context.find("ServiceRequest", ("based-on", f"ServiceRequest/{order}"))
-        fulfilled = any(
-            one.tree["status"] == "completed" and "partOf" in one.tree for one in own
-        )  # its result is looked at above
-        if fulfilled or any(one.tree["status"] in ("active", "on-hold", "completed") for one in otherwise):
+        if any(one.tree["status"] == "completed" and "partOf" in one.tree for one in own):  # its result is looked at above
             return
+        for one in await self.context.find("ServiceRequest", ("based-on", f"ServiceRequest/{order}")):
+            done = any(each.tree["status"] == "completed" for each in await self.referrals(one.id))
+            if one.tree["status"] in ("active", "on-hold") or (one.tree["status"] == "completed" and done):
+                return
         open_ones = [one for one in tasks if is_open(one) and reference(one.tree, "focus") in about]
         states = [one.tree["status"] for one in own]
         assert open_ones, f"{order} ({how(tree)}) is active and out of sight: {states}"
