@@ -29,8 +29,13 @@ class Platforms(Referrals):
     )
     def split(self, pick, to, way, who, parts):
         """Orders of its own are made for what somebody was sent."""
+        self.wishes += 1
+        task = self.referral(pick, "open")
+        if task is None or len(self.passed_on) > 3:
+            return
+        sides = {"P": id_of(task.tree, "owner") or "south", "R": id_of(task.tree, "requester")}
         for _ in range(parts):
-            self.pass_on(pick, to, way, who)
+            self.pass_on(self.get("Task", task.id), to, way, sides.get(who, who))
 
     @rule(picks=st.lists(PICK, min_size=1, max_size=4))
     def work_below(self, picks):
@@ -44,21 +49,14 @@ class Platforms(Referrals):
                 worked_on.add(task.id)
                 verb = "task-accept" if task.tree["status"] == "requested" else "task-complete"
                 self.caught[f"below {verb}"] += self.act(id_of(task.tree, "owner") or "south", verb, task)
-
         self.run(self.react())
         for one in above:
             parts = self.run(self.parts(one))
             if parts and self.get("Task", one.id).tree["status"] == "completed" and one.id not in worked_on:
                 assert all_done(parts), f"Task/{one.id} is completed, and not all below it is done"
 
-    def pass_on(self, pick, to, way, who):
-        self.wishes += 1
-        task = self.referral(pick, "open")
-        if task is None or len(self.passed_on) == 4:
-            return
+    def pass_on(self, task, to, way, place):
         order = id_of(task.tree, "focus")
-        sides = {"P": id_of(task.tree, "owner") or "south", "R": id_of(task.tree, "requester")}
-        place = sides.get(who, who)
         named = {"to": [{"reference": f"Organization/{one}"} for one in to if one != place]}
         if not self.act(place, "task-forward", task, distribution=way, **({"performerType": TYPE} if way == "open" else named)):
             return
