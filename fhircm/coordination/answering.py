@@ -129,7 +129,8 @@ async def request_information(act: Act) -> list[Put]:
             "input": needed,
         }
     )
-    waits = tree["status"] in ("accepted", "in-progress") and "on-hold" in protocol_of(tree).machine.next.get(tree["status"], ())
+    begun = tree["status"] in ("accepted", "in-progress") and distribution.has_it(tree)  # an offer stands meanwhile
+    waits = begun and "on-hold" in protocol_of(tree).machine.next.get(tree["status"], ())
     return [asked, *([_step(act, "on-hold", statusReason=concept(loops.AWAITING))] if waits else [])]
 
 

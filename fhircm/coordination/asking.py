@@ -55,8 +55,8 @@ async def give_out(context: Context, order: Stored, *, written_here: bool = Fals
     taken_up = bool(tasks) or was_to_choose(focused) or (written_here and not mirrored(tree))
     asked, why = await _next(context, order, said, [*here, *by_hand] if said.round == 1 else here, taken_up=taken_up)
     operations += asked
-    if why and await intermediary.orders_below(context, order):
-        why = None  # somebody was asked in another way
+    if why and await intermediary.asked_otherwise(context, order):
+        why = None
     operations += await nobody_is_asked(context, order, why, focused)
     operations += await offers_to_choose_from(context, order, [one for one in here if _is_offer(one.tree)], focused)
     return operations

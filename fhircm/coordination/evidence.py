@@ -11,6 +11,7 @@ from fhircm.coordination.build import concept
 from fhircm.coordination.codes import codings, member, value_set
 from fhircm.coordination.referral_record import EVIDENCE, Evidence
 from fhircm.coordination.task_states import Protocol, business, is_open, machine, protocol_of
+from fhircm.fhir.invariants import over
 from fhircm.fhir.systems import COORDINATION
 from fhircm.store.resources import Stored
 
@@ -262,7 +263,7 @@ def _type(report: Tree) -> Tree | None:
 
 def _period(task: Tree, step: str, now: str) -> Tree:
     period = {"start": now, **task.get("executionPeriod", {})}
-    return period if step == "in-progress" else {**period, "end": now}
+    return period if step == "in-progress" else over(period, now)
 
 
 def _outputs(task: Tree, found: Evidence) -> Tree:

@@ -15,6 +15,7 @@ from fhircm.coordination.context import Context
 from fhircm.coordination.evidence import in_line
 from fhircm.coordination.people import organization_of, same_organization
 from fhircm.coordination.task_states import is_open, is_referral, mirrored, protocol_of
+from fhircm.fhir.invariants import over
 from fhircm.store.resources import Op, Stored
 
 Tree = dict[str, Any]
@@ -43,6 +44,16 @@ async def orders_below(context: Context, order: Stored | None) -> list[Stored]:
         return []
     found = await context.find("ServiceRequest", ("based-on", f"ServiceRequest/{order.id}"), ("intent", "filler-order"))
     return [one for one in found if not mirrored(one.tree) and one.tree["status"] not in _DEAD]
+
+
+async def asked_otherwise(context: Context, order: Stored) -> bool:
+    """Whether what an order asks for is asked for, or was done, by a request that was made for it."""
+    for one in await orders_below(context, order):
+        if one.tree["status"] != "completed":
+            return True
+        if any(task.tree["status"] == "completed" for task in await distribution.tasks_of(context, one.id)):
+            return True
+    return False
 
 
 async def _passed_on(context: Context, task: Stored) -> list[Stored]:
@@ -89,8 +100,8 @@ def _members(tree: Tree, children: dict[str, list[Stored]], now: str) -> Tree:
     if way:
         members |= {"status": way[0], "statusReason": None, **in_line(tree, way[0])}
         if way[0] in ("in-progress", "completed"):
-            end = {"end": now} if way[0] == "completed" else {}
-            members["executionPeriod"] = {"start": now, **tree.get("executionPeriod", {}), **end}
+            period = {"start": now, **tree.get("executionPeriod", {})}
+            members["executionPeriod"] = over(period, now) if way[0] == "completed" else period
     return members
 
 

@@ -184,18 +184,18 @@ def is_question(task: Tree) -> bool:
 
 
 async def question(context: Context, asked: Stored) -> list[Op]:
-    """A question gets an owner and a due time; its answer goes to the referral, which then goes on."""
+    """A question gets an owner and a due time; its answer goes to the referral, which then goes on: also when none will come any more."""
     referral = await _referral_of(context, asked.tree)
     if referral is None:
         return []
     if is_open(asked.tree):
         return [*await _complete_question(context, asked, referral), *_ended_with(context, asked, referral)]
-    if asked.tree["status"] != "completed" or not is_open(referral.tree):
+    if not is_open(referral.tree):
         return []
     tree = referral.tree
-    there = tree.get("input", [])
+    there, answered = tree.get("input", []), asked.tree["status"] == "completed"
     known = [{name: value for name, value in one.items() if name != "type"} for one in there]
-    given = [{name: value for name, value in one.items() if name != "type"} for one in asked.tree.get("output", [])]
+    given = [{name: value for name, value in one.items() if name != "type"} for one in asked.tree.get("output", []) if answered]
     members: Tree = {}
     if fresh := [one for one in given if one not in known]:
         members["input"] = [*there, *({"type": concept(INFORMATION), **one} for one in fresh)]

@@ -71,6 +71,12 @@ def modified(tree: dict[str, Any], at: str) -> str:
     return at if _in_order(authored, at) else str(authored)
 
 
+def over(period: dict[str, Any], at: str) -> dict[str, Any]:
+    """A period that is over at `at`; where a clock was set back since it began, or another machine's is ahead, it ends as it begins."""
+    start = period.get("start")
+    return {**period, "end": at if _in_order(start, at) else start}
+
+
 def _in_order(first: Any, second: Any) -> bool:
     """Whether one time is not after the other; times of different precision are compared as far as both reach."""
     if not isinstance(first, str) or not isinstance(second, str):

@@ -153,6 +153,18 @@ async def test_the_checklist_goes_with_where_the_patient_goes(hospital):
     assert "pasrr" not in await hospital.open()
 
 
+async def test_a_clock_that_was_set_back_keeps_nothing_from_being_done_or_flagged(hospital):
+    await hospital.admit()
+    hospital.clock.now -= timedelta(minutes=10)
+    await hospital.expect("2026-03-02T16:00:00-06:00", "01")
+    assert (await hospital.items())["expected-date"]["status"] == "completed"
+    assert [flag["status"] for flag in await hospital.find("Flag")] == ["active"], "the discharge is near"
+    hospital.clock.now -= timedelta(minutes=10)
+    await hospital.expect("2026-03-20")
+    (flag,) = await hospital.find("Flag")
+    assert (flag["status"], flag["period"]["end"]) == ("inactive", flag["period"]["start"])
+
+
 async def test_a_change_that_moves_nothing_has_nothing_to_commit(hospital):
     await hospital.admit()
     await hospital.expect("2026-03-09", "03")
@@ -171,6 +183,17 @@ async def test_a_date_that_passes_is_asked_for_again(hospital):
     assert (again["status"], again["restriction"]["period"]["end"]) == ("ready", "2026-03-04T23:59:59-06:00")
     await hospital.expect("2026-03-07")
     assert (await hospital.items())["expected-date"]["status"] == "completed"
+
+
+async def test_a_date_before_the_hour_of_the_admission_is_one_that_has_passed(hospital):
+    await hospital.admit()
+    await hospital.expect("2026-03-02T08:00:00-06:00", "01")
+    plan = await hospital.plan()
+    assert plan["restriction"]["period"]["end"] == plan["restriction"]["period"]["start"], "no period ends before it begins"
+    assert "follow-up" in await hospital.open()
+    assert await hospital.again() == []
+    await hospital.expect("2026-03-05")
+    assert (await hospital.plan())["restriction"]["period"]["end"] == "2026-03-05T23:59:59-06:00"
 
 
 async def test_a_plain_edit_of_the_date_is_an_expectation_too(hospital):
@@ -283,6 +306,53 @@ async def test_what_was_open_at_the_discharge_goes_on_under_the_transition(hospi
     assert await hospital.again() == []
 
 
+async def test_what_is_open_goes_on_when_the_discharge_led_elsewhere_than_was_said_first(hospital):
+    await hospital.admit()
+    await hospital.expect("2026-03-05", "50")
+    hospital.clock.now = at("2026-03-05T12:00:00-06:00")
+    stay = {"start": "2026-03-02T09:00:00-06:00", "end": "2026-03-05T11:00:00-06:00"}
+    await hospital.lakeside.stay(**stay, **disposition("50"))
+    await hospital.react()
+    assert {"summary", "hospice-election"} <= await hospital.open()
+    await hospital.lakeside.stay(**stay, **disposition("01"))
+    await hospital.react()
+    (transition,) = await hospital.find("Task", code=f"{CODES}|transition-of-care", status="in-progress")
+    assert transition["instantiatesUri"].endswith("/transition-of-care#transition")
+    opened = await hospital.items("ready")
+    assert set(opened) == {
+        "follow-up",
+        "instructions",
+        "medication-list",
+        "summary",
+        "important-message",
+        "important-message-copy",
+    }
+    assert all({"reference": f"Task/{transition['id']}"} in task["partOf"] for task in opened.values())
+    hospital.clock.now += timedelta(hours=1)
+    await hospital.lakeside.stay("e2", start="2026-03-05T12:30:00-06:00")
+    await hospital.react()
+    assert await hospital.find("Task", encounter=f"Encounter/{hospital.stay}", status="ready,in-progress") == [], (
+        "in hospital again"
+    )
+
+
+async def test_who_is_in_hospital_again_is_planned_for_the_new_stay_alone(hospital):
+    await hospital.admit()
+    hospital.clock.now = at("2026-03-05T12:00:00-06:00")
+    stay = {"start": "2026-03-02T09:00:00-06:00", "end": "2026-03-05T11:00:00-06:00"}
+    await hospital.lakeside.stay(**stay, **disposition("99"))  # from which no transition follows
+    await hospital.react()
+    assert "summary" in await hospital.open()
+    await hospital.lakeside.stay("e2", start="2026-03-05T11:30:00-06:00")
+    await hospital.react()
+    about = {task["encounter"]["reference"] for task in await hospital.find("Task", status="ready,in-progress")}
+    assert about == {hospital.lakeside.ref("Encounter/e2")["reference"]}
+
+
+def disposition(code):
+    return {"home": None, "hospitalization": {"dischargeDisposition": {"coding": [{"system": NUBC, "code": code}]}}}
+
+
 async def test_a_discharge_that_is_taken_back_is_planned_further(hospital):
     await hospital.admit()
     await hospital.expect("2026-03-05", "01")
@@ -295,6 +365,20 @@ async def test_a_discharge_that_is_taken_back_is_planned_further(hospital):
     assert (await hospital.find("DetectedIssue"))[0]["status"] == "cancelled"
     assert "summary" in await hospital.open()
     assert (await hospital.find("Flag"))[0]["status"] == "active", "and it is as near as before"
+
+
+async def test_a_discharge_that_is_taken_back_when_all_was_done_is_no_exception_either(hospital):
+    await hospital.admit()
+    await hospital.expect("2026-03-05", "01")
+    hospital.clock.now = at("2026-03-05T12:00:00-06:00")
+    await hospital.lakeside.stay(start="2026-03-02T09:00:00-06:00", end="2026-03-05T11:00:00-06:00")
+    await hospital.react()
+    await hospital.do(*await hospital.open())
+    assert await hospital.plan() is None
+    await hospital.lakeside.stay(start="2026-03-02T09:00:00-06:00")
+    await hospital.react()
+    assert await hospital.plan() is not None
+    assert [issue["status"] for issue in await hospital.find("DetectedIssue")] == ["cancelled"]
 
 
 async def test_an_admission_that_is_taken_back_and_comes_again_is_planned_again(hospital):

@@ -36,6 +36,16 @@ async def test_a_return_within_30_days_is_a_readmission_and_no_longer_one_after_
     assert (flag["status"], flag["period"]["end"]) == ("inactive", "2026-04-02T15:00:00Z")
 
 
+async def test_a_flag_ends_though_the_clock_was_set_back_since_it_began(world):
+    await world.lakeside.patient()
+    await world.lakeside.stay("e1", start="2026-01-28", end="2026-02-03T10:00:00-06:00")
+    await world.lakeside.stay("e2", start=world.clock().isoformat())
+    assert "readmission" in await raised(world)
+    world.clock.advance(timedelta(minutes=-10))
+    await world.lakeside.stay("e2", start=world.clock().isoformat(), status="cancelled")
+    assert "readmission" not in await raised(world)
+
+
 NONE = [
     ({"end": "2026-02-10", **left("07")}, {}),  # left against advice
     ({"end": "2026-02-10", **left("81")}, {}),  # it was said that the return is planned

@@ -2,6 +2,9 @@
 
 from datetime import timedelta
 
+from fhircm.fhir.validation import check_tree
+from fhircm.store.operations import Put
+
 from .conftest import SCT
 
 DOCTOR = [{"coding": [{"system": SCT, "code": "446050000"}]}]
@@ -76,8 +79,34 @@ async def test_who_was_told_is_told_what_was_corrected_and_cancelled(world):
     await world.lakeside.stay(**stay, status="cancelled")
     *_, cancelled = await told(world)
     assert cancelled["topic"]["text"] == "Cancelled: Admitted to hospital"
+    assert cancelled["payload"][0]["contentString"] == (
+        "Please disregard what was told before: it was a mistake. It was: "
+        "Ada Okafor, born 1941-05-06, was admitted to Lakeside on 2026-03-02 at 05:00."
+    )
     assert len(await told(world)) == 5
     assert await world.again() == []
+
+
+async def test_of_whom_little_is_known_is_told_all_the_same(world):
+    await world.riverbend.put("Practitioner/d", name=[{"text": "Doctor of riverbend"}])
+    doctor = world.riverbend.ref("Practitioner/d")
+    stay = {
+        "status": "in-progress",
+        "class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "IMP"},
+        "subject": {"reference": "Patient/nameless"},
+        "period": {"start": "2026-03-02T07:00:00-06:00"},
+        **ATTENDING,
+    }
+    trees = [
+        {"resourceType": "Patient", "id": "nameless", "generalPractitioner": [doctor]},
+        {"resourceType": "Encounter", "id": "somewhere", **stay},
+    ]
+    await world.store.transact([Put(check_tree(tree)) for tree in trees], origin="client:clinic-app")
+    (notice,) = await told(world)
+    assert notice["payload"][0]["contentString"] == (
+        "A patient whose name is not known, born on a day that is not known, was admitted to a hospital on 2026-03-02 at 07:00."
+        " Treating practitioner: Dr Jane Doe."
+    )
 
 
 async def test_what_tells_nobody(world):

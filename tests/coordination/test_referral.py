@@ -393,3 +393,8 @@ async def test_a_clock_that_was_set_back_stops_no_referral(referral):
     task = await referral.task()
     assert task["status"] == "in-progress"
     assert task["lastModified"] == authored, "a Task that is modified before it was authored is no Task"
+    referral.world.clock.advance(timedelta(minutes=-5))
+    await referral.report()
+    task = await referral.task()
+    assert task["status"] == "completed"
+    assert task["executionPeriod"]["end"] == task["executionPeriod"]["start"], "no period ends before it begins"

@@ -1,6 +1,7 @@
 """What the two sides of a referral have to do for each other until the loop is closed, by operation or by update alike."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -218,6 +219,32 @@ async def test_the_performer_asks_and_goes_on_when_it_is_answered(network):
         await network.act("h", "task-provide-information", task, text="More")
 
 
+async def test_who_has_made_an_offer_may_ask_and_the_offer_stands_meanwhile(network):
+    await network.order(to="ab", how="offers")
+    task = await network.task("a")
+    await network.act("a", "task-offer", task, terms="Monday")
+    await network.act("a", "task-request-information", task, question="Which payer?")
+    assert (await read(network, task))["status"] == "accepted"
+    await network.act("h", "task-provide-information", task, text="Medicare")
+    tree = await read(network, task)
+    assert (tree["status"], tree["input"][-1]["valueString"]) == ("accepted", "Medicare")
+
+
+@pytest.mark.parametrize("who", ["a", "h"])
+async def test_a_referral_waits_no_longer_for_the_answer_to_a_question_that_was_called_off(network, who):
+    task = await accepted(network)
+    await network.act("a", "task-request-information", task, question="Which dressing?")
+    await network.act("a", "task-request-information", task, question="Which payer?")
+    for waits, asked in zip(("on-hold", "in-progress"), await open_questions(network), strict=True):
+        await network.update(who, f"Task/{asked['id']}", status="cancelled", statusReason={"text": "Nobody knows"})
+        assert (await read(network, task))["status"] == waits
+    assert "input" not in await read(network, task)
+
+
+async def open_questions(network):
+    return await network.world.find("Task", code=f"{SYSTEM}|provide-information", status="ready")
+
+
 async def test_a_question_before_the_answer_to_a_request_begins_its_time_anew(network):
     await network.order(to="a")
     task = await network.task("a")
@@ -404,6 +431,19 @@ async def test_an_intermediary_passes_on_and_the_one_above_follows(network):
     assert await network.left_to_do() == [("acknowledge-report", "Hospital")], "the one who asked in the end closes it"
 
 
+async def test_a_clock_that_was_set_back_keeps_no_passed_on_request_open(network):
+    await network.order(to="p")
+    above = await network.task("p")
+    await network.act("p", "task-forward", above, to=ref("Organization/a"))
+    (order,) = await below(network)
+    child = await network.task("a", order["id"])
+    await network.act("a", "task-accept", child)
+    network.world.clock.advance(timedelta(minutes=-10))
+    await network.act("a", "task-complete", child)
+    tree = await read(network, above)
+    assert (tree["status"], tree["executionPeriod"]["end"]) == ("completed", tree["executionPeriod"]["start"])
+
+
 async def test_one_request_is_split_and_a_refusal_comes_back_to_the_intermediary(network):
     await network.order(to="p")
     task = await network.task("p")
@@ -420,6 +460,16 @@ async def test_one_request_is_split_and_a_refusal_comes_back_to_the_intermediary
     await network.act("c", "task-accept", await network.task("c", transport["id"]))
     await network.act("c", "task-complete", await network.task("c", transport["id"]))
     assert await above(network) == ("completed", "7.0")
+
+
+async def test_an_order_of_an_intermediary_that_was_closed_without_a_result_is_no_other_way(network):
+    await network.order(to="p")
+    task = await network.task("p")
+    await network.act("p", "task-forward", task, to=ref("Organization/a"))
+    (order,) = await below(network)
+    await network.update("p", f"ServiceRequest/{order['id']}", status="completed")
+    await network.act("p", "task-fail", task, reason=REASON)
+    assert await network.left_to_do() == [("choose-performer", "Hospital")], "nobody has it, and nobody is asked"
 
 
 async def test_who_withdraws_a_request_withdraws_what_an_intermediary_made_of_it(network):

@@ -217,6 +217,18 @@ async def test_when_every_step_is_done_the_transition_is_completed(world):
     assert whole["executionPeriod"]["end"] == "2026-03-05T15:00:00Z"
 
 
+async def test_a_clock_that_was_set_back_keeps_no_transition_open(world):
+    await admit(world)
+    await discharge(world)
+    whole, steps = await tasks(world)
+    world.clock.advance(timedelta(minutes=-10))
+    for step in steps.values():
+        await close(world, step, "completed")
+    whole, _ = await tasks(world)
+    assert whole["status"] == "completed"
+    assert whole["executionPeriod"] == {"start": whole["authoredOn"], "end": whole["authoredOn"]}
+
+
 async def test_a_transition_of_which_nothing_came_is_cancelled(world):
     await admit(world)
     await discharge(world)

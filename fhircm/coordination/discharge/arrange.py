@@ -17,10 +17,24 @@ from fhircm.coordination.context import Context
 from fhircm.coordination.discharge import near, screening
 from fhircm.coordination.discharge.checklist import DATED, EVALUATION, GONE, answers, close, due_of, items, move, task_of
 from fhircm.coordination.discharge.expectation import PLANNED_END, Expectation, end_of
-from fhircm.coordination.discharge.plan import ITEM, OPEN_ITEMS, PRESENT, Planning, begun, is_stay, planning, variables, whole_id
+from fhircm.coordination.discharge.plan import (
+    ITEM,
+    OPEN_ITEMS,
+    PRESENT,
+    Planning,
+    age,
+    begun,
+    is_stay,
+    planning,
+    variables,
+    whole_id,
+)
 from fhircm.coordination.discharge.rules import DIED, rules
 from fhircm.coordination.people import deceased
 from fhircm.coordination.task_states import is_open
+from fhircm.coordination.transition.stays import human
+from fhircm.coordination.transition.stays import stay as stay_of
+from fhircm.fhir.invariants import over
 from fhircm.store.resources import CancelTimer, Op, Put, Stored
 
 Tree = dict[str, Any]
@@ -65,7 +79,7 @@ def _after(plan: Planning, operations: Sequence[Op]) -> Planning:
         for id, one in written.items()
         if id and any(up.get("reference") == f"Task/{plan.whole and plan.whole.id}" for up in one.tree.get("partOf", []))
     ]
-    return replace(plan, below=[*below, *made])
+    return replace(plan, below=sorted([*below, *made], key=age))  # in the order in which they are read next time
 
 
 async def _timers(context: Context, plan: Planning) -> list[Op]:
@@ -140,7 +154,8 @@ def _state(context: Context, plan: Planning, said: str | None) -> Put | None:
     if said and end_of(said, plan.calendar) != plan.end:
         return _expect(context, plan, [*found, Expectation(said, where, None, at)])
     written = plan.whole.tree.get("restriction", {}).get("period", {}).get("end")
-    differs = plan.end is not None and end_of(written, plan.calendar) != plan.end
+    follows = stated(plan.whole.tree, found, plan.calendar)["restriction"]["period"].get("end")
+    differs = plan.end is not None and end_of(written, plan.calendar) != end_of(follows, plan.calendar)
     return _expect(context, plan, found) if differs else None
 
 
@@ -154,7 +169,8 @@ def stated(task: Tree, found: Sequence[Expectation], calendar: Any) -> Tree:
     others = [one for one in task.get("extension", []) if one.get("url") != found[-1].tree()["url"]] if found else []
     period = dict(task.get("restriction", {}).get("period", {}))
     end = end_of(found[-1].date, calendar) if found else None
-    period |= {"end": calendar.written(end)} if end else {}
+    if end:  # which may be said to lie before the hour of the admission
+        period = over(period, calendar.written(end))
     return {
         "extension": [*others, *(one.tree() for one in found)],
         "restriction": {**task.get("restriction", {}), "period": period},
@@ -177,8 +193,15 @@ async def _over(context: Context, plan: Planning) -> str | None:
     """Why there is nothing to plan any more, in words."""
     if plan.stay.tree["status"] in ("cancelled", "entered-in-error"):
         return "The stay was called off"
+    if plan.left and await _in_hospital_again(context, plan):
+        return "The patient is in hospital again"
     died = (plan.left and plan.where == DIED) or await deceased(context, list(plan.patients))
     return "The patient has died" if died else None
+
+
+async def _in_hospital_again(context: Context, plan: Planning) -> bool:
+    one = stay_of(context, plan.stay)
+    return one is not None and (await human(context, plan.patients[0], plan.stay)).again(one)
 
 
 def _call_off(context: Context, plan: Planning, why: str) -> list[Op]:

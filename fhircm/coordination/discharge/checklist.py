@@ -24,10 +24,12 @@ from fhircm.coordination.people import in_role, named
 from fhircm.coordination.protocol import Pathway, Step
 from fhircm.coordination.task_states import is_open, machine
 from fhircm.coordination.times import moment
+from fhircm.fhir.invariants import over
 from fhircm.store.resources import Op, Put, Stored
 
 Tree = dict[str, Any]
 GONE = "no-longer-applicable"
+CALLED_OFF = "called-off"  # the transition of care that it belongs to as well
 EVALUATION = "evaluation"  # the step that is asked for by a request
 DATED = "expected-date"  # the step that is done when somebody said when and where to
 
@@ -112,8 +114,8 @@ def _again(context: Context, plan: Planning, step: Step, closed: Stored) -> bool
     reason = last.get("statusReason")
     if own(reason) == GONE or last["status"] in ("rejected", "entered-in-error"):
         return True
-    if plan.present and len(last.get("partOf", [])) > 1:
-        return True  # it was called off with the transition of a discharge that was taken back
+    if own(reason) == CALLED_OFF:
+        return True  # with the transition of a discharge that was taken back, or led elsewhere
     return step.mandatory and not reason
 
 
@@ -183,6 +185,6 @@ def move(context: Context, task: Stored, status: str, showing: Sequence[Stored])
 
 def close(context: Context, task: Stored, status: str, why: Tree | None, **members: Any) -> Put:
     now = instant(context.now())
-    period = {"start": task.tree.get("authoredOn", now), "end": now}
+    period = over({"start": task.tree.get("authoredOn", now)}, now)
     ended = {"executionPeriod": period} if status == "completed" else {}
     return edit(task, status=status, statusReason=why, lastModified=now, **ended, **members)

@@ -69,7 +69,8 @@ async def _stays(context: Context, changed: Stored) -> list[Stored]:
     """The stays on whose planning a resource bears."""
     tree = changed.tree
     if changed.type == "Encounter":
-        return [changed] if is_stay(tree) else []
+        others = await _planned(context, patient_of(tree)) if is_stay(tree) else []  # over, when the patient is in hospital again
+        return [changed, *(one for one in others if one.id != changed.id)] if is_stay(tree) else []
     if changed.type == "Task" and not mirrored(tree) and own(tree.get("code")) in _OURS:
         return await _stays_of_task(context, tree)
     return await _planned(context, await _patient(context, changed)) if _bears(context, tree) else []

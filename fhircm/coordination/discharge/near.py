@@ -12,9 +12,10 @@ from typing import Any
 from fhircm.coordination.build import concept, edit, for_a_human, instant, new, reference, stable_id
 from fhircm.coordination.codes import member, own
 from fhircm.coordination.context import Context
-from fhircm.coordination.discharge.plan import BARRIER, ITEM, OPEN_ITEMS, Planning
+from fhircm.coordination.discharge.plan import BARRIER, ITEM, OPEN_ITEMS, Planning, whole_id
 from fhircm.coordination.discharge.rules import rules
 from fhircm.coordination.task_states import is_open, machine
+from fhircm.fhir.invariants import over
 from fhircm.store.resources import Op, Put, Stored
 
 Tree = dict[str, Any]
@@ -107,7 +108,7 @@ async def take_back(context: Context, plan: Planning, why: str | None = None) ->
     now = instant(context.now())
     flagged = await context.get("Flag", _flag_id(plan))
     if flagged is not None and flagged.tree["status"] == "active":
-        operations.append(edit(flagged, status="inactive", period={**flagged.tree.get("period", {}), "end": now}))
+        operations.append(edit(flagged, status="inactive", period=over(flagged.tree.get("period", {}), now)))
     for one in plan.of(OPEN_ITEMS):
         if is_open(one.tree):
             ended = "cancelled" if why else (machine("Task").path(one.tree["status"], "completed") or ["cancelled"])[0]
@@ -119,13 +120,15 @@ async def take_back(context: Context, plan: Planning, why: str | None = None) ->
 # --- when it happened all the same -------------------------------------------------------------------------------------------
 
 
-def _issue_id(plan: Planning) -> str:
-    return stable_id("discharged-with-open-items", plan.whole.id if plan.whole else plan.stay.id)
+def _issue_id(whole: str) -> str:
+    return stable_id("discharged-with-open-items", whole)
 
 
 async def _exception(context: Context, plan: Planning, left_open: list[Stored]) -> list[Op]:
     """What was open when the patient left, once; what is done of it later does not change that."""
-    there = await context.get("DetectedIssue", _issue_id(plan))
+    assert plan.whole is not None
+    id = _issue_id(plan.whole.id)
+    there = await context.get("DetectedIssue", id)
     if not left_open or (there is not None and there.tree["status"] == "final"):
         return []
     issue = {
@@ -140,7 +143,7 @@ async def _exception(context: Context, plan: Planning, left_open: list[Stored]) 
         new(
             {
                 "resourceType": "DetectedIssue",
-                "id": _issue_id(plan),
+                "id": id,
                 "code": concept("discharged-with-open-items"),
                 "severity": "moderate",
                 "patient": reference(f"Patient/{plan.patients[0]}"),
@@ -151,9 +154,10 @@ async def _exception(context: Context, plan: Planning, left_open: list[Stored]) 
 
 
 async def _taken_back(context: Context, plan: Planning) -> list[Op]:
-    """A discharge that was taken back is no exception."""
-    there = await context.get("DetectedIssue", _issue_id(plan))
-    return [edit(there, status="cancelled")] if there is not None and there.tree["status"] == "final" else []
+    """A discharge that was taken back is no exception, whichever planning of the stay it ended."""
+    ids = [_issue_id(whole_id(plan.stay.id, number)) for number in range(plan.number)]
+    found = await context.store.read_many([("DetectedIssue", id) for id in ids])
+    return [edit(one, status="cancelled") for one in found.values() if one.tree["status"] == "final"]
 
 
 async def carry_on(context: Context, plan: Planning, operations: Sequence[Op]) -> list[Op]:

@@ -135,10 +135,11 @@ async def planning(record: Record, stay: Stored, calendar: BusinessCalendar) -> 
     requests = [one for one in await record.find("Task", ("focus", f"Encounter/{stay.id}"), code) if not mirrored(one.tree)]
     patient = patient_of(stay.tree)
     patients = await linked(record, patient) if patient else []
-    return Planning(stay, calendar, patients, whole, number, sorted(below, key=_age), requests)
+    return Planning(stay, calendar, patients, whole, number, sorted(below, key=age), requests)
 
 
-def _age(task: Stored) -> tuple[str, str]:
+def age(task: Stored) -> tuple[str, str]:
+    """By which the Tasks of a planning are in order, the oldest first."""
     return task.tree.get("authoredOn", ""), task.id
 
 

@@ -15,6 +15,7 @@ from fhircm.coordination.context import Context
 from fhircm.coordination.task_states import is_open, machine, mirrored
 from fhircm.coordination.times import moment
 from fhircm.coordination.transition.wholes import is_whole, step_id, steps_of
+from fhircm.fhir.invariants import over
 from fhircm.fhir.references import parse_reference
 from fhircm.store.resources import Op, Stored
 
@@ -62,7 +63,7 @@ async def _settle(context: Context, whole: Stored) -> list[Op]:
         way = ["in-progress"]
     now = instant(context.now())
     if way[0] in machine("Task").terminal:
-        members["executionPeriod"] = {"start": whole.tree.get("authoredOn", now), "end": now}
+        members["executionPeriod"] = over({"start": whole.tree.get("authoredOn", now)}, now)
     return [edit(whole, status=way[0], lastModified=now, **members)]
 
 

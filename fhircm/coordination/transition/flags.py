@@ -19,6 +19,7 @@ from fhircm.coordination.context import Context
 from fhircm.coordination.people import linked, patient_of
 from fhircm.coordination.transition.stays import Human, Stay, dispositions, human, setting_of
 from fhircm.fhir.artefacts import folder, read_yaml
+from fhircm.fhir.invariants import over
 from fhircm.store.resources import Change, Op, Stored, Timer
 
 Tree = dict[str, Any]
@@ -92,7 +93,7 @@ def _written(context: Context, rule: Tree, patient: str, flag: Stored | None, fo
     if found is None:
         if flag is None or flag.tree["status"] != "active":
             return []
-        return [edit(flag, status="inactive", period={**flag.tree["period"], "end": instant(context.now())})]
+        return [edit(flag, status="inactive", period=over(flag.tree["period"], instant(context.now())))]
     about, *_ = found.stays
     members: Tree = {
         "status": "active",

@@ -286,20 +286,18 @@ def _micros(context: Context) -> int:
 
 async def _text(context: Context, one: Stay, event: Event, patient: str, diagnoses: list[Stored]) -> list[str]:
     stored = await context.get("Patient", patient)
-    house = await _house(context, one)
+    house, unknown = await _house(context, one), words()["unknown"]
     known = {
-        "patient": await name_of(context, stored) if stored else None,
-        "born": stored.tree.get("birthDate") if stored else None,
-        "house": (house or {}).get("display"),
+        "patient": (await name_of(context, stored) if stored else None) or unknown["patient"],
+        "born": (stored.tree.get("birthDate") if stored else None) or unknown["born"],
+        "house": (house or {}).get("display") or unknown["house"],
         "when": one.calendar.written(event.at)[:16].replace("T", " at "),
         "practitioner": await _practitioner(context, one),
         "diagnosis": ", ".join(filter(None, (text_of(each.tree.get("code")) for each in diagnoses))),
         "to": one.disposition.title if event.ends and one.disposition else None,
     }
-    happened = next(_say([words()["events"][event.name]["happened"]], known), None)
-    return list(
-        _say(words()["sentences"], {**known, "happened": happened, "born": known["born"] or "on a day that is not known"})
-    )
+    happened = next(_say([words()["events"][event.name]["happened"]], known))
+    return list(_say(words()["sentences"], {**known, "happened": happened}))
 
 
 def _say(sentences: list[str], known: dict[str, str | None]) -> Iterator[str]:

@@ -133,10 +133,9 @@ class _Course:
             return "It is a part of another stay"
         if not over:
             return "The stay is over" if one.ended is not None else None
-        led_to = human.led_to(one)
-        if event == EMERGENCY and led_to is not None:
+        if event == EMERGENCY and human.led_to(one) is not None:
             return "The patient was admitted"
-        return _AGAIN if any(led_to is None or other.id != led_to.id for other in human.after(one)) else None
+        return _AGAIN if human.again(one) else None
 
     async def _of_another(self, task: Stored) -> bool:
         """Whether an event that came, and was over with, was taken back, and has happened once more since."""

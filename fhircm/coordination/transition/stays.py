@@ -150,6 +150,11 @@ class Human:
             return []
         return [other for other in self.stays if other.in_bed and other.id != one.id and self._follows(one, other)]
 
+    def again(self, one: Stay) -> bool:
+        """Whether the patient is, or was, in hospital again after a stay, and not where that led to."""
+        led_to = self.led_to(one)
+        return any(led_to is None or other.id != led_to.id for other in self.after(one))
+
     def _follows(self, one: Stay, other: Stay) -> bool:
         if one.begun is None or one.ended is None or other.begun is None or self.part_of(other) is not None:
             return False
