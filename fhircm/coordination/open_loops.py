@@ -237,14 +237,18 @@ async def _orders(context: Context, stored: Sequence[Stored]) -> list[Loop]:
     ]
     tasks = await _referring(context, ("based-on", "focus"), [f"ServiceRequest/{one.id}" for one in orders])
     about = await _open_about(context, [one.id for one in tasks])
+    asked, answered = set(), set()  # orders: that have a Task; that have one which is looked after, or was done
+    for task in tasks:
+        tree = task.tree
+        of = _ids([*tree.get("basedOn", []), tree.get("focus", {})], "ServiceRequest")
+        asked.update(of)
+        if is_open(tree) or task.id in about or tree["status"] == "completed":
+            answered.update(of)
     loops = []
     for order in orders:
-        mine = [
-            one for one in tasks if order.id in _ids([*one.tree.get("basedOn", []), one.tree.get("focus", {})], "ServiceRequest")
-        ]
-        if any(is_open(one.tree) or one.id in about or one.tree["status"] == "completed" for one in mine):
+        if order.id in answered:
             continue
-        if mine:
+        if order.id in asked:
             loops.append(Loop(order, "nobody", None, ("order-lost",)))
         elif not mirrored(order.tree):
             loops.append(Loop(order, "nobody", None, ("order-unanswered",)))

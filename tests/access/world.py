@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from random import Random
+from unittest.mock import patch
 
 from fhircm.access.bearer import Bearer
-from fhircm.fhir.references import Reference
 from fhircm.fhir.validation import check_tree
+from fhircm.store import transaction
 from fhircm.store.credentials import Credentials
 from fhircm.store.principals import Principals
 from fhircm.store.resources import Put
@@ -252,11 +254,9 @@ def _limits(one):
 
 async def write(store, trees, *, checked=True):
     """Store resources in their order, one change each; not `checked`: with references to what is not there, as somebody sees them."""
-    for tree in trees:
-        resource = check_tree(json.loads(json.dumps(tree)))
-        if not checked:
-            resource._references.append(Reference("", None, None, None, "#", "contained"))  # nothing to be looked for
-        await store.transact([Put(resource)], origin="load")
+    with nullcontext() if checked else patch.object(transaction, "_check_references"):
+        for tree in trees:
+            await store.transact([Put(check_tree(json.loads(json.dumps(tree))))], origin="load")
 
 
 @dataclass(frozen=True)
