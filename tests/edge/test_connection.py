@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -67,9 +68,10 @@ async def test_one_whose_body_never_ends_is_let_go(at_work):
             await asyncio.sleep(0.1)
 
     dripping = asyncio.create_task(drip())
-    async with asyncio.timeout(30):
-        while part := await reader.read(1000):
-            got += part
+    with suppress(ConnectionResetError):  # when another drop was on its way as the connection was closed
+        async with asyncio.timeout(30):
+            while part := await reader.read(1000):
+                got += part
     dripping.cancel()
     writer.close()
     assert got.startswith(b"HTTP/1.1 408 ")
