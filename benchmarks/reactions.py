@@ -36,7 +36,7 @@ from fhircm.store.resources import Put, Store
 from fhircm.worker import BATCH
 
 PORT, PROCESSES, PATIENTS, TASKS, CONNECTIONS = 58231, 2, 300, 1000, 32
-RATES = (0, 100)  # requests/s of the load
+RATES = (0, 50, 200)  # requests/s of the load
 PROBES, APART = 200, 0.1  # orders, and seconds between two of them
 _SCT = "http://snomed.info/sct"
 
