@@ -31,6 +31,7 @@ from fhircm.fhir.validation import check_tree
 from fhircm.reactions import REACTIONS
 from fhircm.store.changes import Position
 from fhircm.store.database import connect_sqlite, open_database
+from fhircm.store.figures import Figures
 from fhircm.store.migrations import migrate
 from fhircm.store.resources import Put, Store
 from fhircm.worker import BATCH
@@ -212,23 +213,14 @@ async def _ceiling(url: str) -> list[float]:
     return late
 
 
-async def _tables(url: str) -> None:
-    if url.startswith("sqlite:///"):
-        with sqlite3.connect(url.removeprefix("sqlite:///")) as file:
-            file.executescript("CREATE TABLE event (id TEXT PRIMARY KEY); CREATE TABLE answer (id TEXT PRIMARY KEY)")
-        return
-    connection = await asyncpg.connect(url)
-    await connection.execute("CREATE TABLE event (id text PRIMARY KEY); CREATE TABLE answer (id text PRIMARY KEY)")
-    await connection.close()
-
-
-async def _clear(url: str) -> None:
+async def _script(url: str, statements: str) -> None:
+    """Carry out statements on the tables of the ceiling."""
     if url.startswith("sqlite:///"):
         with sqlite3.connect(url.removeprefix("sqlite:///"), timeout=60) as file:
-            file.executescript("DELETE FROM event; DELETE FROM answer")
+            file.executescript(statements)
         return
     connection = await asyncpg.connect(url)
-    await connection.execute("DELETE FROM event; DELETE FROM answer")
+    await connection.execute(statements)
     await connection.close()
 
 
@@ -236,7 +228,7 @@ async def _caught_up(url: str) -> None:
     """Wait until the worker has reacted to everything that was loaded. A cursor moves with what is of its types, so some stay a little behind."""
     store = Store(await open_database(url), clock=lambda: datetime.now(UTC))
     while True:
-        newest = (await store.changes(Position(0, 0), types=frozenset(), limit=1)).upto
+        newest = await Figures(store.database).head()
         behind = [newest.number - (await store.cursor(name)).number for name in REACTIONS]
         if max(behind) <= BATCH:
             return await store.close()
@@ -272,7 +264,7 @@ async def _at_rate(url: str, headers: str, rate: int, worker: hub.Server) -> dic
         }
         if load.took:
             found["load"] = _ranked(load.took)
-        await _clear(url)
+        await _script(url, "DELETE FROM event; DELETE FROM answer")
         found["ceiling"] = _ranked(await _ceiling(url))
         if loading.done():
             loading.result()
@@ -282,7 +274,7 @@ async def _at_rate(url: str, headers: str, rate: int, worker: hub.Server) -> dic
 def _measured(kind: str, folder: Path) -> dict[str, Any]:
     with hub.database(kind, folder) as url:
         asyncio.run(_fill(url))
-        asyncio.run(_tables(url))
+        asyncio.run(_script(url, "CREATE TABLE event (id TEXT PRIMARY KEY); CREATE TABLE answer (id TEXT PRIMARY KEY)"))
         headers = f"Authorization: Bearer {hub.token(url)}\r\nContent-Type: application/fhir+json\r\n"
         spawn = multiprocessing.get_context("spawn")
         listening = spawn.Event()

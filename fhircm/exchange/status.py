@@ -7,7 +7,7 @@ here tells of a patient. The command line and the console tell the same.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -302,25 +302,25 @@ def rendered(found: Status) -> str:
     )
     if found.requests_left is not None:
         lines.append(f"  {found.requests_left:.0f} requests of the budget left")
-    lines += [f"  {one}" for one in _channels(found.channels)]
+    lines += [f"  {name}: {told}" for name, told in channel_facts(found.channels, _when)]
     for one in found.concerns:
         lines += [f"  {one.verdict:<9} {one.text}", f"  {'':<9} -> {one.remedy}"]
     return "\n".join(lines)
 
 
-def _channels(found: Channels) -> list[str]:
-    """A line for each channel that is in use."""
-    lines = []
+def channel_facts(found: Channels, when: Callable[[datetime | None], str]) -> list[tuple[str, str]]:
+    """What is told of each channel that is in use, under its name; `when` writes a time."""
+    told = []
     if found.subscriptions:
-        lines.append("Subscriptions: " + ", ".join(f"{number} {state}" for state, number in sorted(found.subscriptions.items())))
+        told.append(("Subscriptions", ", ".join(f"{number} {state}" for state, number in sorted(found.subscriptions.items()))))
     if found.export is not None:
-        told = f" ({found.progress})" if found.progress else ""
-        lines.append(f"bulk export: {found.export}{told}, begun {_when(found.begun)}")
+        progress = f" ({found.progress})" if found.progress else ""
+        told.append(("Bulk export", f"{found.export}{progress}, begun {when(found.begun)}"))
     if found.finished is not None:
-        lines.append(f"last bulk export ended {_when(found.finished)}")
+        told.append(("Last bulk export", when(found.finished)))
     if found.message is not None:
-        lines.append(f"last HL7 v2 message {_when(found.message)}")
-    return lines
+        told.append(("Last HL7 v2 message", when(found.message)))
+    return told
 
 
 def several(number: int, noun: str) -> str:

@@ -353,12 +353,16 @@ def disposition(code):
     return {"home": None, "hospitalization": {"dischargeDisposition": {"coding": [{"system": NUBC, "code": code}]}}}
 
 
-async def test_a_discharge_that_is_taken_back_is_planned_further(hospital):
+async def leave_with_open_items(hospital):
     await hospital.admit()
     await hospital.expect("2026-03-05", "01")
     hospital.clock.now = at("2026-03-05T12:00:00-06:00")
     await hospital.lakeside.stay(start="2026-03-02T09:00:00-06:00", end="2026-03-05T11:00:00-06:00")
     await hospital.react()
+
+
+async def test_a_discharge_that_is_taken_back_is_planned_further(hospital):
+    await leave_with_open_items(hospital)
     assert len(await hospital.find("DetectedIssue")) == 1
     await hospital.lakeside.stay(start="2026-03-02T09:00:00-06:00")
     await hospital.react()
@@ -368,11 +372,7 @@ async def test_a_discharge_that_is_taken_back_is_planned_further(hospital):
 
 
 async def test_a_discharge_that_is_taken_back_when_all_was_done_is_no_exception_either(hospital):
-    await hospital.admit()
-    await hospital.expect("2026-03-05", "01")
-    hospital.clock.now = at("2026-03-05T12:00:00-06:00")
-    await hospital.lakeside.stay(start="2026-03-02T09:00:00-06:00", end="2026-03-05T11:00:00-06:00")
-    await hospital.react()
+    await leave_with_open_items(hospital)
     await hospital.do(*await hospital.open())
     assert await hospital.plan() is None
     await hospital.lakeside.stay(start="2026-03-02T09:00:00-06:00")

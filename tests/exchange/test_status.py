@@ -183,9 +183,9 @@ async def test_what_comes_by_itself_or_in_bulk_is_told_with_what_does_not_work(s
     ]
     for line in (
         "Subscriptions: 1 active, 1 asked, 1 error, 1 refused",
-        "bulk export: running at the partner (40 %), begun 2026-03-02 15:00:00 UTC",
-        "last bulk export ended 2026-03-01 15:00:00 UTC",
-        "last HL7 v2 message 2026-03-02 15:00:00 UTC",
+        "Bulk export: running at the partner (40 %), begun 2026-03-02 15:00:00 UTC",
+        "Last bulk export: 2026-03-01 15:00:00 UTC",
+        "Last HL7 v2 message: 2026-03-02 15:00:00 UTC",
     ):
         assert f"\n  {line}\n" in rendered(found)
     told = as_json(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 
 from starlette.applications import Starlette
@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from fhircm.exchange.breaker import WHOLE
 from fhircm.exchange.freshness import TypeFreshness, age, size
-from fhircm.exchange.status import Status, Verdict, several, status
+from fhircm.exchange.status import Status, Verdict, channel_facts, several, status
 from fhircm.web.console.asking import add, found_in, part
 from fhircm.web.pages import Problem, Visit
 from fhircm.web.parts import parts
@@ -82,23 +82,8 @@ def _told(visit: Visit, one: Status) -> list[tuple[str, str]]:
         ("Dead letters", _counted(one.letters)),
         ("In quarantine", _counted(one.held)),
         ("Request budget", f"{one.requests_left:.0f} of {one.per_hour} an hour are left" if one.per_hour else "none is set"),
-        *_channels(one, minute),
+        *channel_facts(one.channels, lambda at: minute(at, "")),
     ]
-
-
-def _channels(one: Status, minute: Callable[[datetime | None, str], str]) -> list[tuple[str, str]]:
-    """A fact for each channel that is in use."""
-    found, told = one.channels, []
-    if found.subscriptions:
-        told.append(("Subscriptions", _counted(found.subscriptions)))
-    if found.export is not None:
-        progress = f" ({found.progress})" if found.progress else ""
-        told.append(("Bulk export", f"{found.export}{progress}, begun {minute(found.begun, '')}"))
-    if found.finished is not None:
-        told.append(("Last bulk export", minute(found.finished, "")))
-    if found.message is not None:
-        told.append(("Last HL7 v2 message", minute(found.message, "")))
-    return told
 
 
 def _row(one: TypeFreshness) -> list[str]:
